@@ -1,0 +1,248 @@
+//! What every handler can reach.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use alluvium_log::manifest::{Endpoint, Leader, Manifest, StreamEntry, Topic};
+use alluvium_log::{Log, Partition, TopicId};
+use kafka_wire_core::StrBytes;
+use parking_lot::Mutex;
+use prometheus_client::registry::Registry;
+use tokio::time::Instant;
+
+use crate::errors::ErrorCode;
+use crate::fetch_session::FetchSessions;
+use crate::groups::WallClock;
+use crate::metrics::Metrics;
+
+/// The broker as handlers see it: the log, the settings, the groups and what is shared between requests.
+pub struct Broker {
+    /// The engine.
+    pub log: Log,
+    /// Static and dynamic settings.
+    pub config: Arc<crate::config::Config>,
+    /// The coordinator of consumer groups.
+    pub groups: crate::groups::Coordinator,
+    pub(crate) metrics: Metrics,
+    pub(crate) fetch_sessions: FetchSessions,
+    pub(crate) readiness: Readiness,
+    clock: WallClock,
+}
+
+/// Facts about the connection and request that a handler may need.
+#[derive(Clone, Debug)]
+pub struct RequestContext {
+    /// What the client calls itself; empty if it does not.
+    pub client_id: Arc<str>,
+    /// "/127.0.0.1" as Kafka shows it in DescribeGroups.
+    pub client_host: Arc<str>,
+    /// Listener that the request came in by: picks the advertised endpoint.
+    pub listener: Arc<str>,
+    /// Version of the request and of its answer.
+    pub api_version: i16,
+}
+
+/// A partition that cannot be served here, and who serves it as far as is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Misplaced {
+    pub(crate) error: ErrorCode,
+    pub(crate) leader: Option<Leader>,
+}
+
+impl Broker {
+    /// Puts the parts together and registers the metrics of the edge.
+    pub fn new(
+        log: Log,
+        config: Arc<crate::config::Config>,
+        groups: crate::groups::Coordinator,
+        clock: WallClock,
+        registry: &mut Registry,
+    ) -> Broker {
+        let metrics = Metrics::register(registry, crate::dispatch::apis().map(|api| (api.key, api.name)));
+        let fetch_sessions = FetchSessions::new(
+            config.settings.max_incremental_fetch_session_cache_slots,
+            // Sessions of an earlier start must not be mistaken for ours.
+            rand::random(),
+            metrics.fetch_sessions.clone(),
+        );
+        Broker {
+            log,
+            config,
+            groups,
+            metrics,
+            fetch_sessions,
+            readiness: Readiness::default(),
+            clock,
+        }
+    }
+
+    /// The partition, if this broker leads it and has recovered it.
+    pub(crate) fn led_partition(
+        &self,
+        manifest: &Manifest,
+        topic: &Topic,
+        index: i32,
+    ) -> Result<Arc<Partition>, Misplaced> {
+        self.log
+            .partition(&topic.id, index)
+            .ok_or_else(|| misplaced(leader_of(manifest, topic, index)))
+    }
+
+    /// Milliseconds since 1970 by the machine's clock: for checks of record timestamps, never for ordering.
+    pub(crate) fn now_ms(&self) -> i64 {
+        (self.clock)()
+    }
+}
+
+/// The leader of a partition, if the topic has it: to the manifest, any number has an owner.
+pub(crate) fn leader_of(manifest: &Manifest, topic: &Topic, index: i32) -> Option<Leader> {
+    let exists = u32::try_from(index).is_ok_and(|index| index < topic.partitions);
+    manifest.leader(&topic.id, index).filter(|_| exists)
+}
+
+/// The error for a partition that is not served here, given its leader in the manifest.
+fn misplaced(leader: Option<Leader>) -> Misplaced {
+    match leader {
+        Some(leader) => Misplaced {
+            error: ErrorCode::NotLeaderOrFollower,
+            leader: Some(leader),
+        },
+        None => Misplaced {
+            error: ErrorCode::UnknownTopicOrPartition,
+            leader: None,
+        },
+    }
+}
+
+/// A topic by id if the request names topics so, else by name.
+pub(crate) fn find_topic<'m>(
+    manifest: &'m Manifest,
+    by_id: bool,
+    name: &StrBytes,
+    id: TopicId,
+) -> Result<(&'m str, &'m Topic), ErrorCode> {
+    if by_id {
+        manifest.topic_by_id(&id).ok_or(ErrorCode::UnknownTopicId)
+    } else {
+        let found = manifest.topics.get_key_value(name.as_str());
+        found
+            .map(|(name, topic)| (name.as_str(), topic))
+            .ok_or(ErrorCode::UnknownTopicOrPartition)
+    }
+}
+
+/// The endpoint that clients of this listener are told; a broker without that listener shows any it has.
+pub(crate) fn endpoint_for<'m>(stream: &'m StreamEntry, listener: &str) -> Option<&'m Endpoint> {
+    stream
+        .endpoints
+        .get(listener)
+        .or_else(|| stream.endpoints.values().next())
+}
+
+/// Where the leader listens, for the error replies that carry it (KIP-951).
+pub(crate) fn leader_endpoint<'m>(
+    manifest: &'m Manifest,
+    leader: &Leader,
+    listener: &str,
+) -> Option<(&'m StreamEntry, &'m Endpoint)> {
+    let stream = manifest.streams.get(&leader.incarnation)?;
+    Some((stream, endpoint_for(stream, listener)?))
+}
+
+/// Whether the broker should get traffic: it is not stopping, and the store has not failed it of late.
+#[derive(Debug, Default)]
+pub(crate) struct Readiness {
+    draining: AtomicBool,
+    store_failed: Mutex<Option<(Instant, &'static str)>>,
+}
+
+/// Why the broker is not ready.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unready {
+    Draining,
+    Store(&'static str),
+}
+
+impl Readiness {
+    /// A failure of the store counts this long, unless it answers before: without traffic nobody would notice
+    /// that it works again.
+    const STORE_FAILURE_COUNTS: Duration = Duration::from_secs(30);
+
+    pub(crate) fn drain(&self) {
+        self.draining.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn store_failed(&self, how: &'static str, now: Instant) {
+        *self.store_failed.lock() = Some((now, how));
+    }
+
+    pub(crate) fn store_answered(&self) {
+        let mut failed = self.store_failed.lock();
+        if failed.is_some() {
+            *failed = None;
+        }
+    }
+
+    pub(crate) fn check(&self, now: Instant) -> Result<(), Unready> {
+        if self.draining.load(Ordering::Acquire) {
+            return Err(Unready::Draining);
+        }
+        match *self.store_failed.lock() {
+            Some((at, how)) if now.saturating_duration_since(at) < Self::STORE_FAILURE_COUNTS => {
+                Err(Unready::Store(how))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn readiness_follows_the_store_and_the_stop() {
+        let readiness = Readiness::default();
+        let start = Instant::now();
+        assert_eq!(readiness.check(start), Ok(()));
+        readiness.store_failed("a write timed out", start);
+        assert_eq!(
+            readiness.check(start + Duration::from_secs(29)),
+            Err(Unready::Store("a write timed out"))
+        );
+        assert_eq!(readiness.check(start + Duration::from_secs(30)), Ok(()));
+        readiness.store_answered();
+        assert_eq!(readiness.check(start), Ok(()));
+        readiness.drain();
+        assert_eq!(readiness.check(start), Err(Unready::Draining));
+    }
+
+    #[test]
+    fn a_partition_elsewhere_names_its_leader() {
+        let leader = Leader {
+            incarnation: 4,
+            node_id: 2,
+            leader_epoch: 3,
+        };
+        assert_eq!(misplaced(Some(leader)).error, ErrorCode::NotLeaderOrFollower);
+        assert_eq!(misplaced(None).error, ErrorCode::UnknownTopicOrPartition);
+
+        let id = uuid::Uuid::from_u128(1);
+        let mut manifest = Manifest::new(id, id, 8);
+        let owner = manifest.register(4, None, Default::default());
+        manifest.take_over(owner, &[]).unwrap();
+        let topic = Topic {
+            id,
+            partitions: 2,
+            replication_factor: 1,
+            configs: Default::default(),
+            unknown: Default::default(),
+        };
+        let leaders = [-1, 0, 1, 2, i32::MAX].map(|index| leader_of(&manifest, &topic, index));
+        assert_eq!(
+            leaders.map(|leader| leader.map_or(-1, |leader| leader.node_id)),
+            [-1, 4, 4, -1, -1]
+        );
+    }
+}

@@ -1,0 +1,76 @@
+//! The command line: one file per command.
+
+pub mod config;
+mod inspect;
+mod serve;
+mod store;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::config::Surroundings;
+
+/// A Kafka-compatible log whose only durable part is a bucket.
+#[derive(Parser, Debug)]
+#[command(name = "alluvium", version, about, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Run a broker
+    Serve(config::SettingsArgs),
+    /// Look at an object store
+    #[command(subcommand)]
+    Store(StoreCommand),
+    /// Show the manifest, a head, segment, seal or checkpoint as JSON
+    Inspect(inspect::InspectArgs),
+    /// List every setting with its value, default and meaning
+    Config(config::ConfigArgs),
+}
+
+#[derive(Subcommand, Debug)]
+enum StoreCommand {
+    /// Prove that a store keeps its promises (conditional writes above all); exit code 0 or 1
+    Check(store::CheckArgs),
+}
+
+/// Runs the command that the process was started with.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let done = match cli.command {
+        Command::Serve(args) => on_runtime(serve::run(args)),
+        Command::Store(StoreCommand::Check(args)) => on_runtime(store::check(args)),
+        Command::Inspect(args) => on_runtime(inspect::run(args)),
+        Command::Config(args) => show_config(&args),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(line) => {
+            eprintln!("alluvium: {line}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn on_runtime(command: impl Future<Output = Result<(), String>>) -> Result<(), String> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = runtime.map_err(|e| format!("cannot start threads: {e}"))?;
+    let done = runtime.block_on(command);
+    // Blocking file work of a command that is over must not hold the process.
+    runtime.shutdown_background();
+    done
+}
+
+fn show_config(args: &config::ConfigArgs) -> Result<(), String> {
+    let surroundings = Surroundings::of_process().map_err(|e| e.to_string())?;
+    let (mut out, mut warn) = (std::io::stdout().lock(), std::io::stderr().lock());
+    match config::run(args, &surroundings, config::terminal_width(), &mut out, &mut warn) {
+        // The reader of a pipe has seen enough.
+        Err(config::ConfigCommandError::Write(e)) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        done => done.map_err(|e| e.to_string()),
+    }
+}

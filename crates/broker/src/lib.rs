@@ -1,0 +1,29 @@
+//! The Kafka protocol edge of Alluvium: connections, requests, groups, settings, metrics, and the `alluvium`
+//! command.
+//!
+//! The way of a request: `server` accepts a connection, `frame` cuts it into requests under a memory budget,
+//! `connection` keeps their order, `dispatch` finds the handler in its table, `handlers` talk to the engine
+//! (`alluvium_log`), `protocol` decodes and encodes. Errors of the engine become Kafka's in `errors`.
+#![allow(missing_docs)]
+
+mod admin_change;
+pub mod broker;
+mod budget;
+pub mod cli;
+pub mod config;
+mod config_change;
+mod connection;
+mod dispatch;
+pub mod errors;
+mod fetch_session;
+mod frame;
+pub mod groups;
+pub mod handlers;
+mod http;
+mod metrics;
+mod protocol;
+mod retention;
+mod server;
+#[cfg(test)]
+mod testing;
+mod topics;

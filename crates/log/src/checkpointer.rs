@@ -1,0 +1,240 @@
+//! Writes checkpoints of published state, and the head that names them; beats the heart.
+//!
+//! A checkpoint is written soon after a start, when the stream has grown by a fraction of what a checkpoint
+//! holds (so that their cost stays in proportion to ingest), and every minute if anything happened. It counts
+//! once the head names it. Only this task writes the head, so its compare-and-swap never races with itself.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+use object_store::UpdateVersion;
+use tokio::sync::Mutex;
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use crate::format::check_preamble;
+use crate::format::checkpoint::{Checkpoint, SlotImage, encode};
+use crate::head::{CheckpointRef, Head, floor};
+use crate::keys;
+use crate::manifest::Manifest;
+use crate::manifest::keeper::ManifestKeeper;
+use crate::store::conditional::{self, CreateOutcome, Patience, UpdateOutcome};
+use crate::stream::Stream;
+use crate::{Incarnation, Seq};
+
+/// A head is written at least this often.
+const HEARTBEAT: Duration = Duration::from_secs(30);
+/// A checkpoint is written at least this often, if anything was published.
+const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(60);
+/// How often the growth of the stream is looked at.
+const LOOK: Duration = Duration::from_secs(1);
+/// Segments that a restart may have to read before a checkpoint is due, however small the state.
+const TAIL_SEGMENTS: u64 = 1_000;
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub(crate) struct Checkpointer {
+    stream: Arc<Stream>,
+    keeper: Arc<ManifestKeeper>,
+    producer_expiration: Duration,
+    state: Mutex<Written>,
+}
+
+#[derive(Debug)]
+struct Written {
+    head: Head,
+    version: Option<UpdateVersion>,
+    /// Ranges in the newest checkpoint: a measure of what the next one costs.
+    ranges: u64,
+}
+
+/// What a checkpoint is made of, taken at one position of the stream.
+struct Snapshot {
+    checkpoint: Checkpoint,
+    ranges: u64,
+    oldest_needed: Option<Seq>,
+}
+
+impl Checkpointer {
+    pub(crate) fn new(
+        stream: Arc<Stream>,
+        keeper: Arc<ManifestKeeper>,
+        producer_expiration: Duration,
+    ) -> Self {
+        let head = Head::new(stream.cluster, stream.incarnation, Uuid::new_v4());
+        let state = Mutex::new(Written {
+            head,
+            version: None,
+            ranges: 0,
+        });
+        Checkpointer {
+            stream,
+            keeper,
+            producer_expiration,
+            state,
+        }
+    }
+
+    /// Runs until the task is aborted or the stream is lost.
+    pub(crate) async fn run(self: Arc<Self>, checkpoint_at_once: bool) {
+        let (mut head_at, mut checkpoint_at) = (None::<Instant>, None::<Instant>);
+        let mut due_now = checkpoint_at_once;
+        loop {
+            if self.stream.is_fenced() {
+                return;
+            }
+            let written = if due_now || self.checkpoint_due(checkpoint_at).await {
+                checkpoint_at = Some(Instant::now());
+                Some(self.write_checkpoint().await)
+            } else if head_at.is_none_or(|t| t.elapsed() >= HEARTBEAT) {
+                Some(self.write_head(None).await)
+            } else {
+                None
+            };
+            match written {
+                Some(Ok(())) => {
+                    head_at = Some(Instant::now());
+                    due_now = false;
+                }
+                Some(Err(why)) => tracing::warn!(why, "no checkpoint or head could be written; trying again"),
+                None => {}
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    async fn checkpoint_due(&self, last: Option<Instant>) -> bool {
+        let next = *self.stream.published_next.lock();
+        let state = self.state.lock().await;
+        let grown = next - state.head.first_unread().min(next);
+        // A range is about as costly to write as a segment is to read; an eighth keeps both in proportion.
+        let enough = grown >= TAIL_SEGMENTS.max(state.ranges / 8);
+        let time = last.is_none_or(|t| t.elapsed() >= CHECKPOINT_INTERVAL);
+        enough || (grown > state.ranges / 64 && time)
+    }
+
+    /// Writes a checkpoint of what is published now, and the head that names it.
+    pub(crate) async fn write_checkpoint(&self) -> Result<(), String> {
+        let manifest = self.keeper.current();
+        let snapshot = self.snapshot(&manifest);
+        let (next, nonce) = (snapshot.checkpoint.next, Uuid::new_v4());
+        let key = self
+            .stream
+            .store
+            .key(&keys::checkpoint(self.stream.incarnation, next, nonce));
+        let bytes = encode(&snapshot.checkpoint, self.stream.cluster, nonce);
+        self.stream.metrics.checkpoint_bytes.set(bytes.len() as i64);
+        // The key holds the nonce, so whatever is there is ours.
+        let cluster = self.stream.cluster;
+        let ours = |found: &Bytes| {
+            check_preamble(found, crate::format::ObjectKind::Checkpoint, Some(cluster)).is_ok()
+        };
+        let patience = Patience::For(Duration::from_secs(120));
+        match conditional::create(&self.stream.store, &key, bytes.into(), ours, patience).await {
+            CreateOutcome::Committed => {}
+            CreateOutcome::Lost(_) => return Err(format!("{key} holds something else")),
+            CreateOutcome::Unknown(why) => return Err(why),
+        }
+        self.write_head(Some((CheckpointRef { next, nonce }, snapshot.oldest_needed)))
+            .await?;
+        self.state.lock().await.ranges = snapshot.ranges;
+        self.stream.checkpoint_next.store(next + 1, Ordering::Relaxed);
+        self.stream.metrics.checkpoints.inc();
+        Ok(())
+    }
+
+    /// Published state as of one seq. Publication waits meanwhile.
+    fn snapshot(&self, manifest: &Manifest) -> Snapshot {
+        let now_ms = self.stream.clock.now_ms();
+        let incarnation = self.stream.incarnation;
+        let mut slots: BTreeMap<_, SlotImage> = BTreeMap::new();
+        for run in manifest.slots.iter().filter(|r| r.owner == incarnation) {
+            for slot in run.first..run.first + run.count {
+                slots.insert(
+                    slot,
+                    SlotImage {
+                        epoch: run.epoch,
+                        partitions: vec![],
+                    },
+                );
+            }
+        }
+        let (mut ranges, mut oldest_needed) = (0, None::<Seq>);
+        let published = self.stream.published_next.lock();
+        let partitions = self.stream.partitions.read();
+        for p in partitions.values() {
+            p.assigned
+                .lock()
+                .expire_producers(now_ms, self.producer_expiration);
+            let image = {
+                let mut image = p.published.lock();
+                image.state.expire_producers(now_ms, self.producer_expiration);
+                image.clone()
+            };
+            ranges += image.ranges.len() as u64;
+            oldest_needed = [oldest_needed, image.oldest_needed(incarnation)]
+                .into_iter()
+                .flatten()
+                .min();
+            if let Some(slot) = slots.get_mut(&manifest.slot_of(&p.id())) {
+                slot.partitions.push((p.id(), image));
+            }
+        }
+        let checkpoint = Checkpoint {
+            incarnation,
+            next: *published,
+            manifest_version: manifest.version,
+            written_ms: now_ms,
+            slots,
+        };
+        Snapshot {
+            checkpoint,
+            ranges,
+            oldest_needed,
+        }
+    }
+
+    /// Writes the head: naming a new checkpoint, or only as a sign of life.
+    async fn write_head(&self, checkpoint: Option<(CheckpointRef, Option<Seq>)>) -> Result<(), String> {
+        let mut state = self.state.lock().await;
+        let mut head = state.head.clone();
+        head.commit_id = Uuid::new_v4();
+        head.heartbeat += 1;
+        head.tip = *self.stream.published_next.lock();
+        head.manifest_version = self.stream.manifest_version.load(Ordering::Relaxed);
+        if let Some((checkpoint, oldest_needed)) = checkpoint {
+            head.floor = floor(head.floor, checkpoint.next, oldest_needed);
+            head.checkpoint = Some(checkpoint);
+        }
+        let key = self.stream.store.key(&keys::head(self.stream.incarnation));
+        let (cluster, incarnation): (Uuid, Incarnation) = (self.stream.cluster, self.stream.incarnation);
+        let commit = head.commit_id;
+        let landed = |b: &Bytes| Head::decode(b, cluster, incarnation).is_ok_and(|h| h.commit_id == commit);
+        let (body, expected) = (Bytes::from(head.encode()), state.version.as_ref());
+        let patience = Patience::For(Duration::from_secs(60));
+        match conditional::update(&self.stream.store, &key, body, expected, landed, patience).await {
+            UpdateOutcome::Committed(now) => {
+                state.version = Some(now.version);
+                state.head = head;
+                Ok(())
+            }
+            UpdateOutcome::Lost(Some(now)) => match Head::decode(&now.bytes, cluster, incarnation) {
+                // An earlier write of ours, given up as unknown, has landed since. Nobody else writes here.
+                Ok(found) => {
+                    state.version = Some(now.version);
+                    state.head = found;
+                    Err(format!("{key} was behind an earlier write"))
+                }
+                Err(e) => Err(format!("{key}: {e}")),
+            },
+            UpdateOutcome::Lost(None) => {
+                state.version = None;
+                Err(format!("{key} is gone"))
+            }
+            UpdateOutcome::Unknown(why) => Err(why),
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! Entries: everything that is ordered and fenced in a stream is one of these.
+
+use crate::{Offset, TopicPartition};
+
+/// One entry of a segment's index. The index is authoritative for offset, epoch and append time.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Entry {
+    /// Record batches of one partition, contiguous in the segment.
+    Batches(BatchRange),
+    /// The log start moved: everything below `offset` may be forgotten.
+    LogStart {
+        /// The partition.
+        partition: TopicPartition,
+        /// Epoch of the leader that moved it.
+        leader_epoch: i32,
+        /// The new log start.
+        offset: Offset,
+    },
+}
+
+impl Entry {
+    /// Partition and epoch; entries of an epoch that the stream was not granted are ignored.
+    pub fn scope(&self) -> (TopicPartition, i32) {
+        match self {
+            Entry::Batches(r) => (r.partition, r.leader_epoch),
+            Entry::LogStart {
+                partition,
+                leader_epoch,
+                ..
+            } => (*partition, *leader_epoch),
+        }
+    }
+}
+
+/// Batches of one partition that stand side by side in one segment.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct BatchRange {
+    /// The partition.
+    pub partition: TopicPartition,
+    /// Leader epoch under which the offsets were given.
+    pub leader_epoch: i32,
+    /// Byte position in the object.
+    pub position: u64,
+    /// Wall-clock time (ms) at which the last of the batches was appended; never goes back in a partition.
+    pub append_time_ms: i64,
+    /// The batches, in offset order.
+    pub batches: Vec<BatchEntry>,
+}
+
+impl BatchRange {
+    /// First offset; ranges are never empty.
+    pub fn base_offset(&self) -> Offset {
+        self.batches.first().map_or(0, |b| b.base_offset)
+    }
+    /// Last offset.
+    pub fn last_offset(&self) -> Offset {
+        self.batches.last().map_or(-1, |b| b.last_offset)
+    }
+    /// Bytes of all batches.
+    pub fn byte_len(&self) -> u64 {
+        self.batches.iter().map(|b| u64::from(b.size)).sum()
+    }
+}
+
+/// What the index knows of one batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct BatchEntry {
+    /// Offset of the first record.
+    pub base_offset: Offset,
+    /// Offset of the last record.
+    pub last_offset: Offset,
+    /// Records; not the span of offsets where a batch was compacted.
+    pub records: u32,
+    /// Bytes, header included.
+    pub size: u32,
+    /// Timestamp (ms) of the first record.
+    pub base_timestamp: i64,
+    /// Greatest timestamp (ms).
+    pub max_timestamp: i64,
+    /// Attributes as in the batch header: codec, timestamp type, transactional, control.
+    pub attributes: i16,
+    /// The idempotent producer, if any.
+    pub producer: Option<BatchProducer>,
+}
+
+/// Producer fields of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct BatchProducer {
+    /// Producer id.
+    pub id: i64,
+    /// Producer epoch.
+    pub epoch: i16,
+    /// Sequence of the first record.
+    pub first_sequence: i32,
+    /// Sequence of the last record; wraps to 0 after `i32::MAX`.
+    pub last_sequence: i32,
+}
+
+/// Where an entry stands in the bucket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Place {
+    /// The stream.
+    pub incarnation: crate::Incarnation,
+    /// The segment.
+    pub seq: crate::Seq,
+}

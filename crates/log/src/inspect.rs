@@ -1,0 +1,166 @@
+//! Objects of a bucket as readable JSON, for people and for `alluvium inspect`. Reads only.
+
+use bytes::Bytes;
+use futures::TryStreamExt;
+use object_store::{ObjectMeta, ObjectStoreExt};
+use serde_json::{Value, json};
+
+use crate::entry::{BatchEntry, Entry};
+use crate::format::segment::{SegmentHeader, decode_index};
+use crate::format::{IndexOrMore, ObjectKind, checkpoint, index_of};
+use crate::keys;
+use crate::partition::image::PartitionImage;
+use crate::store::Store;
+
+/// Keys that an overview lists at most.
+const LISTED_MAX: usize = 10_000;
+
+/// Why an object cannot be shown; one line.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct InspectError(String);
+
+/// The whole bucket in short: its manifest, and what objects there are.
+pub async fn overview(store: &Store) -> Result<Value, InspectError> {
+    let failed = |e: object_store::Error| InspectError(format!("{}: {e}", store.display));
+    let mut objects = vec![];
+    let mut truncated = false;
+    let mut list = store.bulk.list(Some(&store.prefix));
+    while let Some(ObjectMeta { location, size, .. }) = list.try_next().await.map_err(failed)? {
+        truncated = objects.len() == LISTED_MAX;
+        if truncated {
+            break;
+        }
+        objects.push(json!({ "key": relative(store, location.as_ref()), "bytes": size }));
+    }
+    let manifest = object(store, keys::MANIFEST).await?;
+    Ok(json!({ "store": store.display, "manifest": manifest, "objects": objects, "truncated": truncated }))
+}
+
+fn relative(store: &Store, location: &str) -> String {
+    let prefix = store.prefix.as_ref();
+    location
+        .strip_prefix(prefix)
+        .unwrap_or(location)
+        .trim_start_matches('/')
+        .to_owned()
+}
+
+/// One object by its key below the store's prefix.
+pub async fn object(store: &Store, key: &str) -> Result<Value, InspectError> {
+    let path = store.key(key);
+    let got = async { store.bulk.get(&path).await?.bytes().await };
+    let bytes = got.await.map_err(|e| match e {
+        object_store::Error::NotFound { .. } => InspectError(format!("{}: there is no {key}", store.display)),
+        e => InspectError(format!("{}: {e}", store.display)),
+    })?;
+    readable(&bytes).map_err(|e| InspectError(format!("{}: {key}: {e}", store.display)))
+}
+
+/// An object's bytes as JSON, or what is wrong with them.
+pub fn readable(bytes: &Bytes) -> Result<Value, String> {
+    if bytes.first() == Some(&b'{') {
+        return serde_json::from_slice(bytes).map_err(|e| format!("not valid JSON: {e}"));
+    }
+    if let Ok(c) = checkpoint::decode(bytes, None) {
+        return Ok(checkpoint_json(&c));
+    }
+    let cluster =
+        crate::format::check_preamble(bytes, ObjectKind::Segment, None).map_err(|e| e.to_string())?;
+    match index_of(bytes, ObjectKind::Segment).map_err(|e| e.to_string())? {
+        IndexOrMore::NeedSuffix(_) => Err("cut short".into()),
+        IndexOrMore::Index(index) => {
+            let index = decode_index(index).map_err(|e| e.to_string())?;
+            let entries: Vec<Value> = index.entries.iter().map(entry_json).collect();
+            let mut out = header_json(&index.header);
+            out["cluster_id"] = json!(cluster);
+            out["bytes"] = json!(bytes.len());
+            out["entries"] = json!(entries);
+            Ok(out)
+        }
+    }
+}
+
+fn header_json(h: &SegmentHeader) -> Value {
+    let mut out = json!({
+        "kind": if h.seal.is_some() { "seal" } else { "segment" },
+        "incarnation": h.incarnation,
+        "seq": h.seq,
+        "nonce": h.nonce,
+        "manifest_version": h.manifest_version,
+        "checkpoint_next": h.checkpoint_next,
+        "committed_next": h.committed_next,
+        "written_ms": h.written_ms,
+    });
+    if let Some(s) = &h.seal {
+        out["seal"] = json!({ "taker": s.taker, "taker_node": s.taker_node, "reason": s.reason });
+    }
+    out
+}
+
+fn entry_json(e: &Entry) -> Value {
+    match e {
+        Entry::LogStart {
+            partition,
+            leader_epoch,
+            offset,
+        } => json!({
+            "kind": "log_start", "topic": partition.topic, "partition": partition.partition,
+            "leader_epoch": leader_epoch, "offset": offset,
+        }),
+        Entry::Batches(r) => json!({
+            "kind": "batches", "topic": r.partition.topic, "partition": r.partition.partition,
+            "leader_epoch": r.leader_epoch, "position": r.position, "append_time_ms": r.append_time_ms,
+            "batches": r.batches.iter().map(batch_json).collect::<Vec<_>>(),
+        }),
+    }
+}
+
+fn batch_json(b: &BatchEntry) -> Value {
+    let mut out = json!({
+        "base_offset": b.base_offset, "last_offset": b.last_offset, "records": b.records, "bytes": b.size,
+        "base_timestamp": b.base_timestamp, "max_timestamp": b.max_timestamp, "attributes": b.attributes,
+    });
+    if let Some(p) = b.producer {
+        out["producer"] = json!({ "id": p.id, "epoch": p.epoch, "first_sequence": p.first_sequence,
+            "last_sequence": p.last_sequence });
+    }
+    out
+}
+
+fn checkpoint_json(c: &checkpoint::Checkpoint) -> Value {
+    let slots: Vec<Value> = c
+        .slots
+        .iter()
+        .filter(|(_, s)| !s.partitions.is_empty())
+        .map(|(slot, s)| {
+            let partitions: Vec<Value> = s
+                .partitions
+                .iter()
+                .map(|(tp, i)| {
+                    let mut p = image_json(i);
+                    p["topic"] = json!(tp.topic);
+                    p["partition"] = json!(tp.partition);
+                    p
+                })
+                .collect();
+            json!({ "slot": slot, "epoch": s.epoch, "partitions": partitions })
+        })
+        .collect();
+    json!({
+        "kind": "checkpoint", "incarnation": c.incarnation, "next": c.next,
+        "manifest_version": c.manifest_version, "written_ms": c.written_ms,
+        "slots_covered": c.slots.len(), "slots": slots,
+    })
+}
+
+fn image_json(i: &PartitionImage) -> Value {
+    json!({
+        "log_start_offset": i.state.log_start, "end_offset": i.state.end,
+        "epochs": i.state.epochs, "producers": i.state.producers.len(), "bytes": i.bytes,
+        "ranges": i.ranges.iter().map(|r| json!({
+            "base_offset": r.base_offset, "last_offset": r.last_offset,
+            "key": keys::segment(r.place.incarnation, r.place.seq), "position": r.position, "bytes": r.len,
+        })).collect::<Vec<_>>(),
+    })
+}

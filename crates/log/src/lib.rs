@@ -1,0 +1,67 @@
+//! The log engine of Alluvium: a partitioned log whose only durable part is a bucket.
+//!
+//! Each broker start (an [`Incarnation`]) owns one *stream* of write-once objects; creating the next object
+//! is the commit. Everything that must be ordered or fenced is an [`entry::Entry`] in that stream, so one
+//! *seal* fences all of it. One small [`manifest::Manifest`], changed by compare-and-swap, says which stream
+//! owns which slot of partitions.
+//!
+//! **The write path:** [`Log::append`] decides under one short lock ([`partition::state`]) and adds the batch
+//! to the gathering segment; the stream's task closes it ([`stream::flush`]), builds it ([`stream::writer`]),
+//! writes it ([`store::conditional`]) and publishes in order ([`stream::window`]); then the reply resolves.
+//!
+//! **The read path:** [`Log::read`] plans on the published image ([`partition::image`]) and takes bytes from
+//! the tail ring, the block cache or a ranged GET ([`read`]).
+//!
+//! **Start:** [`takeover`] ends the predecessor's stream with a seal, one manifest change takes its slots,
+//! [`recover`] rebuilds every partition from checkpoint and tail.
+//!
+//! Decisions are pure functions, tested without a runtime; errors carry key and reason. Object layout:
+//! [`format`] and [`keys`]. No Kafka messages and no Arrow here: only record batches.
+
+pub mod batch;
+mod checkpointer;
+mod clock;
+pub mod codec;
+pub mod entry;
+pub mod format;
+pub mod head;
+pub mod inspect;
+pub mod keys;
+mod log;
+pub mod manifest;
+mod metrics;
+pub mod partition;
+pub mod read;
+pub mod recover;
+mod start;
+pub mod store;
+pub mod stream;
+pub mod takeover;
+#[cfg(test)]
+mod tests;
+
+pub use batch::{BatchError, BatchHeader, RecordBatch};
+pub use clock::{Clock, SystemClock};
+pub use log::{AppendError, Appended, Log, LogOptions, OpenError, PendingAppend};
+pub use partition::{ActiveProducer, AppendWaiter, Partition, Watermarks};
+pub use read::{FoundOffset, Isolation, OffsetLookup, ReadError, ReadResult};
+
+/// Id of a topic; never reused, unlike its name.
+pub type TopicId = uuid::Uuid;
+/// A broker start: it owns one stream and is never reused.
+pub type Incarnation = u64;
+/// Position in a stream.
+pub type Seq = u64;
+/// Group of partitions that has one owner.
+pub type Slot = u32;
+/// Position of a record in a partition.
+pub type Offset = i64;
+
+/// A partition of a topic, by id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TopicPartition {
+    /// The topic.
+    pub topic: TopicId,
+    /// Partition number.
+    pub partition: i32,
+}

@@ -1,0 +1,457 @@
+//! The engine's facade: what a broker does with the log.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use crate::checkpointer::Checkpointer;
+use crate::manifest::keeper::{ManifestError, ManifestKeeper};
+use crate::manifest::{Change, Endpoint, Manifest, Rejection};
+use crate::partition::Partition;
+use crate::partition::image::PartitionImage;
+use crate::read::{self, FoundOffset, Isolation, OffsetLookup, ReadError, ReadResult};
+use crate::store::{StoreError, StoreKind};
+use crate::stream::{Fate, Stream};
+use crate::{Incarnation, Offset, RecordBatch, TopicId, TopicPartition};
+
+/// A leader answers reads so long after the start of the last store call that proved its ownership.
+const READ_LEASE: Duration = Duration::from_secs(3);
+
+/// Settings of the engine.
+#[derive(Clone, Debug)]
+pub struct LogOptions {
+    /// Kafka's broker id.
+    pub node_id: i32,
+    /// `broker.rack`
+    pub rack: Option<String>,
+    /// Advertised endpoints by listener name.
+    pub endpoints: BTreeMap<String, Endpoint>,
+    /// `flush.interval.ms`: the oldest append waits at most this long while the request budget lasts.
+    pub flush_interval: Duration,
+    /// `flush.bytes`: a segment of so many bytes is written at once.
+    pub flush_bytes: usize,
+    /// `flush.puts.in.flight`: segments written at the same time.
+    pub puts_in_flight: usize,
+    /// `request.budget.per.second`: writes of small segments per second; 0 = no budget.
+    pub request_budget_per_second: f64,
+    /// `request.budget.burst`: how many may be saved up.
+    pub request_budget_burst: f64,
+    /// `tail.bytes`: newest segments kept in memory.
+    pub tail_bytes: usize,
+    /// `cache.bytes`: blocks read back from the store.
+    pub cache_bytes: u64,
+    /// `store.read.concurrency`: ranged GETs of cold readers at once.
+    pub read_concurrency: usize,
+    /// `producer.id.expiration.ms`
+    pub producer_id_expiration: Duration,
+}
+
+impl LogOptions {
+    /// The defaults for a kind of store: a local directory is flushed at once and for nothing, a bucket every
+    /// 80 ms and within a request budget.
+    pub fn for_store(kind: StoreKind) -> LogOptions {
+        let bucket = kind == StoreKind::S3;
+        LogOptions {
+            node_id: 1,
+            rack: None,
+            endpoints: BTreeMap::new(),
+            flush_interval: Duration::from_millis(if bucket { 80 } else { 0 }),
+            flush_bytes: 4 << 20,
+            puts_in_flight: if bucket { 8 } else { 2 },
+            request_budget_per_second: if bucket { 4.0 } else { 0.0 },
+            request_budget_burst: 240.0,
+            tail_bytes: 128 << 20,
+            cache_bytes: 128 << 20,
+            read_concurrency: 32,
+            producer_id_expiration: Duration::from_secs(24 * 3600),
+        }
+    }
+}
+
+/// Why the log cannot be opened or closed. Each is one line that says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The store cannot be used.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// What is in the bucket cannot be used, or somebody else has it.
+    #[error("{0}")]
+    Unusable(String),
+}
+
+/// Where an append stands in the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Appended {
+    /// Offset of the first record.
+    pub base_offset: Offset,
+    /// The time (ms) that the log gave to the records; -1 if they kept their own.
+    pub append_time_ms: i64,
+    /// Log start when the append was made.
+    pub log_start_offset: Offset,
+}
+
+/// Why an append is refused, or what it waited for failed. Nothing was appended, except for `NotLeader` of
+/// something that was already being written: that is unknown until the new owner answers.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AppendError {
+    /// The stream was taken over.
+    #[error("this broker does not lead the partition")]
+    NotLeader,
+    /// The topic was deleted.
+    #[error("the topic was deleted")]
+    UnknownPartition,
+    /// The batch does not follow the producer's last one.
+    #[error("sequence {got} does not follow: {expected} was expected")]
+    OutOfOrderSequence {
+        /// The next sequence.
+        expected: i32,
+        /// The one that came.
+        got: i32,
+    },
+    /// Appended before, and too long ago to know its offset.
+    #[error("a duplicate of a batch whose offset is no longer remembered")]
+    DuplicateSequence,
+    /// A newer instance of the producer has appended.
+    #[error("producer epoch {got} is older than {current}")]
+    InvalidProducerEpoch {
+        /// Newest epoch.
+        current: i16,
+        /// The one that came.
+        got: i16,
+    },
+    /// The broker is stopping.
+    #[error("this broker is stopping")]
+    Stopping,
+}
+
+/// An append whose place is fixed; it resolves at publication. Dropping it does not undo the append.
+#[derive(Debug)]
+pub struct PendingAppend {
+    appended: Appended,
+    fate: Option<watch::Receiver<Fate>>,
+}
+
+impl PendingAppend {
+    pub(crate) fn new(appended: Appended, fate: Option<watch::Receiver<Fate>>) -> PendingAppend {
+        PendingAppend { appended, fate }
+    }
+
+    /// Waits until the append, and everything before it, is durable and visible.
+    pub async fn published(self) -> Result<Appended, AppendError> {
+        wait(self.fate).await.map(|()| self.appended)
+    }
+}
+
+async fn wait(fate: Option<watch::Receiver<Fate>>) -> Result<(), AppendError> {
+    let Some(mut fate) = fate else { return Ok(()) };
+    let settled = fate.wait_for(|f| *f != Fate::Pending).await;
+    match settled.as_deref() {
+        Ok(Fate::Published) => Ok(()),
+        Ok(Fate::Failed(e)) => Err(e.clone()),
+        // The sender went away without a word: the stream's task is gone.
+        Ok(Fate::Pending) | Err(_) => Err(AppendError::NotLeader),
+    }
+}
+
+/// An open log. Clones share everything.
+#[derive(Clone, Debug)]
+pub struct Log {
+    pub(crate) inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Inner {
+    pub(crate) options: LogOptions,
+    pub(crate) keeper: Arc<ManifestKeeper>,
+    pub(crate) stream: Arc<Stream>,
+    pub(crate) checkpointer: Arc<Checkpointer>,
+    pub(crate) stream_task: tokio::sync::Mutex<Option<tokio::task::JoinHandle<()>>>,
+    pub(crate) next_producer: AtomicI64,
+    /// Tasks that end with the log.
+    pub(crate) background: parking_lot::Mutex<Vec<tokio::task::JoinHandle<()>>>,
+}
+
+impl Log {
+    /// The manifest in use.
+    pub fn manifest(&self) -> Arc<Manifest> {
+        self.inner.keeper.current()
+    }
+
+    /// Changes with every manifest version that is applied here.
+    pub fn manifest_changes(&self) -> watch::Receiver<Arc<Manifest>> {
+        self.inner.keeper.subscribe()
+    }
+
+    /// Kafka's broker id.
+    pub fn node_id(&self) -> i32 {
+        self.inner.options.node_id
+    }
+
+    /// This broker start; Kafka's broker epoch.
+    pub fn incarnation(&self) -> Incarnation {
+        self.inner.stream.incarnation
+    }
+
+    /// A partition that this broker leads.
+    pub fn partition(&self, topic: &TopicId, partition: i32) -> Option<Arc<Partition>> {
+        let tp = TopicPartition {
+            topic: *topic,
+            partition,
+        };
+        self.inner.stream.partitions.read().get(&tp).cloned()
+    }
+
+    /// All partitions that this broker leads.
+    pub fn partitions(&self) -> Vec<Arc<Partition>> {
+        self.inner.stream.partitions.read().values().cloned().collect()
+    }
+
+    /// Gives a batch its offsets now, in call order and without waiting; the result resolves at publication.
+    /// With `log_append_time` the log's time replaces the producer's timestamps.
+    pub fn append(
+        &self,
+        partition: &Arc<Partition>,
+        batch: RecordBatch,
+        log_append_time: bool,
+    ) -> Result<PendingAppend, AppendError> {
+        self.inner.stream.append(partition, batch, log_append_time)
+    }
+
+    /// Whole batches from the one that holds `offset` on: at least one if there is any, else up to `max_bytes`.
+    pub async fn read(
+        &self,
+        partition: &Arc<Partition>,
+        offset: Offset,
+        max_bytes: usize,
+        isolation: Isolation,
+    ) -> Result<ReadResult, ReadError> {
+        self.check_lease()?;
+        let blocks = &self.inner.stream.blocks;
+        let result = read::read(blocks, partition, offset, max_bytes, isolation).await;
+        if let Err(ReadError::OffsetOutOfRange { .. }) = &result {
+            // Clients reset their position on this: it must not come from a state that is out of date.
+            self.confirm_leadership().await?;
+        }
+        result
+    }
+
+    /// Looks up an offset by kind or time; `None` if no record matches.
+    pub async fn lookup_offset(
+        &self,
+        partition: &Arc<Partition>,
+        what: OffsetLookup,
+    ) -> Result<Option<FoundOffset>, ReadError> {
+        self.check_lease()?;
+        read::lookup(&self.inner.stream.blocks, partition, what).await
+    }
+
+    /// Moves the log start to `to` (never back, never beyond the high watermark) as an entry of the stream;
+    /// answers after publication with the log start.
+    pub async fn advance_log_start(
+        &self,
+        partition: &Arc<Partition>,
+        to: Offset,
+    ) -> Result<Offset, AppendError> {
+        let fate = self.inner.stream.advance_log_start(partition, to)?;
+        wait(fate).await?;
+        Ok(partition.watermarks().log_start_offset)
+    }
+
+    /// Makes the changes in one compare-and-swap; each gets its own verdict. Returns once they are durable and in
+    /// use here. Dropping the future does not stop a change that was begun.
+    pub async fn change(&self, changes: Vec<Change>) -> Vec<Result<Arc<Manifest>, Rejection>> {
+        let (count, inner) = (changes.len(), self.inner.clone());
+        let ids: Vec<TopicId> = changes.iter().map(|_| Uuid::new_v4()).collect();
+        let made = tokio::spawn(async move {
+            let incarnation = inner.stream.incarnation;
+            let verdicts = inner
+                .keeper
+                .change(|m| {
+                    if !m.streams.get(&incarnation).is_some_and(|s| s.is_live()) {
+                        return Err(Refused::Sealed);
+                    }
+                    let verdicts: Vec<_> = changes.iter().zip(&ids).map(|(c, id)| m.apply(c, *id)).collect();
+                    if verdicts.iter().all(Result::is_err) {
+                        return Err(Refused::All(verdicts));
+                    }
+                    Ok((verdicts, Some(incarnation)))
+                })
+                .await;
+            inner.apply_manifest();
+            verdicts
+        });
+        let unavailable = |why: String| vec![Err(Rejection::Unavailable(why)); count];
+        let verdicts = match made.await {
+            Ok(Ok(verdicts)) | Ok(Err(ManifestError::Refused(Refused::All(verdicts)))) => verdicts,
+            Ok(Err(ManifestError::Refused(Refused::Sealed))) => {
+                return unavailable("this broker was taken over by another one".into());
+            }
+            Ok(Err(e)) => return unavailable(e.to_string()),
+            Err(e) => return unavailable(e.to_string()),
+        };
+        let manifest = self.manifest();
+        verdicts
+            .into_iter()
+            .map(|v| v.map(|()| manifest.clone()))
+            .collect()
+    }
+
+    /// What [`Log::change`] would answer now, without doing it.
+    pub fn check(&self, changes: &[Change]) -> Vec<Result<(), Rejection>> {
+        let mut manifest = (*self.manifest()).clone();
+        changes
+            .iter()
+            .map(|c| manifest.apply(c, Uuid::new_v4()))
+            .collect()
+    }
+
+    /// A producer id that no broker start ever gave: incarnation and a counter, without any write.
+    pub fn next_producer_id(&self) -> i64 {
+        let n = self.inner.next_producer.fetch_add(1, Ordering::Relaxed) & 0xffff_ffff;
+        ((self.incarnation() as i64) << 32) | n
+    }
+
+    /// Whether this broker may still answer reads: its ownership was proven within the lease, or the store
+    /// cannot be shared.
+    pub fn leased(&self) -> bool {
+        let shared = self.inner.stream.store.kind == StoreKind::S3;
+        !self.inner.stream.is_fenced() && (!shared || self.inner.stream.proven.lock().elapsed() < READ_LEASE)
+    }
+
+    fn check_lease(&self) -> Result<(), ReadError> {
+        if self.leased() {
+            return Ok(());
+        }
+        if self.inner.stream.is_fenced() {
+            return Err(ReadError::NotLeader);
+        }
+        Err(ReadError::Store(
+            "ownership could not be proven within the read lease".into(),
+        ))
+    }
+
+    /// Proves, by a manifest read that starts after this call, that this broker still owns its partitions.
+    /// OffsetFetch and OFFSET_OUT_OF_RANGE need it: clients act on them for good.
+    pub async fn confirm_leadership(&self) -> Result<(), ReadError> {
+        if self.inner.stream.store.kind == StoreKind::S3 {
+            let refreshed = self.inner.refresh_manifest().await;
+            refreshed.map_err(|e| ReadError::Store(e.to_string()))?;
+        }
+        if self.inner.stream.is_fenced() {
+            Err(ReadError::NotLeader)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Graceful stop: takes no more appends, publishes what is under way, writes a checkpoint and seals the
+    /// stream, so that a successor starts at once.
+    pub async fn close(&self) -> Result<(), OpenError> {
+        let stream = &self.inner.stream;
+        stream.stop();
+        if let Some(task) = self.inner.stream_task.lock().await.take() {
+            task.await
+                .map_err(|e| OpenError::Unusable(format!("the stream's task failed: {e}")))?;
+        }
+        if stream.is_fenced() {
+            return Err(OpenError::Unusable(stream.fenced().await));
+        }
+        for task in std::mem::take(&mut *self.inner.background.lock()) {
+            task.abort();
+        }
+        self.inner
+            .checkpointer
+            .write_checkpoint()
+            .await
+            .map_err(OpenError::Unusable)?;
+        stream.seal_itself(self.inner.options.node_id).await;
+        Ok(())
+    }
+
+    /// Resolves, with a sentence that says why, when this broker has lost its stream.
+    pub async fn fenced(&self) -> String {
+        self.inner.stream.fenced().await
+    }
+}
+
+#[derive(Debug)]
+enum Refused {
+    Sealed,
+    All(Vec<Result<(), Rejection>>),
+}
+
+impl std::fmt::Display for Refused {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Refused::Sealed => "this broker was taken over",
+            Refused::All(_) => "every change was refused",
+        })
+    }
+}
+
+impl Inner {
+    /// Reads the manifest from the store if it changed, and brings the partitions in line with it.
+    pub(crate) async fn refresh_manifest(&self) -> Result<(), StoreError> {
+        let started = Instant::now();
+        self.keeper.refresh().await?;
+        self.apply_manifest();
+        if !self.stream.is_fenced() {
+            self.stream.prove(started);
+        }
+        Ok(())
+    }
+
+    /// Brings the partitions in line with the manifest in use.
+    pub(crate) fn apply_manifest(&self) {
+        let stream = &self.stream;
+        let mut partitions = stream.partitions.write();
+        // Under the lock, so that an older manifest is never applied over a newer one.
+        let manifest = self.keeper.current();
+        let version = manifest.version;
+        if stream.manifest_version.load(Ordering::Relaxed) >= version {
+            return;
+        }
+        stream.manifest_version.store(version, Ordering::Relaxed);
+        stream.metrics.manifest_version.set(version as i64);
+        if !manifest
+            .streams
+            .get(&stream.incarnation)
+            .is_some_and(|s| s.is_live())
+        {
+            drop(partitions);
+            let by = manifest.streams.last_key_value().map_or(0, |(i, _)| *i);
+            stream.fence(&format!(
+                "the manifest (version {version}) says that incarnation {by} took over"
+            ));
+            return;
+        }
+        let topics: hashbrown::HashMap<_, _> =
+            manifest.topics.values().map(|t| (t.id, t.partitions)).collect();
+        partitions.retain(|tp, p| {
+            let keep = topics.get(&tp.topic).is_some_and(|n| (tp.partition as u32) < *n);
+            if !keep {
+                p.leave();
+            }
+            keep
+        });
+        for (topic, count) in topics {
+            for partition in 0..count as i32 {
+                let tp = TopicPartition { topic, partition };
+                let Some(leader) = manifest.leader(&topic, partition) else {
+                    continue;
+                };
+                if leader.incarnation == stream.incarnation && !partitions.contains_key(&tp) {
+                    // New since this broker recovered its slots, so it has no past.
+                    let new = Partition::new(tp, leader.leader_epoch, PartitionImage::default());
+                    partitions.insert(tp, Arc::new(new));
+                }
+            }
+        }
+        stream.metrics.partitions.set(partitions.len() as i64);
+    }
+}

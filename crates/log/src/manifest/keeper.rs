@@ -1,0 +1,207 @@
+//! The one compare-and-swap loop of the manifest, and its numbered copies.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use object_store::{GetOptions, UpdateVersion};
+use tokio::sync::{Mutex, watch};
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use super::{DEFAULT_SLOTS, Manifest};
+use crate::Incarnation;
+use crate::keys;
+use crate::store::conditional::{self, CreateOutcome, Patience, UpdateOutcome, Versioned};
+use crate::store::{Store, StoreError};
+
+/// How long one change is tried while the store does not answer.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Why the manifest could not be read or changed.
+#[derive(Clone, Debug, thiserror::Error)]
+pub(crate) enum ManifestError<E> {
+    /// The change does not fit the newest version.
+    #[error("{0}")]
+    Refused(E),
+    /// The store does not answer; an earlier attempt may have been applied, or may be later.
+    #[error("the outcome is unknown: {0}")]
+    Unknown(String),
+    /// What is stored cannot be used.
+    #[error("{0}")]
+    Unusable(String),
+}
+
+/// The newest manifest that this broker knows, and the way to change it.
+#[derive(Debug)]
+pub(crate) struct ManifestKeeper {
+    store: Store,
+    current: watch::Sender<Arc<Manifest>>,
+    /// Version of the stored object; the lock makes this broker's changes and polls take turns.
+    stored: Mutex<Stored>,
+}
+
+#[derive(Debug)]
+struct Stored {
+    version: UpdateVersion,
+    /// When the newest successful read of the store was started.
+    read_started: Instant,
+}
+
+impl ManifestKeeper {
+    /// Reads the manifest, or creates the one of a new cluster.
+    pub(crate) async fn open(
+        store: Store,
+    ) -> Result<ManifestKeeper, ManifestError<std::convert::Infallible>> {
+        let key = store.key(keys::MANIFEST);
+        loop {
+            let started = Instant::now();
+            let found = conditional::read(&store, &key)
+                .await
+                .map_err(|e| ManifestError::Unusable(e.to_string()))?;
+            if let Some(found) = found {
+                let manifest = decode(&store, &found.bytes)?;
+                let stored = Mutex::new(Stored {
+                    version: found.version,
+                    read_started: started,
+                });
+                return Ok(ManifestKeeper {
+                    current: watch::Sender::new(Arc::new(manifest)),
+                    stored,
+                    store,
+                });
+            }
+            let commit = Uuid::new_v4();
+            let new = Manifest::new(Uuid::new_v4(), commit, DEFAULT_SLOTS);
+            tracing::info!(cluster_id = %new.cluster_id, store = %store.display, "creating a new cluster");
+            let body = Bytes::from(new.encode());
+            let landed = |b: &Bytes| Manifest::decode(b).is_ok_and(|m| m.has_commit(commit));
+            match conditional::update(&store, &key, body, None, landed, Patience::For(PATIENCE)).await {
+                UpdateOutcome::Committed(_) | UpdateOutcome::Lost(_) => {}
+                UpdateOutcome::Unknown(why) => return Err(ManifestError::Unknown(why)),
+            }
+        }
+    }
+
+    pub(crate) fn current(&self) -> Arc<Manifest> {
+        self.current.borrow().clone()
+    }
+
+    pub(crate) fn subscribe(&self) -> watch::Receiver<Arc<Manifest>> {
+        self.current.subscribe()
+    }
+
+    /// Changes the manifest. `change` is applied to the newest version, and again to a newer one whenever
+    /// another writer was faster; it must be a pure function of the manifest it is given.
+    ///
+    /// The caller must run this on a task that is not dropped half way.
+    pub(crate) async fn change<R, E>(
+        &self,
+        mut change: impl FnMut(&mut Manifest) -> Result<(R, Option<Incarnation>), E> + Send,
+    ) -> Result<R, ManifestError<E>> {
+        let key = self.store.key(keys::MANIFEST);
+        let mut stored = self.stored.lock().await;
+        loop {
+            let mut next = (*self.current()).clone();
+            let (result, by) = change(&mut next).map_err(ManifestError::Refused)?;
+            let commit = Uuid::new_v4();
+            next.stamp(by, commit);
+            let body = Bytes::from(next.encode());
+            let landed = |b: &Bytes| Manifest::decode(b).is_ok_and(|m| m.has_commit(commit));
+            let (expected, patience) = (Some(&stored.version), Patience::For(PATIENCE));
+            match conditional::update(&self.store, &key, body.clone(), expected, landed, patience).await {
+                UpdateOutcome::Committed(now) => {
+                    self.keep_copy(next.version, commit, body);
+                    self.adopt(&mut stored, now)?;
+                    return Ok(result);
+                }
+                UpdateOutcome::Lost(Some(now)) => self.adopt(&mut stored, now)?,
+                UpdateOutcome::Lost(None) => {
+                    let what = format!("{key} is gone from {}", self.store.display);
+                    return Err(ManifestError::Unusable(what));
+                }
+                UpdateOutcome::Unknown(why) => return Err(ManifestError::Unknown(why)),
+            }
+        }
+    }
+
+    /// Makes sure that the manifest was read from the store after this call began (one read serves all who
+    /// wait). A leader does this before it says something that clients act on for good.
+    pub(crate) async fn refresh(&self) -> Result<(), StoreError> {
+        let arrived = Instant::now();
+        let mut stored = self.stored.lock().await;
+        if stored.read_started >= arrived {
+            return Ok(());
+        }
+        let key = self.store.key(keys::MANIFEST);
+        let started = Instant::now();
+        let options = GetOptions {
+            if_none_match: stored.version.e_tag.clone(),
+            ..GetOptions::default()
+        };
+        match self.store.bulk.get_opts(&key, options).await {
+            Err(object_store::Error::NotModified { .. }) => {}
+            Err(e) => {
+                return Err(StoreError::Unusable {
+                    store: self.store.display.clone(),
+                    problem: e.to_string(),
+                });
+            }
+            Ok(got) => {
+                let version = UpdateVersion {
+                    e_tag: got.meta.e_tag.clone(),
+                    version: got.meta.version.clone(),
+                };
+                let unusable = |problem: String| StoreError::Unusable {
+                    store: self.store.display.clone(),
+                    problem,
+                };
+                let bytes = got.bytes().await.map_err(|e| unusable(e.to_string()))?;
+                self.adopt::<std::convert::Infallible>(&mut stored, Versioned { bytes, version })
+                    .map_err(|e| unusable(e.to_string()))?;
+            }
+        }
+        stored.read_started = started;
+        Ok(())
+    }
+
+    fn adopt<E>(&self, stored: &mut Stored, now: Versioned) -> Result<(), ManifestError<E>> {
+        let manifest = decode(&self.store, &now.bytes)?;
+        stored.version = now.version;
+        let id = self.current().cluster_id;
+        if manifest.cluster_id != id {
+            let what = format!(
+                "the manifest now belongs to cluster {}, it was {id}",
+                manifest.cluster_id
+            );
+            return Err(ManifestError::Unusable(what));
+        }
+        // Versions only grow; a smaller one would be a store that answered with an old state.
+        self.current.send_if_modified(|current| {
+            let newer = manifest.version > current.version;
+            if newer {
+                *current = Arc::new(manifest);
+            }
+            newer
+        });
+        Ok(())
+    }
+
+    fn keep_copy(&self, version: u64, commit: Uuid, body: Bytes) {
+        let store = self.store.clone();
+        tokio::spawn(async move {
+            let key = store.key(&keys::manifest_copy(version));
+            // Only the winner of a version writes its copy, so what is there is ours.
+            let patience = Patience::For(PATIENCE);
+            let outcome = conditional::create(&store, &key, body.into(), |_| true, patience).await;
+            if let CreateOutcome::Unknown(why) = outcome {
+                tracing::warn!(%key, %commit, why, "no numbered copy of the manifest was kept");
+            }
+        });
+    }
+}
+
+fn decode<E>(store: &Store, bytes: &[u8]) -> Result<Manifest, ManifestError<E>> {
+    Manifest::decode(bytes)
+        .map_err(|e| ManifestError::Unusable(format!("{}: {}: {e}", store.display, keys::MANIFEST)))
+}

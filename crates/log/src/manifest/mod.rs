@@ -1,0 +1,404 @@
+//! The manifest: which stream owns which slot, and what topics there are.
+//!
+//! One small JSON object, changed by compare-and-swap only when ownership or topics change. This file is its
+//! shape and the questions it answers; [`change`] holds every change as a pure function.
+
+pub mod change;
+pub(crate) mod keeper;
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+pub use change::{Change, Rejection};
+
+use crate::{Incarnation, Seq, Slot, TopicId, TopicPartition};
+
+/// Slots of a new cluster; fixed from then on.
+pub const DEFAULT_SLOTS: u32 = 1024;
+/// Highest feature level that this build can write.
+pub const FEATURE_LEVEL: u32 = 1;
+const KIND: &str = "alluvium manifest";
+
+/// What every JSON object of ours begins with.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Format {
+    /// What the object is.
+    pub kind: String,
+    /// A reader refuses a higher one.
+    pub major: u32,
+    /// A reader ignores a higher one.
+    pub minor: u32,
+    /// Names of features that a reader may ignore.
+    #[serde(default)]
+    pub compatible: Vec<String>,
+    /// Names of features that a reader must know.
+    #[serde(default)]
+    pub incompatible: Vec<String>,
+}
+
+impl Format {
+    pub(crate) fn new(kind: &str) -> Format {
+        Format {
+            kind: kind.into(),
+            major: 1,
+            minor: 0,
+            compatible: vec![],
+            incompatible: vec![],
+        }
+    }
+
+    /// Refuses an object of another kind, or one that needs a newer build.
+    pub(crate) fn check(&self, kind: &str) -> Result<(), String> {
+        if self.kind != kind {
+            return Err(format!("not an {kind} but '{}'", self.kind));
+        }
+        if self.major > 1 || !self.incompatible.is_empty() {
+            let features = self.incompatible.join(", ");
+            return Err(format!(
+                "written by a newer version (format {}.{}, features [{features}]); upgrade this broker",
+                self.major, self.minor
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// The cluster's one mutable record.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// Magic and versions.
+    pub format: Format,
+    /// Never changes.
+    pub cluster_id: Uuid,
+    /// What may be written to this bucket; raised by an operator.
+    pub feature_level: u32,
+    /// Counts changes.
+    pub version: u64,
+    /// Tells this write from any other: S3 ETags are content hashes, so bytes must never repeat.
+    pub commit_id: Uuid,
+    /// The next broker start gets this incarnation.
+    pub next_incarnation: Incarnation,
+    /// Number of slots; fixed at creation.
+    pub slot_count: u32,
+    /// Streams that are live, or sealed and still needed.
+    pub streams: BTreeMap<Incarnation, StreamEntry>,
+    /// Ownership, as runs of neighbouring slots; every slot is in exactly one run.
+    pub slots: Vec<SlotRun>,
+    /// Topics by name.
+    pub topics: BTreeMap<String, Topic>,
+    /// Deleted topics by id, with the manifest version that deleted them.
+    pub tombstones: BTreeMap<TopicId, u64>,
+    /// Dynamic broker configs: key "" is the cluster-wide default, else the decimal node id.
+    pub broker_configs: BTreeMap<String, BTreeMap<String, String>>,
+    /// Newest commit id of each live incarnation: settles a CAS of unknown outcome, also when another
+    /// writer has already built on it.
+    pub last_commits: BTreeMap<Incarnation, Uuid>,
+    /// Fields of newer minor versions, kept as they are.
+    #[serde(flatten)]
+    pub unknown: BTreeMap<String, serde_json::Value>,
+}
+
+/// One stream: the log of one broker start.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StreamEntry {
+    /// Kafka's broker id.
+    pub node_id: i32,
+    /// `broker.rack`
+    pub rack: Option<String>,
+    /// Advertised endpoints by listener name.
+    pub endpoints: BTreeMap<String, Endpoint>,
+    /// Live or sealed.
+    pub state: StreamState,
+}
+
+impl StreamEntry {
+    /// Whether its broker may still write to it.
+    pub fn is_live(&self) -> bool {
+        matches!(self.state, StreamState::Live)
+    }
+}
+
+/// Whether a stream may grow.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StreamState {
+    /// Its broker may be running.
+    Live,
+    /// It ended.
+    Sealed {
+        /// Seq of the seal: entries at it or after it are not part of the log.
+        at: Seq,
+        /// Slots whose log still goes through this stream.
+        links: Vec<LinkRun>,
+    },
+}
+
+/// Neighbouring slots that went through a sealed stream in the same epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LinkRun {
+    /// First slot.
+    pub first: Slot,
+    /// How many.
+    pub count: u32,
+    /// Leader epoch that the stream held.
+    pub epoch: i32,
+}
+
+/// Neighbouring slots with one owner and epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SlotRun {
+    /// First slot.
+    pub first: Slot,
+    /// How many.
+    pub count: u32,
+    /// Stream that owns them; 0 before the first broker came.
+    pub owner: Incarnation,
+    /// Leader epoch; 0 before the first broker came.
+    pub epoch: i32,
+    /// Who should own them, if that is being changed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub desired: Option<Incarnation>,
+}
+
+/// Where clients reach a broker.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Endpoint {
+    /// Host name or address.
+    pub host: String,
+    /// TCP port.
+    pub port: u16,
+}
+
+/// A topic.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Topic {
+    /// Never reused, unlike the name.
+    pub id: TopicId,
+    /// Partition count; only grows.
+    pub partitions: u32,
+    /// As asked for; durability comes from the store.
+    pub replication_factor: i16,
+    /// Only what was set for this topic, by Kafka's names.
+    #[serde(default)]
+    pub configs: BTreeMap<String, String>,
+    /// Fields of newer minor versions, kept as they are.
+    #[serde(flatten)]
+    pub unknown: BTreeMap<String, serde_json::Value>,
+}
+
+/// Leader of a partition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Leader {
+    /// Its stream.
+    pub incarnation: Incarnation,
+    /// Its broker id.
+    pub node_id: i32,
+    /// The partition's leader epoch.
+    pub leader_epoch: i32,
+}
+
+/// "This slot's log goes through `stream` up to (not including) `bound`, in `epoch`."
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Link {
+    /// The sealed stream.
+    pub stream: Incarnation,
+    /// Seq of its seal.
+    pub bound: Seq,
+    /// Leader epoch that it held.
+    pub epoch: i32,
+}
+
+impl Manifest {
+    /// The manifest of a new cluster.
+    pub fn new(cluster_id: Uuid, commit_id: Uuid, slot_count: u32) -> Manifest {
+        Manifest {
+            format: Format::new(KIND),
+            cluster_id,
+            feature_level: FEATURE_LEVEL,
+            version: 1,
+            commit_id,
+            next_incarnation: 1,
+            slot_count,
+            streams: BTreeMap::new(),
+            slots: vec![SlotRun {
+                first: 0,
+                count: slot_count,
+                owner: 0,
+                epoch: 0,
+                desired: None,
+            }],
+            topics: BTreeMap::new(),
+            tombstones: BTreeMap::new(),
+            broker_configs: BTreeMap::new(),
+            last_commits: BTreeMap::new(),
+            unknown: BTreeMap::new(),
+        }
+    }
+
+    /// Reads and checks a manifest; the error is one sentence.
+    pub fn decode(bytes: &[u8]) -> Result<Manifest, String> {
+        // The format is read first: a newer manifest may have any shape.
+        #[derive(Deserialize)]
+        struct Envelope {
+            format: Format,
+        }
+        let envelope: Envelope = serde_json::from_slice(bytes).map_err(|e| format!("not a manifest: {e}"))?;
+        envelope.format.check(KIND)?;
+        let m: Manifest = serde_json::from_slice(bytes).map_err(|e| format!("not a valid manifest: {e}"))?;
+        if m.feature_level > FEATURE_LEVEL {
+            return Err(format!(
+                "the bucket's feature level is {}, this build knows {FEATURE_LEVEL}; upgrade this broker",
+                m.feature_level
+            ));
+        }
+        let mut next = 0u32;
+        for run in &m.slots {
+            if run.first != next || run.count == 0 {
+                return Err(format!(
+                    "not a valid manifest: slot {next} is in no run or in two"
+                ));
+            }
+            next = next
+                .checked_add(run.count)
+                .ok_or("not a valid manifest: too many slots")?;
+        }
+        if next != m.slot_count || m.slot_count == 0 {
+            return Err(format!(
+                "not a valid manifest: {next} of {} slots are listed",
+                m.slot_count
+            ));
+        }
+        Ok(m)
+    }
+
+    /// As it is stored.
+    pub fn encode(&self) -> Vec<u8> {
+        // A map with text keys and plain values cannot fail to serialise.
+        serde_json::to_vec(self).unwrap_or_default()
+    }
+
+    /// Slot of a partition: a topic's partitions fall into different slots.
+    pub fn slot_of(&self, tp: &TopicPartition) -> Slot {
+        slot_of(tp, self.slot_count)
+    }
+
+    /// The run that holds a slot.
+    pub fn slot(&self, slot: Slot) -> Option<&SlotRun> {
+        let after = self.slots.partition_point(|r| r.first <= slot);
+        self.slots
+            .get(after.checked_sub(1)?)
+            .filter(|r| slot - r.first < r.count)
+    }
+
+    /// Name and topic of an id.
+    pub fn topic_by_id(&self, id: &TopicId) -> Option<(&str, &Topic)> {
+        self.topics
+            .iter()
+            .find(|(_, t)| t.id == *id)
+            .map(|(n, t)| (n.as_str(), t))
+    }
+
+    /// Owner of a partition; `None` if there is no such topic, partition or owner.
+    pub fn leader(&self, topic: &TopicId, partition: i32) -> Option<Leader> {
+        let tp = TopicPartition {
+            topic: *topic,
+            partition,
+        };
+        let run = self.slot(self.slot_of(&tp))?;
+        let node_id = self.streams.get(&run.owner)?.node_id;
+        Some(Leader {
+            incarnation: run.owner,
+            node_id,
+            leader_epoch: run.epoch,
+        })
+    }
+
+    /// The broker that answers for the cluster: the lowest live incarnation.
+    pub fn controller(&self) -> Option<(Incarnation, &StreamEntry)> {
+        self.live().next()
+    }
+
+    /// Live streams, oldest first.
+    pub fn live(&self) -> impl Iterator<Item = (Incarnation, &StreamEntry)> {
+        self.streams
+            .iter()
+            .filter(|(_, s)| s.is_live())
+            .map(|(i, s)| (*i, s))
+    }
+
+    /// Sealed streams that a slot's log goes through, oldest first.
+    pub fn links(&self, slot: Slot) -> Vec<Link> {
+        let mut links = vec![];
+        for (stream, entry) in &self.streams {
+            let StreamState::Sealed { at, links: runs } = &entry.state else {
+                continue;
+            };
+            for run in runs
+                .iter()
+                .filter(|r| r.first <= slot && slot - r.first < r.count)
+            {
+                links.push(Link {
+                    stream: *stream,
+                    bound: *at,
+                    epoch: run.epoch,
+                });
+            }
+        }
+        links.sort_by_key(|l| l.epoch);
+        links
+    }
+}
+
+/// Slot of a partition: `(hash(topic id) + partition) mod slots`.
+pub fn slot_of(tp: &TopicPartition, slot_count: u32) -> Slot {
+    // Topic ids are random, but they may be chosen by others one day: mix all 16 bytes (FNV-1a).
+    let mix = |h: u64, b: &u8| (h ^ u64::from(*b)).wrapping_mul(0x0100_0000_01b3);
+    let hash = tp.topic.as_bytes().iter().fold(0xcbf2_9ce4_8422_2325, mix);
+    ((hash.wrapping_add(tp.partition as u64)) % u64::from(slot_count.max(1))) as Slot
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn partitions_of_a_topic_fall_into_different_slots() {
+        let topic = Uuid::from_u128(0x1234);
+        let slots: std::collections::HashSet<_> = (0..64)
+            .map(|partition| slot_of(&TopicPartition { topic, partition }, 1024))
+            .collect();
+        assert_eq!(slots.len(), 64);
+    }
+
+    #[test]
+    fn a_manifest_keeps_what_a_newer_minor_version_added() {
+        let m = Manifest::new(Uuid::from_u128(1), Uuid::from_u128(2), 4);
+        let mut json: serde_json::Value = serde_json::from_slice(&m.encode()).unwrap();
+        json["placement"] = serde_json::json!({"a": 1});
+        let back = Manifest::decode(json.to_string().as_bytes()).unwrap();
+        assert_eq!(back.unknown["placement"]["a"], 1);
+        assert!(String::from_utf8(back.encode()).unwrap().contains("placement"));
+    }
+
+    #[test]
+    fn a_manifest_that_cannot_be_trusted_is_refused_in_words() {
+        let m = Manifest::new(Uuid::from_u128(1), Uuid::from_u128(2), 4);
+        let refused = |f: &dyn Fn(&mut serde_json::Value)| {
+            let mut json: serde_json::Value = serde_json::from_slice(&m.encode()).unwrap();
+            f(&mut json);
+            Manifest::decode(json.to_string().as_bytes()).unwrap_err()
+        };
+        assert!(refused(&|j| j["format"]["major"] = 2.into()).contains("newer version"));
+        assert!(
+            refused(&|j| j["format"]["incompatible"] = serde_json::json!(["x"])).contains("features [x]")
+        );
+        assert!(refused(&|j| j["format"]["kind"] = "dog".into()).contains("'dog'"));
+        assert!(refused(&|j| j["feature_level"] = 99.into()).contains("level is 99"));
+        assert!(refused(&|j| j["slots"][0]["count"] = 3.into()).contains("3 of 4"));
+        assert!(refused(&|j| j["slots"][0]["first"] = 1.into()).contains("slot 0"));
+        assert!(Manifest::decode(b"{").is_err());
+        assert!(Manifest::decode(b"").is_err());
+    }
+}

@@ -1,0 +1,141 @@
+//! Metrics of the engine. Base units; no label has more than a handful of values.
+
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::Registry;
+
+/// Handles to the engine's metrics. Clones share the values.
+#[derive(Clone, Debug)]
+pub(crate) struct LogMetrics {
+    pub(crate) appended_bytes: Counter,
+    pub(crate) appended_batches: Counter,
+    pub(crate) gathering_bytes: Gauge,
+    pub(crate) segments: Counter,
+    pub(crate) segment_bytes: Histogram,
+    pub(crate) queue_seconds: Histogram,
+    pub(crate) put_seconds: Histogram,
+    pub(crate) publish_seconds: Histogram,
+    pub(crate) puts_in_flight: Gauge,
+    pub(crate) tail_bytes: Gauge,
+    pub(crate) tail_reads: Counter,
+    pub(crate) cache_hits: Counter,
+    pub(crate) cache_misses: Counter,
+    pub(crate) cache_bytes: Gauge,
+    pub(crate) corrupt_reads: Counter,
+    pub(crate) checkpoints: Counter,
+    pub(crate) checkpoint_bytes: Gauge,
+    pub(crate) manifest_version: Gauge,
+    pub(crate) partitions: Gauge,
+    pub(crate) recovery_seconds: Gauge<f64, std::sync::atomic::AtomicU64>,
+}
+
+impl LogMetrics {
+    pub(crate) fn register(registry: &mut Registry) -> LogMetrics {
+        let seconds = || Histogram::new(exponential_buckets(0.000_25, 2.0, 18));
+        let m = LogMetrics {
+            appended_bytes: Counter::default(),
+            appended_batches: Counter::default(),
+            gathering_bytes: Gauge::default(),
+            segments: Counter::default(),
+            segment_bytes: Histogram::new(exponential_buckets(1024.0, 2.0, 15)),
+            queue_seconds: seconds(),
+            put_seconds: seconds(),
+            publish_seconds: seconds(),
+            puts_in_flight: Gauge::default(),
+            tail_bytes: Gauge::default(),
+            tail_reads: Counter::default(),
+            cache_hits: Counter::default(),
+            cache_misses: Counter::default(),
+            cache_bytes: Gauge::default(),
+            corrupt_reads: Counter::default(),
+            checkpoints: Counter::default(),
+            checkpoint_bytes: Gauge::default(),
+            manifest_version: Gauge::default(),
+            partitions: Gauge::default(),
+            recovery_seconds: Gauge::default(),
+        };
+        let r = registry.sub_registry_with_prefix("alluvium_log");
+        r.register(
+            "appended_bytes",
+            "Bytes of record batches that got an offset",
+            m.appended_bytes.clone(),
+        );
+        r.register(
+            "appended_batches",
+            "Record batches that got an offset",
+            m.appended_batches.clone(),
+        );
+        r.register(
+            "gathering_bytes",
+            "Bytes in the segment that is being gathered",
+            m.gathering_bytes.clone(),
+        );
+        r.register("segments", "Segments published", m.segments.clone());
+        r.register("segment_bytes", "Size of segments", m.segment_bytes.clone());
+        r.register(
+            "queue_seconds",
+            "From a segment's first append to the start of its write",
+            m.queue_seconds.clone(),
+        );
+        r.register(
+            "put_seconds",
+            "Write of a segment, retries included",
+            m.put_seconds.clone(),
+        );
+        r.register(
+            "publish_seconds",
+            "From a segment's first append to its publication",
+            m.publish_seconds.clone(),
+        );
+        r.register(
+            "puts_in_flight",
+            "Segment writes under way",
+            m.puts_in_flight.clone(),
+        );
+        r.register(
+            "tail_bytes",
+            "Newest segments kept in memory",
+            m.tail_bytes.clone(),
+        );
+        r.register(
+            "tail_reads",
+            "Ranges served from the newest segments in memory",
+            m.tail_reads.clone(),
+        );
+        r.register("cache_hits", "Blocks found in the cache", m.cache_hits.clone());
+        r.register(
+            "cache_misses",
+            "Blocks read from the store",
+            m.cache_misses.clone(),
+        );
+        r.register("cache_bytes", "Blocks kept in the cache", m.cache_bytes.clone());
+        r.register(
+            "corrupt_reads",
+            "Reads whose checksum did not match",
+            m.corrupt_reads.clone(),
+        );
+        r.register("checkpoints", "Checkpoints written", m.checkpoints.clone());
+        r.register(
+            "checkpoint_bytes",
+            "Size of the newest checkpoint",
+            m.checkpoint_bytes.clone(),
+        );
+        r.register(
+            "manifest_version",
+            "Version of the manifest in use",
+            m.manifest_version.clone(),
+        );
+        r.register(
+            "partitions",
+            "Partitions that this broker leads",
+            m.partitions.clone(),
+        );
+        r.register(
+            "recovery_seconds",
+            "Time that taking over and recovering took at start",
+            m.recovery_seconds.clone(),
+        );
+        m
+    }
+}

@@ -1,0 +1,137 @@
+//! Bytes of stored ranges: from the tail, from the block cache, or by ranged GETs from the store.
+//!
+//! Cold reads have a bounded pool of their own and cannot evict the tail. One GET serves all who wait for the
+//! same block.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use moka::future::Cache;
+use object_store::{GetOptions, GetRange};
+use parking_lot::Mutex;
+use tokio::sync::Semaphore;
+
+use super::ReadError;
+use super::tail::TailRing;
+use crate::entry::Place;
+use crate::keys;
+use crate::metrics::LogMetrics;
+use crate::partition::image::StoredRange;
+use crate::store::Store;
+
+/// Bytes of a block.
+const BLOCK: u64 = 1 << 20;
+
+/// Where readers get bytes.
+#[derive(Debug)]
+pub(crate) struct Blocks {
+    store: Store,
+    pub(crate) tail: Mutex<TailRing>,
+    cache: Cache<(Place, u64), Bytes>,
+    cold: Semaphore,
+    metrics: LogMetrics,
+}
+
+impl Blocks {
+    pub(crate) fn new(
+        store: Store,
+        tail: TailRing,
+        cache_bytes: u64,
+        read_concurrency: usize,
+        metrics: LogMetrics,
+    ) -> Blocks {
+        let cache = Cache::builder()
+            .max_capacity(cache_bytes)
+            // Recency, not frequency: a replay reads each block once, and the newest are the next to be read.
+            .eviction_policy(moka::policy::EvictionPolicy::lru())
+            .weigher(|_, block: &Bytes| u32::try_from(block.len()).unwrap_or(u32::MAX))
+            .build();
+        Blocks {
+            store,
+            tail: Mutex::new(tail),
+            cache,
+            cold: Semaphore::new(read_concurrency.max(1)),
+            metrics,
+        }
+    }
+
+    /// The bytes of a range, and whether they came from the store and must be verified.
+    pub(crate) async fn range(&self, r: &StoredRange) -> Result<(Vec<Bytes>, bool), ReadError> {
+        let (from, to) = (u64::from(r.position), u64::from(r.position) + u64::from(r.len));
+        let newest = self.tail.lock().get(r.place);
+        if let Some(segment) = newest {
+            self.metrics.tail_reads.inc();
+            return Ok((segment.slice(from, to), false));
+        }
+        let blocks = from / BLOCK..=(to.max(from + 1) - 1) / BLOCK;
+        let reads = blocks.map(|n| async move { self.block(r.place, n).await.map(|b| (n * BLOCK, b)) });
+        let blocks = futures::future::try_join_all(reads).await?;
+        self.metrics
+            .cache_bytes
+            .set(i64::try_from(self.cache.weighted_size()).unwrap_or(i64::MAX));
+        let mut chunks = Vec::with_capacity(blocks.len());
+        for (at, block) in blocks {
+            let start = from.saturating_sub(at) as usize;
+            let end = ((to - at) as usize).min(block.len());
+            if start > end {
+                return Err(ReadError::Corrupt(format!(
+                    "{:?} is shorter than its index says",
+                    r.place
+                )));
+            }
+            chunks.push(block.slice(start..end));
+        }
+        if chunks.iter().map(Bytes::len).sum::<usize>() as u64 != to - from {
+            return Err(ReadError::Corrupt(format!(
+                "{:?} is shorter than its index says",
+                r.place
+            )));
+        }
+        Ok((chunks, true))
+    }
+
+    async fn block(&self, place: Place, n: u64) -> Result<Bytes, ReadError> {
+        let key = (place, n);
+        if let Some(block) = self.cache.get(&key).await {
+            self.metrics.cache_hits.inc();
+            return Ok(block);
+        }
+        let read = async {
+            self.metrics.cache_misses.inc();
+            let _permit = self
+                .cold
+                .acquire()
+                .await
+                .map_err(|e| ReadError::Store(e.to_string()))?;
+            self.get(place, n).await
+        };
+        self.cache
+            .try_get_with(key, read)
+            .await
+            .map_err(|e: Arc<ReadError>| (*e).clone())
+    }
+
+    async fn get(&self, place: Place, n: u64) -> Result<Bytes, ReadError> {
+        let key = self.store.key(&keys::segment(place.incarnation, place.seq));
+        let range = Some(GetRange::Bounded(n * BLOCK..(n + 1) * BLOCK));
+        let options = GetOptions {
+            range,
+            ..GetOptions::default()
+        };
+        let got = async { self.store.bulk.get_opts(&key, options).await?.bytes().await };
+        match got.await {
+            Ok(bytes) => Ok(bytes),
+            Err(object_store::Error::NotFound { .. }) => Err(ReadError::Corrupt(format!("{key} is gone"))),
+            Err(e) => Err(ReadError::Store(e.to_string())),
+        }
+    }
+
+    /// Drops what the cache holds of a range: its checksum did not match.
+    pub(crate) async fn forget(&self, r: &StoredRange) {
+        self.metrics.corrupt_reads.inc();
+        let (from, to) = (u64::from(r.position), u64::from(r.position) + u64::from(r.len));
+        for n in from / BLOCK..=(to.max(from + 1) - 1) / BLOCK {
+            self.cache.invalidate(&(r.place, n)).await;
+        }
+    }
+}

@@ -1,0 +1,317 @@
+//! The read path: plan under a short lock, then fetch bytes from the tail, the cache or the store.
+
+pub(crate) mod blocks;
+pub(crate) mod tail;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::batch::{BatchError, BatchView, ChunkCursor, RecordBatch, slice_chunks};
+use crate::partition::image::{PartitionImage, StoredRange};
+use crate::{Offset, Partition, Watermarks};
+use blocks::Blocks;
+
+/// Ranges that one read takes at most.
+const RANGES_PER_READ: usize = 256;
+/// A batch is opened for a lookup by time up to this size.
+const LOOKUP_BYTES: usize = 256 << 20;
+
+/// Which records a reader may see (KIP-98).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Isolation {
+    /// Everything published.
+    ReadUncommitted,
+    /// Up to the last stable offset.
+    ReadCommitted,
+}
+
+/// Whole batches in order.
+#[derive(Clone, Debug)]
+pub struct ReadResult {
+    /// Offsets as of the plan.
+    pub watermarks: Watermarks,
+    /// Pieces to be sent one after the other; a batch may span several.
+    pub chunks: Vec<Bytes>,
+    /// Sum of their lengths.
+    pub bytes: usize,
+    /// Aborted transactions as (producer id, first offset); only for `ReadCommitted`.
+    pub aborted: Vec<(i64, Offset)>,
+}
+
+/// Why a read fails.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ReadError {
+    /// The topic was deleted, the partition moved, or this broker lost its lease.
+    #[error("this broker does not lead the partition")]
+    NotLeader,
+    /// Outside what the log holds.
+    #[error("offset {offset} is outside {log_start}..={end}")]
+    OffsetOutOfRange {
+        /// As asked for.
+        offset: Offset,
+        /// Log start.
+        log_start: Offset,
+        /// High watermark.
+        end: Offset,
+    },
+    /// The store cannot be reached now.
+    #[error("the store cannot be read now: {0}")]
+    Store(String),
+    /// Stored bytes are damaged, also when read again.
+    #[error("stored bytes are damaged: {0}")]
+    Corrupt(String),
+}
+
+/// What to look an offset up by (ListOffsets).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OffsetLookup {
+    /// The end, as far as the isolation level sees it.
+    Latest(Isolation),
+    /// The log start.
+    Earliest,
+    /// The record with the greatest timestamp (KIP-734).
+    MaxTimestamp,
+    /// The first record whose timestamp (ms) is not below this.
+    Timestamp(i64),
+}
+
+/// An offset that was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FoundOffset {
+    /// The offset.
+    pub offset: Offset,
+    /// Timestamp (ms) of the record there; -1 where none was asked for.
+    pub timestamp: i64,
+    /// Leader epoch under which the offset was given, or -1.
+    pub leader_epoch: i32,
+}
+
+/// Ranges that hold `offset` and what follows, until they are at least `max_bytes`.
+fn plan(image: &PartitionImage, offset: Offset, end: Offset, max_bytes: usize) -> Vec<StoredRange> {
+    let mut bytes = 0usize;
+    let mut ranges = vec![];
+    for r in image.ranges.range(image.range_from(offset)..) {
+        if r.base_offset >= end || bytes >= max_bytes.max(1) || ranges.len() == RANGES_PER_READ {
+            break;
+        }
+        // The first range may be entered in the middle: it alone does not tell how much there is.
+        if !ranges.is_empty() || r.base_offset >= offset {
+            bytes += r.len as usize;
+        }
+        ranges.push(*r);
+    }
+    ranges
+}
+
+/// Walks the batches of `chunks`; damaged headers are an error in words.
+fn walk(
+    chunks: &[Bytes],
+    verify: bool,
+    mut each: impl FnMut(&BatchView) -> Result<bool, BatchError>,
+) -> Result<(), BatchError> {
+    let mut cursor = ChunkCursor::new(chunks);
+    while let Some(view) = cursor.next_batch() {
+        let view = view?;
+        if verify {
+            view.verify(chunks)?;
+        }
+        if !each(&view)? {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Cuts what a reader gets out of one range: batches from the one that holds `offset` on, below `end`, up to
+/// `room` bytes, but at least one if `at_least_one`.
+fn cut(
+    chunks: &[Bytes],
+    verify: bool,
+    offset: Offset,
+    end: Offset,
+    room: usize,
+    at_least_one: bool,
+) -> Result<(Vec<Bytes>, bool), BatchError> {
+    let (mut from, mut to, mut full) = (None, 0, false);
+    walk(chunks, verify, |b| {
+        if b.header.last_offset() < offset {
+            return Ok(true);
+        }
+        if b.header.base_offset >= end {
+            full = true;
+            return Ok(false);
+        }
+        let start = *from.get_or_insert(b.start);
+        let first = b.start == start && at_least_one;
+        if b.start + b.len - start > room && !first {
+            if b.start == start {
+                from = None;
+            }
+            full = true;
+            return Ok(false);
+        }
+        to = b.start + b.len;
+        Ok(true)
+    })?;
+    Ok((
+        from.map_or_else(Vec::new, |from| slice_chunks(chunks, from..to)),
+        full,
+    ))
+}
+
+/// Reads whole batches from the one that holds `offset` on.
+pub(crate) async fn read(
+    blocks: &Blocks,
+    partition: &Partition,
+    offset: Offset,
+    max_bytes: usize,
+    isolation: Isolation,
+) -> Result<ReadResult, ReadError> {
+    let (watermarks, ranges, end) = {
+        let image = partition.published.lock();
+        let end = partition.check_offset(&image, offset, isolation)?;
+        (
+            partition.watermarks_of(&image),
+            plan(&image, offset, end, max_bytes),
+            end,
+        )
+    };
+    let mut result = ReadResult {
+        watermarks,
+        chunks: vec![],
+        bytes: 0,
+        aborted: vec![],
+    };
+    for r in ranges {
+        let read = blocks.range(&r).await;
+        let cutting = read.and_then(|(chunks, verify)| {
+            let room = max_bytes.saturating_sub(result.bytes);
+            cut(&chunks, verify, offset, end, room, result.bytes == 0)
+                .map_err(|e| ReadError::Corrupt(format!("{:?}: {e}", r.place)))
+        });
+        let (chunks, full) = match cutting {
+            Ok(cut) => cut,
+            // What was read so far is good; the reader will ask again from here.
+            Err(_) if result.bytes > 0 => break,
+            Err(ReadError::Corrupt(what)) => {
+                blocks.forget(&r).await;
+                tracing::warn!(what, "a checksum does not match; reading the range again");
+                let (chunks, verify) = blocks.range(&r).await?;
+                cut(&chunks, verify, offset, end, max_bytes, true).map_err(|e| {
+                    let what = format!("{e} at offset {} in {:?}", r.base_offset, r.place);
+                    tracing::error!(what, "stored bytes are damaged");
+                    ReadError::Corrupt(what)
+                })?
+            }
+            Err(e) => return Err(e),
+        };
+        result.bytes += chunks.iter().map(Bytes::len).sum::<usize>();
+        result.chunks.extend(chunks);
+        if full {
+            break;
+        }
+    }
+    Ok(result)
+}
+
+/// Looks up an offset.
+pub(crate) async fn lookup(
+    blocks: &Blocks,
+    partition: &Arc<Partition>,
+    what: OffsetLookup,
+) -> Result<Option<FoundOffset>, ReadError> {
+    if partition.is_gone() {
+        return Err(ReadError::NotLeader);
+    }
+    let (range, at_least) = {
+        let image = partition.published.lock();
+        let w = partition.watermarks_of(&image);
+        let bare = |offset| {
+            let epoch = image.state.epoch_of(offset);
+            let leader_epoch = if offset >= w.high_watermark {
+                w.leader_epoch
+            } else {
+                epoch
+            };
+            Ok(Some(FoundOffset {
+                offset,
+                timestamp: -1,
+                leader_epoch,
+            }))
+        };
+        match what {
+            OffsetLookup::Latest(Isolation::ReadUncommitted) => return bare(w.high_watermark),
+            OffsetLookup::Latest(Isolation::ReadCommitted) => return bare(w.last_stable_offset),
+            OffsetLookup::Earliest => return bare(w.log_start_offset),
+            OffsetLookup::Timestamp(t) => (image.ranges.iter().find(|r| r.max_timestamp >= t).copied(), t),
+            OffsetLookup::MaxTimestamp => {
+                // The first of equals, as Kafka: strictly greater replaces.
+                let newest = image
+                    .ranges
+                    .iter()
+                    .fold(None::<&StoredRange>, |best, r| match best {
+                        Some(b) if b.max_timestamp >= r.max_timestamp => Some(b),
+                        _ => Some(r),
+                    });
+                (newest.copied(), newest.map_or(-1, |r| r.max_timestamp))
+            }
+        }
+    };
+    let Some(range) = range.filter(|r| r.max_timestamp >= 0 || at_least < 0) else {
+        return Ok(None);
+    };
+    let mut from = range;
+    let log_start = partition.watermarks().log_start_offset;
+    loop {
+        let (chunks, verify) = blocks.range(&from).await?;
+        match first_at_or_after(&chunks, verify, at_least, log_start) {
+            Ok(Some((offset, timestamp))) => {
+                let leader_epoch = partition.published.lock().state.epoch_of(offset);
+                return Ok(Some(FoundOffset {
+                    offset,
+                    timestamp,
+                    leader_epoch,
+                }));
+            }
+            // All that match lie below the log start: go on with the next range.
+            Ok(None) => {
+                let image = partition.published.lock();
+                let rest = image.ranges.range(image.range_from(from.last_offset + 1)..);
+                match rest.copied().find(|r| r.max_timestamp >= at_least) {
+                    Some(next) => from = next,
+                    None => return Ok(None),
+                }
+            }
+            Err(e) => {
+                blocks.forget(&from).await;
+                return Err(ReadError::Corrupt(format!("{e} in {:?}", from.place)));
+            }
+        }
+    }
+}
+
+/// Offset and timestamp of the first record at or above `log_start` whose timestamp is not below `at_least`.
+fn first_at_or_after(
+    chunks: &[Bytes],
+    verify: bool,
+    at_least: i64,
+    log_start: Offset,
+) -> Result<Option<(Offset, i64)>, BatchError> {
+    let mut found = None;
+    walk(chunks, verify, |b| {
+        if b.header.max_timestamp < at_least || b.header.last_offset() < log_start {
+            return Ok(true);
+        }
+        let batch: RecordBatch = b.to_batch(chunks)?;
+        for record in &batch.records(LOOKUP_BYTES)? {
+            let record = record?;
+            if record.timestamp >= at_least && record.offset >= log_start {
+                found = Some((record.offset, record.timestamp));
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    })?;
+    Ok(found)
+}

@@ -1,0 +1,235 @@
+//! When a segment is closed and written: the pure part.
+//!
+//! A segment goes when it is full, or when fewer than `puts_in_flight` writes are under way, the request
+//! budget lasts, and either nothing arrived for [`QUIET`] or the oldest append has waited `interval`. A full
+//! segment costs no token, so the budget bounds the bill of a trickle and never slows a load. `puts_in_flight` is a limit of small
+//! segments; full ones may use twice as many, and beyond that appends gather (memory is bounded elsewhere).
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// A pause in arrivals after which waiting longer gathers nothing.
+pub const QUIET: Duration = Duration::from_millis(2);
+/// A segment of this size costs no token.
+const FREE_BYTES: f64 = 3.5 * 1024.0 * 1024.0;
+
+/// Settings of the policy.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct FlushPolicy {
+    /// A segment of this many bytes goes at once.
+    pub bytes: usize,
+    /// The oldest append waits at most this long while the budget lasts.
+    pub interval: Duration,
+    /// Writes under way at once.
+    pub puts_in_flight: usize,
+    /// Tokens per second; 0 means there is no budget.
+    pub tokens_per_second: f64,
+    /// Tokens that gather at most.
+    pub token_burst: f64,
+}
+
+/// The request budget: a token bucket.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Tokens {
+    held: f64,
+    as_of: Instant,
+}
+
+/// What is known of the segment that gathers.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Gathering {
+    /// Its bytes.
+    pub bytes: usize,
+    /// When its first append came.
+    pub oldest: Instant,
+    /// When its newest append came.
+    pub newest: Instant,
+}
+
+/// What to do.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum FlushDecision {
+    /// Close it and write it.
+    Now,
+    /// Look again then, or when something arrives or a write ends.
+    At(Instant),
+    /// Look again when something arrives or a write ends.
+    WhenWriteEnds,
+}
+
+impl Tokens {
+    /// A full bucket.
+    pub fn full(policy: &FlushPolicy, now: Instant) -> Tokens {
+        Tokens {
+            held: policy.token_burst,
+            as_of: now,
+        }
+    }
+
+    fn refill(&mut self, policy: &FlushPolicy, now: Instant) {
+        let passed = now.saturating_duration_since(self.as_of).as_secs_f64();
+        self.held = (self.held + passed * policy.tokens_per_second).min(policy.token_burst);
+        self.as_of = now;
+    }
+
+    /// Pays for a segment.
+    pub fn spend(&mut self, policy: &FlushPolicy, bytes: usize, now: Instant) {
+        self.refill(policy, now);
+        if policy.tokens_per_second > 0.0 {
+            self.held = (self.held - cost(bytes)).max(0.0);
+        }
+    }
+}
+
+/// Tokens that a segment of `bytes` costs.
+fn cost(bytes: usize) -> f64 {
+    (1.0 - bytes as f64 / FREE_BYTES).max(0.0)
+}
+
+impl FlushPolicy {
+    /// Decides about the gathering segment.
+    pub fn decide(
+        &self,
+        gathering: Gathering,
+        in_flight: usize,
+        tokens: Tokens,
+        now: Instant,
+    ) -> FlushDecision {
+        let full = gathering.bytes >= self.bytes;
+        if full && in_flight < self.puts_in_flight * 2 {
+            return FlushDecision::Now;
+        }
+        if in_flight >= self.puts_in_flight {
+            return FlushDecision::WhenWriteEnds;
+        }
+        let due = (gathering.newest + QUIET).min(gathering.oldest + self.interval);
+        let due = due.max(self.token_at(tokens, cost(gathering.bytes), now));
+        if due <= now {
+            FlushDecision::Now
+        } else {
+            FlushDecision::At(due)
+        }
+    }
+
+    /// When `cost` tokens will be there.
+    fn token_at(&self, tokens: Tokens, cost: f64, now: Instant) -> Instant {
+        if self.tokens_per_second <= 0.0 {
+            return now;
+        }
+        let mut tokens = tokens;
+        tokens.refill(self, now);
+        // A burst below one token must not wait for ever.
+        let missing = cost.min(self.token_burst) - tokens.held;
+        // Round up to whole milliseconds: a timer that fires early would only look again.
+        let wait = (missing.max(0.0) / self.tokens_per_second * 1000.0).ceil();
+        now + Duration::from_millis(wait.min(3_600_000.0) as u64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const S3: FlushPolicy = FlushPolicy {
+        bytes: 4 << 20,
+        interval: Duration::from_millis(80),
+        puts_in_flight: 8,
+        tokens_per_second: 4.0,
+        token_burst: 240.0,
+    };
+    const EMBEDDED: FlushPolicy = FlushPolicy {
+        interval: Duration::ZERO,
+        puts_in_flight: 1,
+        tokens_per_second: 0.0,
+        token_burst: 0.0,
+        ..S3
+    };
+
+    fn ms(n: u64) -> Duration {
+        Duration::from_millis(n)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_full_segment_goes_at_once_and_a_small_one_when_it_is_quiet_or_due() {
+        let t0 = Instant::now();
+        let full = Tokens::full(&S3, t0);
+        let g = |bytes, oldest, newest| Gathering {
+            bytes,
+            oldest: t0 + ms(oldest),
+            newest: t0 + ms(newest),
+        };
+        assert_eq!(S3.decide(g(4 << 20, 0, 0), 7, full, t0), FlushDecision::Now);
+        assert_eq!(S3.decide(g(4 << 20, 0, 0), 15, full, t0), FlushDecision::Now);
+        assert_eq!(
+            S3.decide(g(4 << 20, 0, 0), 16, full, t0),
+            FlushDecision::WhenWriteEnds
+        );
+        assert_eq!(
+            S3.decide(g(100, 0, 0), 0, full, t0),
+            FlushDecision::At(t0 + ms(2))
+        );
+        assert_eq!(S3.decide(g(100, 0, 0), 0, full, t0 + ms(2)), FlushDecision::Now);
+        assert_eq!(
+            S3.decide(g(100, 0, 79), 0, full, t0 + ms(79)),
+            FlushDecision::At(t0 + ms(80))
+        );
+        assert_eq!(S3.decide(g(100, 0, 80), 0, full, t0 + ms(80)), FlushDecision::Now);
+        assert_eq!(
+            S3.decide(g(100, 0, 0), 8, full, t0 + ms(500)),
+            FlushDecision::WhenWriteEnds
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn embedded_flushes_at_once_when_idle_and_gathers_behind_a_write() {
+        let t0 = Instant::now();
+        let g = Gathering {
+            bytes: 100,
+            oldest: t0,
+            newest: t0,
+        };
+        let none = Tokens::full(&EMBEDDED, t0);
+        assert_eq!(EMBEDDED.decide(g, 0, none, t0), FlushDecision::Now);
+        assert_eq!(EMBEDDED.decide(g, 1, none, t0), FlushDecision::WhenWriteEnds);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_trickle_is_held_to_the_budget_and_a_load_is_not() {
+        // One small append every 10 ms for an hour of virtual time.
+        let (t0, mut flushed, mut tokens) = (Instant::now(), 0u32, Tokens::full(&S3, Instant::now()));
+        let mut gathering: Option<Gathering> = None;
+        for tick in 0..360_000u64 {
+            let now = t0 + ms(tick * 10);
+            let g = gathering.get_or_insert(Gathering {
+                bytes: 0,
+                oldest: now,
+                newest: now,
+            });
+            g.bytes += 100;
+            g.newest = now;
+            if S3.decide(*g, 0, tokens, now + ms(2)) == FlushDecision::Now {
+                tokens.spend(&S3, g.bytes, now + ms(2));
+                gathering = None;
+                flushed += 1;
+            }
+        }
+        assert!(
+            (14_000..=14_700).contains(&flushed),
+            "4 a second and the burst: {flushed}"
+        );
+        let mut tokens = Tokens { held: 0.0, as_of: t0 };
+        tokens.spend(&S3, 4 << 20, t0);
+        assert_eq!(tokens.held, 0.0);
+        let g = Gathering {
+            bytes: 3_700_000,
+            oldest: t0,
+            newest: t0,
+        };
+        assert_eq!(
+            S3.decide(g, 0, tokens, t0 + ms(2)),
+            FlushDecision::Now,
+            "a nearly full one needs no token"
+        );
+    }
+}

@@ -1,0 +1,537 @@
+//! This broker's stream: gathers appends, writes segments in parallel, publishes them in order.
+//!
+//! One lock guards what is assigned, one task closes and publishes segments, and each write runs on a task of
+//! its own that a dropped request cannot cancel. Nothing is acknowledged, shown to a reader or put into a
+//! checkpoint before its segment and all before it are durable (invariants 1, 2 and 9).
+
+pub mod flush;
+pub mod window;
+pub(crate) mod writer;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use hashbrown::HashMap;
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use crate::batch::RecordBatch;
+use crate::clock::Clock;
+use crate::entry::{Entry, Place};
+use crate::format::segment::{Seal, SegmentHeader, encode_seal, read_header};
+use crate::keys;
+use crate::log::{AppendError, Appended, PendingAppend};
+use crate::metrics::LogMetrics;
+use crate::partition::state::{Verdict, producer_of};
+use crate::read::blocks::Blocks;
+use crate::store::Store;
+use crate::store::conditional::{self, CreateOutcome, Patience};
+use crate::{Incarnation, Offset, Partition, Seq, TopicPartition};
+use flush::{FlushDecision, FlushPolicy, Gathering, Tokens};
+use window::Window;
+use writer::{AssignedBatch, SegmentBytes};
+
+pub use writer::batch_entry;
+
+/// Partitions that this broker leads.
+pub(crate) type Partitions = RwLock<HashMap<TopicPartition, Arc<Partition>>>;
+
+/// What became of a segment, for all who wait for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Fate {
+    Pending,
+    Published,
+    Failed(AppendError),
+}
+
+/// Whether appends are taken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Status {
+    Open,
+    Stopping,
+    Fenced,
+}
+
+/// The segment that gathers appends.
+#[derive(Debug)]
+struct Open {
+    batches: Vec<AssignedBatch>,
+    others: Vec<Entry>,
+    gathering: Gathering,
+    fate: watch::Sender<Fate>,
+}
+
+#[derive(Debug)]
+struct Assigning {
+    status: Status,
+    open: Option<Open>,
+    /// Fate of the newest segment that holds anything assigned.
+    newest: Option<watch::Receiver<Fate>>,
+}
+
+/// A segment that is being written or waits for those before it.
+#[derive(Debug)]
+struct Written {
+    entries: Vec<Entry>,
+    bytes: Arc<SegmentBytes>,
+    fate: watch::Sender<Fate>,
+    oldest: Instant,
+}
+
+/// The stream of this broker start.
+#[derive(Debug)]
+pub(crate) struct Stream {
+    pub(crate) store: Store,
+    pub(crate) cluster: Uuid,
+    pub(crate) incarnation: Incarnation,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) partitions: Partitions,
+    pub(crate) blocks: Blocks,
+    pub(crate) metrics: LogMetrics,
+    policy: FlushPolicy,
+    assigning: Mutex<Assigning>,
+    wake: Notify,
+    /// First seq that is not published. Held while a segment is being published, so that a snapshot taken under
+    /// it is as of one position of the stream.
+    pub(crate) published_next: Mutex<Seq>,
+    /// `next + 1` of the newest durable checkpoint; 0 before the first.
+    pub(crate) checkpoint_next: AtomicU64,
+    pub(crate) manifest_version: AtomicU64,
+    /// Why this stream was lost.
+    fenced: watch::Sender<Option<String>>,
+    /// When a write or manifest read that proved ownership was started; see `Log::leased`.
+    pub(crate) proven: Mutex<Instant>,
+}
+
+impl Stream {
+    #[allow(clippy::too_many_arguments)] // Everything that one start of a broker is made of, named once.
+    pub(crate) fn new(
+        store: Store,
+        cluster: Uuid,
+        incarnation: Incarnation,
+        clock: Arc<dyn Clock>,
+        partitions: HashMap<TopicPartition, Arc<Partition>>,
+        blocks: Blocks,
+        metrics: LogMetrics,
+        policy: FlushPolicy,
+    ) -> Stream {
+        metrics.partitions.set(partitions.len() as i64);
+        Stream {
+            store,
+            cluster,
+            incarnation,
+            clock,
+            partitions: RwLock::new(partitions),
+            blocks,
+            metrics,
+            policy,
+            assigning: Mutex::new(Assigning {
+                status: Status::Open,
+                open: None,
+                newest: None,
+            }),
+            wake: Notify::new(),
+            published_next: Mutex::new(0),
+            checkpoint_next: AtomicU64::new(0),
+            manifest_version: AtomicU64::new(0),
+            fenced: watch::Sender::new(None),
+            proven: Mutex::new(Instant::now()),
+        }
+    }
+
+    /// Decides about a batch and, if it may be appended, gives it its offsets: in call order, without waiting.
+    pub(crate) fn append(
+        &self,
+        partition: &Arc<Partition>,
+        mut batch: RecordBatch,
+        log_append_time: bool,
+    ) -> Result<PendingAppend, AppendError> {
+        let now_ms = self.clock.now_ms();
+        if log_append_time {
+            // Outside the lock, since it sums the batch. Time never goes back in a partition.
+            let time = now_ms.max(partition.assigned.lock().append_time_ms);
+            batch = batch.with_log_append_time(time);
+        }
+        let len = batch.len();
+        let mut assigning = self.assigning.lock();
+        assigning.check_open()?;
+        if partition.is_gone() {
+            return Err(AppendError::UnknownPartition);
+        }
+        let mut state = partition.assigned.lock();
+        let log_start_offset = state.log_start;
+        let base_offset = match state.check(producer_of(batch.header())) {
+            Verdict::Append => state.end,
+            Verdict::Reject(e) => return Err(e),
+            Verdict::Duplicate(original) => {
+                // Answered when the original publishes. Segments publish in order, so the newest will do.
+                let appended = Appended {
+                    base_offset: original.base_offset,
+                    append_time_ms: if log_append_time {
+                        original.max_timestamp
+                    } else {
+                        -1
+                    },
+                    log_start_offset,
+                };
+                return Ok(PendingAppend::new(appended, assigning.newest.clone()));
+            }
+        };
+        if log_append_time && state.append_time_ms > batch.header().max_timestamp {
+            batch = batch.with_log_append_time(state.append_time_ms);
+        }
+        let append_time_ms = now_ms.max(state.append_time_ms);
+        let leader_epoch = partition.leader_epoch();
+        let entry = batch_entry(batch.header(), base_offset);
+        state
+            .apply_batch(partition.id(), leader_epoch, append_time_ms, &entry)
+            .map_err(|misfit| {
+                tracing::error!(%misfit, "an append does not fit the state that allowed it");
+                AppendError::NotLeader
+            })?;
+        drop(state);
+        let appended = Appended {
+            base_offset,
+            append_time_ms: if log_append_time {
+                batch.header().max_timestamp
+            } else {
+                -1
+            },
+            log_start_offset,
+        };
+        let tp = partition.id();
+        let pending = assigning.add(len, &self.wake, &self.policy, |open| {
+            open.batches.push(AssignedBatch {
+                partition: tp,
+                leader_epoch,
+                base_offset,
+                append_time_ms,
+                batch,
+            });
+        });
+        self.metrics
+            .gathering_bytes
+            .set(assigning.open.as_ref().map_or(0, |o| o.gathering.bytes as i64));
+        drop(assigning);
+        self.metrics.appended_bytes.inc_by(len as u64);
+        self.metrics.appended_batches.inc();
+        Ok(PendingAppend::new(appended, Some(pending)))
+    }
+
+    /// Adds a log-start entry. Answers at once if the log start is there already.
+    pub(crate) fn advance_log_start(
+        &self,
+        partition: &Arc<Partition>,
+        to: Offset,
+    ) -> Result<Option<watch::Receiver<Fate>>, AppendError> {
+        let mut assigning = self.assigning.lock();
+        assigning.check_open()?;
+        let mut state = partition.assigned.lock();
+        // Only what readers have been shown may be dropped.
+        let to = to.min(partition.watermarks().high_watermark);
+        if to <= state.log_start {
+            return Ok(assigning.newest.clone());
+        }
+        let entry = Entry::LogStart {
+            partition: partition.id(),
+            leader_epoch: partition.leader_epoch(),
+            offset: to,
+        };
+        state.apply(&entry).map_err(|misfit| {
+            tracing::error!(%misfit, "a log start does not fit");
+            AppendError::NotLeader
+        })?;
+        drop(state);
+        Ok(Some(assigning.add(64, &self.wake, &self.policy, |open| {
+            open.others.push(entry)
+        })))
+    }
+
+    /// Closes and publishes segments until the stream is stopped or fenced.
+    pub(crate) async fn run(self: Arc<Stream>) {
+        let (outcomes, mut landed) = mpsc::unbounded_channel();
+        let mut window: Window<Written> = Window::new(0);
+        let mut tokens = Tokens::full(&self.policy, Instant::now());
+        loop {
+            let wait = loop {
+                match self.decide(&window, tokens) {
+                    None => break None,
+                    Some(FlushDecision::WhenWriteEnds) => break None,
+                    Some(FlushDecision::At(t)) => break Some(t),
+                    Some(FlushDecision::Now) => self.flush(&mut window, &mut tokens, &outcomes),
+                }
+            };
+            if window.is_empty() && wait.is_none() && self.finished() {
+                return;
+            }
+            let timer = async {
+                match wait {
+                    Some(t) => tokio::time::sleep_until(t).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = self.wake.notified() => {}
+                () = timer => {}
+                Some((seq, started, outcome)) = landed.recv() => match outcome {
+                    CreateOutcome::Committed => {
+                        self.prove(started);
+                        for written in window.durable(seq) {
+                            self.publish(written);
+                        }
+                    }
+                    CreateOutcome::Lost(found) => {
+                        self.fence(&self.who_is_there(seq, &found));
+                    }
+                    // Not with `Patience::Forever`.
+                    CreateOutcome::Unknown(why) => self.fence(&format!("a write was given up: {why}")),
+                },
+            }
+            self.metrics.puts_in_flight.set(window.in_flight() as i64);
+            if self.is_fenced() {
+                self.fail_all(&mut window);
+                return;
+            }
+        }
+    }
+
+    fn decide(&self, window: &Window<Written>, tokens: Tokens) -> Option<FlushDecision> {
+        let assigning = self.assigning.lock();
+        let open = assigning.open.as_ref()?;
+        if assigning.status == Status::Stopping {
+            return Some(FlushDecision::Now);
+        }
+        Some(
+            self.policy
+                .decide(open.gathering, window.in_flight(), tokens, Instant::now()),
+        )
+    }
+
+    fn finished(&self) -> bool {
+        let assigning = self.assigning.lock();
+        assigning.status == Status::Stopping && assigning.open.is_none()
+    }
+
+    fn flush(
+        self: &Arc<Stream>,
+        window: &mut Window<Written>,
+        tokens: &mut Tokens,
+        outcomes: &mpsc::UnboundedSender<(Seq, Instant, CreateOutcome)>,
+    ) {
+        let Some(open) = self.assigning.lock().open.take() else {
+            return;
+        };
+        self.metrics.gathering_bytes.set(0);
+        let (seq, nonce, now) = (window.next_seq(), Uuid::new_v4(), Instant::now());
+        let header = self.header(seq, nonce, window.published_next(), None);
+        let built = writer::build(header, self.cluster, open.batches, open.others);
+        tokens.spend(&self.policy, built.bytes.len() as usize, now);
+        let oldest = open.gathering.oldest;
+        self.metrics.segment_bytes.observe(built.bytes.len() as f64);
+        self.metrics.queue_seconds.observe((now - oldest).as_secs_f64());
+        let bytes = Arc::new(built.bytes);
+        window.push(Written {
+            entries: built.entries,
+            bytes: bytes.clone(),
+            fate: open.fate,
+            oldest,
+        });
+        let (stream, outcomes) = (self.clone(), outcomes.clone());
+        tokio::spawn(async move {
+            let outcome = stream.create(seq, nonce, bytes.chunks().cloned().collect()).await;
+            stream.metrics.put_seconds.observe(now.elapsed().as_secs_f64());
+            // Nobody listens once the stream has ended.
+            let _ = outcomes.send((seq, now, outcome));
+        });
+    }
+
+    fn header(&self, seq: Seq, nonce: Uuid, committed_next: Seq, seal: Option<Seal>) -> SegmentHeader {
+        SegmentHeader {
+            incarnation: self.incarnation,
+            seq,
+            nonce,
+            manifest_version: self.manifest_version.load(Ordering::Relaxed),
+            checkpoint_next: self.checkpoint_next.load(Ordering::Relaxed).checked_sub(1),
+            committed_next,
+            written_ms: self.clock.now_ms(),
+            seal,
+        }
+    }
+
+    async fn create(&self, seq: Seq, nonce: Uuid, payload: object_store::PutPayload) -> CreateOutcome {
+        let key = self.store.key(&keys::segment(self.incarnation, seq));
+        let is_mine = |found: &Bytes| read_header(found, Some(self.cluster)).is_ok_and(|h| h.nonce == nonce);
+        conditional::create(&self.store, &key, payload, is_mine, Patience::Forever).await
+    }
+
+    /// Makes a durable segment visible. The tail comes first, so that who sees the range finds its bytes there.
+    fn publish(&self, written: Written) {
+        let mut next = self.published_next.lock();
+        let place = Place {
+            incarnation: self.incarnation,
+            seq: *next,
+        };
+        {
+            let mut tail = self.blocks.tail.lock();
+            tail.push(place.seq, written.bytes);
+            self.metrics.tail_bytes.set(tail.bytes() as i64);
+        }
+        let mut touched = Vec::with_capacity(written.entries.len());
+        {
+            let partitions = self.partitions.read();
+            for e in &written.entries {
+                // A partition that is gone has no state any more.
+                let Some(p) = partitions.get(&e.scope().0) else {
+                    continue;
+                };
+                if let Err(misfit) = p.published.lock().apply(e, place) {
+                    tracing::error!(%misfit, "a published entry does not fit");
+                }
+                touched.push(p.clone());
+            }
+        }
+        *next += 1;
+        drop(next);
+        touched.iter().for_each(|p| p.wake());
+        self.metrics.segments.inc();
+        self.metrics
+            .publish_seconds
+            .observe(written.oldest.elapsed().as_secs_f64());
+        written.fate.send_replace(Fate::Published);
+    }
+
+    fn fail_all(&self, window: &mut Window<Written>) {
+        for written in window.fail() {
+            written.fate.send_replace(Fate::Failed(AppendError::NotLeader));
+        }
+        if let Some(open) = self.assigning.lock().open.take() {
+            open.fate.send_replace(Fate::Failed(AppendError::NotLeader));
+        }
+    }
+
+    /// Takes no more appends and lets the task end once everything is published.
+    pub(crate) fn stop(&self) {
+        let mut assigning = self.assigning.lock();
+        if assigning.status == Status::Open {
+            assigning.status = Status::Stopping;
+        }
+        drop(assigning);
+        self.wake.notify_one();
+    }
+
+    /// This stream belongs to somebody else now. Terminal: nothing is written or deleted any more.
+    pub(crate) fn fence(&self, why: &str) {
+        self.assigning.lock().status = Status::Fenced;
+        self.fenced.send_if_modified(|f| {
+            let first = f.is_none();
+            if first {
+                *f = Some(why.to_owned());
+            }
+            first
+        });
+        self.partitions.read().values().for_each(|p| p.leave());
+        self.wake.notify_one();
+    }
+
+    pub(crate) fn is_fenced(&self) -> bool {
+        self.fenced.borrow().is_some()
+    }
+
+    /// Resolves, with the reason, when the stream is lost.
+    pub(crate) async fn fenced(&self) -> String {
+        let mut fenced = self.fenced.subscribe();
+        loop {
+            if let Some(why) = fenced.borrow_and_update().clone() {
+                return why;
+            }
+            if fenced.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    fn who_is_there(&self, seq: Seq, found: &Bytes) -> String {
+        let key = keys::segment(self.incarnation, seq);
+        match read_header(found, Some(self.cluster)) {
+            Ok(SegmentHeader { seal: Some(s), .. }) => format!(
+                "this broker's stream was sealed at {key} by incarnation {} (node.id {}): {}",
+                s.taker, s.taker_node, s.reason
+            ),
+            Ok(_) => format!("{key} holds a segment that this broker did not write"),
+            Err(e) => format!("{key} holds something else: {e}"),
+        }
+    }
+
+    /// Ends the stream after a graceful stop: the next broker need not wait for anything.
+    pub(crate) async fn seal_itself(&self, node_id: i32) {
+        let seq = *self.published_next.lock();
+        let nonce = Uuid::new_v4();
+        let seal = Seal {
+            taker: self.incarnation,
+            taker_node: node_id,
+            reason: "stopped gracefully".into(),
+        };
+        let bytes = encode_seal(&self.header(seq, nonce, seq, Some(seal)), self.cluster);
+        let key = self.store.key(&keys::segment(self.incarnation, seq));
+        let is_mine = |found: &Bytes| read_header(found, Some(self.cluster)).is_ok_and(|h| h.nonce == nonce);
+        let patience = Patience::For(Duration::from_secs(10));
+        match conditional::create(&self.store, &key, bytes.into(), is_mine, patience).await {
+            CreateOutcome::Committed => {}
+            CreateOutcome::Lost(found) => tracing::info!("{}", self.who_is_there(seq, &found)),
+            CreateOutcome::Unknown(why) => tracing::warn!(why, "the stream was left without a seal"),
+        }
+    }
+
+    /// Something that only a stream's owner can do succeeded; it was started at `started`.
+    pub(crate) fn prove(&self, started: Instant) {
+        let mut proven = self.proven.lock();
+        *proven = (*proven).max(started);
+    }
+}
+
+impl Assigning {
+    fn check_open(&self) -> Result<(), AppendError> {
+        match self.status {
+            Status::Open => Ok(()),
+            Status::Stopping => Err(AppendError::Stopping),
+            Status::Fenced => Err(AppendError::NotLeader),
+        }
+    }
+
+    /// Adds something to the gathering segment; wakes the task only when that may change its decision.
+    fn add(
+        &mut self,
+        bytes: usize,
+        wake: &Notify,
+        policy: &FlushPolicy,
+        put: impl FnOnce(&mut Open),
+    ) -> watch::Receiver<Fate> {
+        let now = Instant::now();
+        let was_empty = self.open.is_none();
+        let open = self.open.get_or_insert_with(|| Open {
+            batches: vec![],
+            others: vec![],
+            gathering: Gathering {
+                bytes: 0,
+                oldest: now,
+                newest: now,
+            },
+            fate: watch::Sender::new(Fate::Pending),
+        });
+        let before = open.gathering.bytes;
+        open.gathering.bytes += bytes;
+        open.gathering.newest = now;
+        put(open);
+        if was_empty {
+            self.newest = Some(open.fate.subscribe());
+        }
+        if was_empty || (before < policy.bytes && open.gathering.bytes >= policy.bytes) {
+            wake.notify_one();
+        }
+        open.fate.subscribe()
+    }
+}

@@ -1,0 +1,381 @@
+//! Whole-engine tests on the in-memory store: append, publish, crash, recover, exactly.
+
+use std::sync::Arc;
+
+use futures::StreamExt;
+use prometheus_client::registry::Registry;
+
+use crate::batch::{BatchBuilder, ChunkCursor};
+use crate::manifest::Change;
+use crate::store::{Store, StoreKind, StoreOptions};
+use crate::*;
+
+async fn store() -> Store {
+    Store::open("memory://", StoreOptions::default()).await.unwrap()
+}
+
+async fn open(store: &Store) -> Log {
+    let options = LogOptions::for_store(StoreKind::Memory);
+    Log::open(
+        store.clone(),
+        options,
+        Arc::new(SystemClock),
+        &mut Registry::default(),
+    )
+    .await
+    .unwrap()
+}
+
+async fn topic(log: &Log, name: &str, partitions: u32) -> TopicId {
+    let configs = Default::default();
+    let create = Change::CreateTopic {
+        name: name.into(),
+        partitions,
+        replication_factor: 1,
+        configs,
+    };
+    let made = log.change(vec![create]).await.remove(0).unwrap();
+    made.topics[name].id
+}
+
+fn batch(values: &[&str], producer: Option<(i64, i32)>) -> RecordBatch {
+    let mut b = BatchBuilder::new();
+    if let Some((id, sequence)) = producer {
+        b = b.producer(id, 0, sequence);
+    }
+    for (i, v) in values.iter().enumerate() {
+        b.push(1_000 + i as i64, None, Some(v.as_bytes()), &[]);
+    }
+    b.build()
+}
+
+async fn append(log: &Log, p: &Arc<Partition>, values: &[&str]) -> i64 {
+    log.append(p, batch(values, None), false)
+        .unwrap()
+        .published()
+        .await
+        .unwrap()
+        .base_offset
+}
+
+/// Every (offset, value) from `from` on, read in small pieces.
+async fn contents(log: &Log, p: &Arc<Partition>, from: i64) -> Vec<(i64, String)> {
+    let (mut out, mut next) = (vec![], from);
+    loop {
+        let r = log.read(p, next, 200, Isolation::ReadUncommitted).await.unwrap();
+        if r.bytes == 0 {
+            return out;
+        }
+        let mut cursor = ChunkCursor::new(&r.chunks);
+        while let Some(view) = cursor.next_batch() {
+            let whole = view.unwrap().to_batch(&r.chunks).unwrap();
+            for record in crate::batch::records(whole.bytes(), 1 << 20).unwrap() {
+                if record.offset >= next {
+                    out.push((
+                        record.offset,
+                        String::from_utf8(record.value.unwrap().to_vec()).unwrap(),
+                    ));
+                }
+            }
+        }
+        next = out.last().unwrap().0 + 1;
+    }
+}
+
+fn expected(n: usize) -> Vec<(i64, String)> {
+    (0..n).map(|i| (i as i64, format!("v{i}"))).collect()
+}
+
+#[tokio::test]
+async fn what_is_acknowledged_survives_crashes_in_order() {
+    let store = store().await;
+    let mut log = open(&store).await;
+    let id = topic(&log, "t", 1).await;
+    for i in 0..40 {
+        if i % 7 == 6 {
+            // A crash: the old log is just left behind.
+            log = open(&store).await;
+        }
+        let p = log.partition(&id, 0).unwrap();
+        assert_eq!(p.watermarks().high_watermark, i);
+        assert_eq!(append(&log, &p, &[&format!("v{i}")]).await, i);
+    }
+    let p = log.partition(&id, 0).unwrap();
+    assert_eq!(contents(&log, &p, 0).await, expected(40));
+    assert_eq!(contents(&log, &p, 33).await, expected(40)[33..]);
+    assert_eq!(p.leader_epoch(), 6);
+    assert_eq!(p.end_offset_for_epoch(1), (1, 6));
+}
+
+#[tokio::test]
+async fn a_zombie_is_fenced_and_acknowledges_nothing() {
+    let store = store().await;
+    let old = open(&store).await;
+    let id = topic(&old, "t", 1).await;
+    let zombie = old.partition(&id, 0).unwrap();
+    append(&old, &zombie, &["v0"]).await;
+    let new = open(&store).await;
+    let lost = old
+        .append(&zombie, batch(&["lost"], None), false)
+        .unwrap()
+        .published()
+        .await;
+    assert_eq!(lost, Err(AppendError::NotLeader));
+    assert!(
+        old.fenced().await.contains("incarnation 2"),
+        "{}",
+        old.fenced().await
+    );
+    assert!(matches!(
+        old.append(&zombie, batch(&["x"], None), false),
+        Err(AppendError::NotLeader)
+    ));
+    assert_eq!(
+        old.read(&zombie, 0, 99, Isolation::ReadUncommitted)
+            .await
+            .unwrap_err(),
+        ReadError::NotLeader
+    );
+    let refused = old.change(vec![Change::DeleteTopic { id }]).await.remove(0);
+    assert!(matches!(refused, Err(manifest::Rejection::Unavailable(_))));
+    let p = new.partition(&id, 0).unwrap();
+    append(&new, &p, &["v1"]).await;
+    assert_eq!(contents(&new, &p, 0).await, expected(2));
+}
+
+#[tokio::test]
+async fn a_retry_across_a_crash_gets_its_original_offset() {
+    let store = store().await;
+    let log = open(&store).await;
+    let id = topic(&log, "t", 1).await;
+    let pid = log.next_producer_id();
+    let p = log.partition(&id, 0).unwrap();
+    for i in 0..7 {
+        log.append(&p, batch(&[&format!("v{i}")], Some((pid, i))), false)
+            .unwrap()
+            .published()
+            .await
+            .unwrap();
+    }
+    let log = open(&store).await;
+    assert_ne!(log.next_producer_id(), pid);
+    let p = log.partition(&id, 0).unwrap();
+    let again = log
+        .append(&p, batch(&["v5"], Some((pid, 5))), false)
+        .unwrap()
+        .published()
+        .await
+        .unwrap();
+    assert_eq!(again.base_offset, 5);
+    let gap = log.append(&p, batch(&["v9"], Some((pid, 9))), false).unwrap_err();
+    assert_eq!(gap, AppendError::OutOfOrderSequence { expected: 7, got: 9 });
+    assert_eq!(contents(&log, &p, 0).await, expected(7));
+}
+
+#[tokio::test]
+async fn a_graceful_stop_leaves_a_checkpoint_and_a_seal() {
+    let store = store().await;
+    let log = open(&store).await;
+    let id = topic(&log, "t", 3).await;
+    for i in 0..3 {
+        let p = log.partition(&id, i).unwrap();
+        append(&log, &p, &["v0", "v1"]).await;
+    }
+    let p = log.partition(&id, 1).unwrap();
+    assert_eq!(log.advance_log_start(&p, 1).await, Ok(1));
+    log.close().await.unwrap();
+    assert!(matches!(
+        log.append(&p, batch(&["x"], None), false),
+        Err(AppendError::Stopping)
+    ));
+    let log = open(&store).await;
+    let p = log.partition(&id, 1).unwrap();
+    assert_eq!(
+        (p.watermarks().log_start_offset, p.watermarks().high_watermark),
+        (1, 2)
+    );
+    let below = log.read(&p, 0, 99, Isolation::ReadUncommitted).await.unwrap_err();
+    assert_eq!(
+        below,
+        ReadError::OffsetOutOfRange {
+            offset: 0,
+            log_start: 1,
+            end: 2
+        }
+    );
+    assert_eq!(
+        contents(&log, &log.partition(&id, 2).unwrap(), 0).await,
+        expected(2)
+    );
+    let names: Vec<String> = store
+        .bulk
+        .list(None)
+        .map(|o| o.unwrap().location.to_string())
+        .collect()
+        .await;
+    assert!(names.iter().any(|n| n.contains("/checkpoint/")), "{names:?}");
+}
+
+#[tokio::test]
+async fn a_deleted_topic_is_gone_and_its_name_is_free() {
+    let store = store().await;
+    let log = open(&store).await;
+    let old = topic(&log, "t", 1).await;
+    let p = log.partition(&old, 0).unwrap();
+    append(&log, &p, &["old"]).await;
+    log.change(vec![Change::DeleteTopic { id: old }])
+        .await
+        .remove(0)
+        .unwrap();
+    assert!(log.partition(&old, 0).is_none() && p.is_gone());
+    assert_eq!(
+        log.append(&p, batch(&["x"], None), false).unwrap_err(),
+        AppendError::UnknownPartition
+    );
+    let new = topic(&log, "t", 1).await;
+    assert_ne!(old, new);
+    append(&log, &log.partition(&new, 0).unwrap(), &["v0"]).await;
+    let log = open(&store).await;
+    assert!(log.partition(&old, 0).is_none());
+    assert_eq!(
+        contents(&log, &log.partition(&new, 0).unwrap(), 0).await,
+        expected(1)
+    );
+}
+
+#[tokio::test]
+async fn offsets_are_found_by_time() {
+    let store = store().await;
+    let log = open(&store).await;
+    let id = topic(&log, "t", 1).await;
+    let p = log.partition(&id, 0).unwrap();
+    for _ in 0..3 {
+        append(&log, &p, &["a", "b", "c"]).await; // timestamps 1000, 1001, 1002
+    }
+    let log = open(&store).await; // From the store, not from the tail.
+    let p = log.partition(&id, 0).unwrap();
+    let find = async |what| {
+        log.lookup_offset(&p, what)
+            .await
+            .unwrap()
+            .map(|f| (f.offset, f.timestamp))
+    };
+    assert_eq!(find(OffsetLookup::Timestamp(0)).await, Some((0, 1000)));
+    assert_eq!(find(OffsetLookup::Timestamp(1001)).await, Some((1, 1001)));
+    assert_eq!(find(OffsetLookup::Timestamp(1003)).await, None);
+    assert_eq!(find(OffsetLookup::MaxTimestamp).await, Some((2, 1002)));
+    assert_eq!(find(OffsetLookup::Earliest).await, Some((0, -1)));
+    assert_eq!(
+        find(OffsetLookup::Latest(Isolation::ReadCommitted)).await,
+        Some((9, -1))
+    );
+    log.advance_log_start(&p, 2).await.unwrap();
+    assert_eq!(find(OffsetLookup::Timestamp(1001)).await, Some((2, 1002)));
+    assert_eq!(find(OffsetLookup::Timestamp(-1)).await, Some((2, 1002)));
+    let empty = topic(&log, "empty", 1).await;
+    let e = log.partition(&empty, 0).unwrap();
+    assert_eq!(
+        log.lookup_offset(&e, OffsetLookup::MaxTimestamp).await.unwrap(),
+        None
+    );
+    assert_eq!(
+        log.lookup_offset(&e, OffsetLookup::Timestamp(5)).await.unwrap(),
+        None
+    );
+}
+
+#[tokio::test]
+async fn a_waiting_reader_is_woken_by_a_publication_and_by_deletion() {
+    let log = open(&store().await).await;
+    let id = topic(&log, "t", 1).await;
+    let p = log.partition(&id, 0).unwrap();
+    let mut waiter = AppendWaiter::new();
+    waiter.watch(&p);
+    append(&log, &p, &["v0"]).await;
+    waiter.wait().await;
+    assert_eq!(p.readable_bytes(1, Isolation::ReadUncommitted), Ok(0));
+    let pending = tokio::spawn(async move { waiter.wait().await });
+    log.change(vec![Change::DeleteTopic { id }])
+        .await
+        .remove(0)
+        .unwrap();
+    pending.await.unwrap();
+}
+
+#[tokio::test]
+async fn large_and_small_batches_come_back_from_tail_cache_and_store() {
+    let store = store().await;
+    let log = open(&store).await;
+    let id = topic(&log, "t", 2).await;
+    let big = "x".repeat(3 << 20);
+    let p = log.partition(&id, 0).unwrap();
+    for i in 0..6 {
+        append(&log, &p, &[if i % 2 == 0 { "small" } else { &big }]).await;
+    }
+    let all = contents(&log, &p, 0).await;
+    assert_eq!(all.len(), 6);
+    let log = open(&store).await;
+    let p = log.partition(&id, 0).unwrap();
+    assert_eq!(contents(&log, &p, 0).await, all);
+    let r = log.read(&p, 1, 10, Isolation::ReadUncommitted).await.unwrap();
+    assert!(
+        r.bytes > 3 << 20,
+        "one batch, though it is larger than what was asked for"
+    );
+    let r = log
+        .read(&p, 0, 1 << 20, Isolation::ReadUncommitted)
+        .await
+        .unwrap();
+    assert!(
+        r.bytes < 200,
+        "no batch beyond the first that does not fit: {}",
+        r.bytes
+    );
+}
+
+#[tokio::test]
+async fn a_damaged_segment_is_an_error_and_never_bytes_for_a_reader() {
+    let store = store().await;
+    let log = open(&store).await;
+    let id = topic(&log, "t", 1).await;
+    append(&log, &log.partition(&id, 0).unwrap(), &["v0"]).await;
+    log.close().await.unwrap();
+    let key = store.key(&keys::segment(1, 0));
+    use object_store::ObjectStoreExt;
+    let mut bytes = store
+        .bulk
+        .get(&key)
+        .await
+        .unwrap()
+        .bytes()
+        .await
+        .unwrap()
+        .to_vec();
+    let at = bytes.windows(2).position(|w| w == b"v0").unwrap();
+    bytes[at] = b'w';
+    store.bulk.put(&key, bytes.into()).await.unwrap();
+    let log = open(&store).await;
+    let p = log.partition(&id, 0).unwrap();
+    assert!(matches!(
+        log.read(&p, 0, 99, Isolation::ReadUncommitted).await,
+        Err(ReadError::Corrupt(_))
+    ));
+}
+
+#[tokio::test]
+async fn a_hundred_restarts_recover_from_checkpoints() {
+    let store = store().await;
+    let mut id = None;
+    for i in 0..100 {
+        let log = open(&store).await;
+        let id = match id {
+            Some(id) => id,
+            None => *id.insert(topic(&log, "t", 1).await),
+        };
+        let p = log.partition(&id, 0).unwrap();
+        assert_eq!(append(&log, &p, &[&format!("v{i}")]).await, i);
+        if i % 3 == 0 {
+            log.close().await.unwrap();
+        }
+    }
+}

@@ -1,0 +1,11 @@
+//! What the tests of Alluvium share: a strict S3 in memory, a harness that runs the real binary, a raw Kafka
+//! client and record batches of every kind of wrong.
+
+pub mod batches;
+pub mod broker;
+pub mod compatibility;
+pub mod installed;
+pub mod kafka;
+pub mod minio;
+pub mod s3_fake;
+pub mod wire;
