@@ -61,7 +61,7 @@ install_java() {
     need mvn "to fetch the jars"
     rm -rf "$dir/java"
     mkdir -p "$dir/java/classes"
-    mvn -q -B -f "$here/java/pom.xml" dependency:copy-dependencies -DoutputDirectory="$dir/java/lib" -Dmdep.useBaseVersion=true
+    mvn -q -B -Dstyle.color=never -f "$here/java/pom.xml" dependency:copy-dependencies -DoutputDirectory="$dir/java/lib" -Dmdep.useBaseVersion=true
     javac -encoding UTF-8 -cp "$dir/java/lib/*" -d "$dir/java/classes" "$here/java/Clients.java"
     # The tools start in half the time with their classes archived. It may fail: they run without it too.
     printf 'default.api.timeout.ms=300\nrequest.timeout.ms=200\n' >"$dir/java/archive.properties"
@@ -90,8 +90,9 @@ if [ "${1:-}" = --part ]; then
     exit
 fi
 
+[ $# -gt 0 ] || set -- kcat python flights java go node
 failed=0
-for part in "${@:-kcat}" $([ $# -gt 0 ] || echo python flights java go node); do
+for part in "$@"; do
     files=$(inputs "$part")
     # shellcheck disable=SC2086 # one file per word
     hash=$(cat $files | sha256sum | cut -d' ' -f1)

@@ -408,6 +408,15 @@ fn build() -> PathBuf {
     {
         command.arg("--target-dir").arg(target);
     }
+    // What the outer cargo says about the package under test would make build scripts that look at it (ring's
+    // does) run again, and with them half of the tree.
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") || text == "CARGO_CRATE_NAME"
+        {
+            command.env_remove(&name);
+        }
+    }
     let output = command.stderr(Stdio::inherit()).output().expect("cargo runs");
     assert!(output.status.success(), "alluvium does not build");
     executable(&output.stdout).expect("cargo names the binary that it built")

@@ -123,12 +123,12 @@ impl Metrics {
             fetch_reply_bytes: Gauge::default(),
             produce_budget: BudgetMetrics::register(
                 registry,
-                "produce_budget",
+                "produce_memory",
                 "unpublished Produce requests",
             ),
             request_budget: BudgetMetrics::register(
                 registry,
-                "request_budget",
+                "request_memory",
                 "requests other than Produce",
             ),
         };

@@ -119,6 +119,15 @@ impl Checkpointer {
     /// Writes a checkpoint of what is published now, and the head that names it.
     pub(crate) async fn write_checkpoint(&self) -> Result<(), String> {
         let manifest = self.keeper.current();
+        // A checkpoint of a stream that lost its slots would cover nothing and hide what came before it.
+        if self.stream.is_fenced()
+            || !manifest
+                .streams
+                .get(&self.stream.incarnation)
+                .is_some_and(|s| s.is_live())
+        {
+            return Err("this broker was taken over".into());
+        }
         let snapshot = self.snapshot(&manifest);
         let (next, nonce) = (snapshot.checkpoint.next, Uuid::new_v4());
         let key = self

@@ -364,13 +364,15 @@ impl Log {
         for task in std::mem::take(&mut *self.inner.background.lock()) {
             task.abort();
         }
-        self.inner
-            .checkpointer
-            .write_checkpoint()
-            .await
-            .map_err(OpenError::Unusable)?;
+        // The task that was just ended may have been writing a head, which then lands late: once more is enough.
+        let checkpointer = &self.inner.checkpointer;
+        let mut written = checkpointer.write_checkpoint().await;
+        if written.is_err() {
+            written = checkpointer.write_checkpoint().await;
+        }
+        // The seal is right also without a checkpoint: everything is published.
         stream.seal_itself(self.inner.options.node_id).await;
-        Ok(())
+        written.map_err(OpenError::Unusable)
     }
 
     /// Resolves, with a sentence that says why, when this broker has lost its stream.
@@ -416,13 +418,9 @@ impl Inner {
         if stream.manifest_version.load(Ordering::Relaxed) >= version {
             return;
         }
-        stream.manifest_version.store(version, Ordering::Relaxed);
-        stream.metrics.manifest_version.set(version as i64);
-        if !manifest
-            .streams
-            .get(&stream.incarnation)
-            .is_some_and(|s| s.is_live())
-        {
+        let live = |i| manifest.streams.get(i).is_some_and(|s| s.is_live());
+        if !live(&stream.incarnation) {
+            // The version is not taken over: whoever comes next must find this too, and not think it was handled.
             drop(partitions);
             let by = manifest.streams.last_key_value().map_or(0, |(i, _)| *i);
             stream.fence(&format!(
@@ -430,6 +428,8 @@ impl Inner {
             ));
             return;
         }
+        stream.manifest_version.store(version, Ordering::Relaxed);
+        stream.metrics.manifest_version.set(version as i64);
         let topics: hashbrown::HashMap<_, _> =
             manifest.topics.values().map(|t| (t.id, t.partitions)).collect();
         partitions.retain(|tp, p| {

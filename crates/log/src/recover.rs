@@ -120,6 +120,10 @@ pub fn recover(
                 seq: 0,
             })?;
             check_whole(link, r)?;
+            // Only the covering checkpoint stands for what came before it; below another one entries would be lost.
+            if Some(i) != start && r.first_unread() != 0 {
+                return Err(RecoveryError::NotCovered(*slot));
+            }
             granted.insert((link.stream, *slot), link.epoch);
             if Some(i) == start {
                 let covered = r.checkpoint.as_ref().and_then(|c| c.slots.get(slot));
@@ -355,6 +359,35 @@ mod tests {
             recover(&m, &slots(&m), &read),
             Err(RecoveryError::Misfit { seq: 1, .. })
         ));
+        let other = (0..4)
+            .map(|s| {
+                (
+                    s,
+                    SlotImage {
+                        epoch: 9,
+                        partitions: vec![],
+                    },
+                )
+            })
+            .collect();
+        let hides = Checkpoint {
+            incarnation: 1,
+            next: 1,
+            manifest_version: 1,
+            written_ms: 0,
+            slots: other,
+        };
+        read.insert(
+            1,
+            StreamRead {
+                checkpoint: Some(hides),
+                segments: vec![(1, vec![])],
+            },
+        );
+        assert!(
+            matches!(recover(&m, &slots(&m), &read), Err(RecoveryError::NotCovered(_))),
+            "a checkpoint that does not cover the slot must not hide what came before it"
+        );
         read.remove(&1);
         assert!(recover(&m, &slots(&m), &read).is_err());
     }

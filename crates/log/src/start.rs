@@ -58,16 +58,21 @@ impl Log {
         let started = Instant::now();
         let metrics = LogMetrics::register(registry);
         let keeper = Arc::new(ManifestKeeper::open(store.clone()).await.map_err(unusable)?);
-        let register = |m: &mut Manifest| {
-            let i = m.register(options.node_id, options.rack.clone(), options.endpoints.clone());
-            Ok::<_, Infallible>((i, Some(i)))
-        };
-        let incarnation = keeper.change(register).await.map_err(unusable)?;
         let cluster = keeper.current().cluster_id;
         let reader = Reader {
             store: store.clone(),
             cluster,
         };
+        // Streams of another cluster under this manifest: found out before anything is written.
+        let present: Vec<Incarnation> = keeper.current().live().map(|(i, _)| i).collect();
+        for stream in present {
+            reader.head(stream).await?;
+        }
+        let register = |m: &mut Manifest| {
+            let i = m.register(options.node_id, options.rack.clone(), options.endpoints.clone());
+            Ok::<_, Infallible>((i, Some(i)))
+        };
+        let incarnation = keeper.change(register).await.map_err(unusable)?;
 
         let mut read = BTreeMap::new();
         let proven = loop {

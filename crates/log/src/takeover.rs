@@ -69,7 +69,8 @@ impl Takeover {
             (Takeover::Probing { probe }, Found::Seal) => Takeover::Confirming { seal: probe },
             (Takeover::Probing { probe }, Found::Missing) => Takeover::Sealing { at: probe },
             (Takeover::Sealing { at }, Found::Created | Found::Seal) => Takeover::Confirming { seal: at },
-            (Takeover::Sealing { at }, Found::Data) => Takeover::Probing { probe: at + 1 },
+            // The owner's write won the race for the key: it is part of the log and must be read.
+            (Takeover::Sealing { at }, Found::Data) => Takeover::Probing { probe: at },
             (Takeover::Confirming { seal }, Found::Head(h)) => {
                 if seal < h.floor {
                     Takeover::Probing {
@@ -117,12 +118,11 @@ mod tests {
         let t = run(&[
             head(0, 0),
             Found::Missing,
-            Found::Data,
-            Found::Missing,
-            Found::Created,
-            head(0, 0),
+            Found::Data, // The owner was faster: the segment is there, and must be read like any other.
         ]);
-        assert_eq!(t, Takeover::Sealed { seal: 1 });
+        assert_eq!(t, Takeover::Probing { probe: 0 });
+        let rest = [Found::Data, Found::Missing, Found::Created, head(0, 0)];
+        assert_eq!(rest.iter().fold(t, |t, f| t.on(*f)), Takeover::Sealed { seal: 1 });
     }
 
     #[test]

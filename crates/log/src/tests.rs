@@ -363,6 +363,31 @@ async fn a_damaged_segment_is_an_error_and_never_bytes_for_a_reader() {
 }
 
 #[tokio::test]
+async fn a_manifest_that_goes_back_is_not_built_upon() {
+    let store = store().await;
+    let log = open(&store).await;
+    let key = store.key(keys::MANIFEST);
+    use object_store::ObjectStoreExt;
+    let old = store.bulk.get(&key).await.unwrap().bytes().await.unwrap();
+    topic(&log, "t", 1).await;
+    store.bulk.put(&key, old.clone().into()).await.unwrap();
+    for _ in 0..2 {
+        let create = Change::CreateTopic {
+            name: "u".into(),
+            partitions: 1,
+            replication_factor: 1,
+            configs: Default::default(),
+        };
+        assert!(log.change(vec![create]).await.remove(0).is_err());
+    }
+    assert_eq!(
+        store.bulk.get(&key).await.unwrap().bytes().await.unwrap(),
+        old,
+        "nothing was overwritten"
+    );
+}
+
+#[tokio::test]
 async fn a_hundred_restarts_recover_from_checkpoints() {
     let store = store().await;
     let mut id = None;

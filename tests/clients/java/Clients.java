@@ -523,7 +523,9 @@ public final class Clients {
                     same(expected, take(source, expected.size()));
                 }
                 // A position with a leader epoch is validated by OffsetForLeaderEpoch before the next fetch.
-                source.seek(part, new OffsetAndMetadata(7, java.util.Optional.of(0), ""));
+                var epoch = admin.listOffsets(Map.of(part, OffsetSpec.latest())).all().get().get(part).leaderEpoch();
+                check(epoch.isPresent(), "ListOffsets names no leader epoch");
+                source.seek(part, new OffsetAndMetadata(7, epoch, ""));
                 same(acked.subList(7, 30), take(source, 23));
             }
             return null;

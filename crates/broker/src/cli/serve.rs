@@ -1,11 +1,12 @@
 //! `alluvium serve`: puts a broker together, runs it, and stops it gracefully.
 
 use std::collections::BTreeMap;
+use std::io::IsTerminal;
 use std::sync::Arc;
 use std::time::Duration;
 
 use alluvium_log::store::counting::StoreMetrics;
-use alluvium_log::store::probe::probe;
+use alluvium_log::store::probe::{ProbeError, probe};
 use alluvium_log::store::{Store, StoreKind, StoreOptions};
 use alluvium_log::{Clock, Log, SystemClock};
 use prometheus_client::registry::Registry;
@@ -23,6 +24,10 @@ use crate::{http, retention};
 const DRAIN: Duration = Duration::from_secs(10);
 /// The log is closed within this time, or left to the next start to recover.
 const CLOSE: Duration = Duration::from_secs(20);
+/// A probe whose requests fail is repeated so often: a passing failure must not become a crash loop.
+const PROBE_RETRIES: u32 = 5;
+/// Pause before a probe is repeated.
+const PROBE_PAUSE: Duration = Duration::from_secs(2);
 
 pub(super) async fn run(args: SettingsArgs) -> Result<(), String> {
     let surroundings = Surroundings::of_process().map_err(|e| e.to_string())?;
@@ -108,7 +113,7 @@ async fn start(settings: Settings, shown: http::Shown) -> Result<(Arc<Broker>, S
         .map_err(|e| e.to_string())?;
     // A directory and memory are ours and tested with every build; a bucket must prove itself at each start.
     if store.kind == StoreKind::S3 {
-        probe(&store).await.map_err(|e| e.to_string())?;
+        prove(&store).await?;
     }
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let opened = Log::open(store.clone(), settings.log.clone(), clock.clone(), &mut registry).await;
@@ -127,6 +132,22 @@ async fn start(settings: Settings, shown: http::Shown) -> Result<(Arc<Broker>, S
     Ok((broker, store))
 }
 
+/// Probes a bucket; requests that fail are given some time to pass, a store that breaks its promises is not.
+async fn prove(store: &Store) -> Result<(), String> {
+    let mut tries = 0;
+    loop {
+        match probe(store).await {
+            Ok(_) => return Ok(()),
+            Err(error @ ProbeError::Failed { .. }) if tries < PROBE_RETRIES => {
+                tries += 1;
+                tracing::warn!(%error, tries, "the store could not be probed; trying again");
+                tokio::time::sleep(PROBE_PAUSE).await;
+            }
+            Err(error) => return Err(error.to_string()),
+        }
+    }
+}
+
 fn init_tracing(settings: &Settings) -> Result<(), String> {
     let filter = match std::env::var("RUST_LOG") {
         Ok(directives) => EnvFilter::try_new(&directives).map_err(|e| format!("RUST_LOG: {e}"))?,
@@ -135,7 +156,8 @@ fn init_tracing(settings: &Settings) -> Result<(), String> {
     };
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr);
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
     match settings.log_format {
         LogFormat::Json => builder.json().init(),
         LogFormat::Text => builder.with_target(false).init(),

@@ -201,9 +201,12 @@ fn hostile_counts_are_errors() {
 }
 
 #[test]
-fn bytes_left_over_are_an_error() {
+fn bytes_left_over_are_passed_over() {
     assert!(decode::<ApiVersionsRequest>(0, b"").is_ok());
-    assert!(decode::<ApiVersionsRequest>(0, b"x").is_err());
+    assert!(
+        decode::<ApiVersionsRequest>(0, b"xyz").is_ok(),
+        "librdkafka leaves some"
+    );
 }
 
 #[test]

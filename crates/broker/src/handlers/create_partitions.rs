@@ -17,7 +17,7 @@ use crate::admin_change::{Decision, Outcome, Refusal, carry_out, patience};
 use crate::broker::{Broker, RequestContext};
 use crate::errors::ErrorCode;
 use crate::handlers::create_topics::{check_assignment, live_nodes};
-use crate::topics::PARTITIONS_MAX;
+use crate::topics::{PARTITIONS_MAX, is_internal};
 
 pub(crate) async fn handle(
     broker: &Arc<Broker>,
@@ -58,6 +58,11 @@ fn decide(
         ) {
             (None, _) => continue,
             (Some(2..), _) => Err(Refusal::new(ErrorCode::InvalidRequest, "Duplicate topic name.")),
+            // Groups are found by hash modulo the count: growing the topic would part them from their offsets.
+            (_, Some(_)) if is_internal(topic.name.as_str()) => Err(Refusal::new(
+                ErrorCode::InvalidPartitions,
+                "The partitions of an internal topic cannot be changed.",
+            )),
             (_, None) => Err(Refusal::new(
                 ErrorCode::UnknownTopicOrPartition,
                 "This server does not host this topic.",

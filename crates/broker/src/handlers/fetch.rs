@@ -132,6 +132,8 @@ fn find(broker: &Broker, manifest: &Manifest, by_id: bool, target: &Target) -> F
         Err(error) => return Found::Failed(error, None),
     };
     match broker.led_partition(manifest, topic, key.index) {
+        // A broker that cannot prove its ownership must not keep consumers waiting at its own end of the log.
+        Ok(_) if !broker.log.leased() => Found::Failed(ErrorCode::NotLeaderOrFollower, None),
         Ok(partition) => Found::Here(partition),
         Err(misplaced) => Found::Failed(misplaced.error, misplaced.leader),
     }

@@ -28,6 +28,9 @@ pub(crate) async fn handle(
                     led.map_err(|misplaced| misplaced.error)
                 })
                 .and_then(|partition| {
+                    if !broker.log.leased() {
+                        return Err(ErrorCode::NotLeaderOrFollower);
+                    }
                     check_leader_epoch(wanted.current_leader_epoch, partition.watermarks().leader_epoch)?;
                     Ok(partition.end_offset_for_epoch(wanted.leader_epoch))
                 });

@@ -20,6 +20,7 @@ use kafka_wire::produce_response::{
 };
 use kafka_wire::{ProduceRequest, ProduceResponse};
 use kafka_wire_core::{Bytes, StrBytes};
+use parking_lot::Mutex;
 use tokio::time::{Instant, timeout_at};
 
 use crate::broker::{Broker, Misplaced, RequestContext, find_topic, leader_endpoint, leader_of};
@@ -39,7 +40,9 @@ const ZSTD: i16 = 7;
 /// First version with the current leader in the answer (KIP-951).
 const CURRENT_LEADER: i16 = 10;
 /// Largest decompressed size at which the records of a batch are looked at.
-const OPENED_BYTES_MAX: usize = 64 * 1024 * 1024;
+const OPENED_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// Batches are opened one at a time, so that this much memory is all it takes, however many are sent at once.
+static OPENING: Mutex<()> = Mutex::new(());
 /// Records that a refusal names.
 const RECORD_ERRORS_MAX: usize = 100;
 /// What a timeout of zero or less counts as.
@@ -358,7 +361,11 @@ impl Check<'_> {
 
 /// A compacted topic keeps the last record of each key, so every record needs one.
 fn has_keys(batch: &RecordBatch) -> Result<(), Refusal> {
-    match batch.check_keys(OPENED_BYTES_MAX) {
+    let checked = {
+        let _one = OPENING.lock();
+        batch.check_keys(OPENED_BYTES_MAX)
+    };
+    match checked {
         Ok(()) => Ok(()),
         Err(error @ BatchError::Invalid(_)) => Err(at_fault(batch, &error, |record| {
             record.key.is_none().then(|| "no key".to_owned())
@@ -379,6 +386,7 @@ fn at_fault(
     fault: impl Fn(&RecordRef<'_>) -> Option<String>,
 ) -> Refusal {
     let mut refusal = unfit(error);
+    let _one = OPENING.lock();
     if let Ok(records) = batch.records(OPENED_BYTES_MAX) {
         let indexed = (0_i32..).zip(&records);
         let faults = indexed.filter_map(|(index, record)| Some((index, fault(&record.ok()?)?)));

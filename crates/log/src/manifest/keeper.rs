@@ -167,8 +167,10 @@ impl ManifestKeeper {
 
     fn adopt<E>(&self, stored: &mut Stored, now: Versioned) -> Result<(), ManifestError<E>> {
         let manifest = decode(&self.store, &now.bytes)?;
-        stored.version = now.version;
-        let id = self.current().cluster_id;
+        let (id, version) = {
+            let current = self.current.borrow();
+            (current.cluster_id, current.version)
+        };
         if manifest.cluster_id != id {
             let what = format!(
                 "the manifest now belongs to cluster {}, it was {id}",
@@ -176,7 +178,16 @@ impl ManifestKeeper {
             );
             return Err(ManifestError::Unusable(what));
         }
-        // Versions only grow; a smaller one would be a store that answered with an old state.
+        // Versions only grow. A smaller one was put there by hand, and building on what is known here would undo it.
+        if manifest.version < version {
+            let what = format!(
+                "the manifest went back from version {version} to {}; restart this broker if that was meant",
+                manifest.version
+            );
+            return Err(ManifestError::Unusable(what));
+        }
+        // Only now: with the version of a manifest that is not taken, the next change would overwrite it.
+        stored.version = now.version;
         self.current.send_if_modified(|current| {
             let newer = manifest.version > current.version;
             if newer {

@@ -15,7 +15,9 @@ use blocks::Blocks;
 /// Ranges that one read takes at most.
 const RANGES_PER_READ: usize = 256;
 /// A batch is opened for a lookup by time up to this size.
-const LOOKUP_BYTES: usize = 256 << 20;
+const LOOKUP_BYTES: usize = 64 << 20;
+/// Batches are opened one at a time for lookups: what that takes is in no budget.
+static OPENING: parking_lot::Mutex<()> = parking_lot::Mutex::new(());
 
 /// Which records a reader may see (KIP-98).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -304,6 +306,7 @@ fn first_at_or_after(
             return Ok(true);
         }
         let batch: RecordBatch = b.to_batch(chunks)?;
+        let _one = OPENING.lock();
         for record in &batch.records(LOOKUP_BYTES)? {
             let record = record?;
             if record.timestamp >= at_least && record.offset >= log_start {

@@ -80,6 +80,8 @@ struct Written {
     bytes: Arc<SegmentBytes>,
     fate: watch::Sender<Fate>,
     oldest: Instant,
+    /// When its write began: once it is published, proof that the stream had no seal then.
+    started: Instant,
 }
 
 /// The stream of this broker start.
@@ -277,9 +279,8 @@ impl Stream {
             tokio::select! {
                 () = self.wake.notified() => {}
                 () = timer => {}
-                Some((seq, started, outcome)) = landed.recv() => match outcome {
+                Some((seq, outcome)) = landed.recv() => match outcome {
                     CreateOutcome::Committed => {
-                        self.prove(started);
                         for written in window.durable(seq) {
                             self.publish(written);
                         }
@@ -320,7 +321,7 @@ impl Stream {
         self: &Arc<Stream>,
         window: &mut Window<Written>,
         tokens: &mut Tokens,
-        outcomes: &mpsc::UnboundedSender<(Seq, Instant, CreateOutcome)>,
+        outcomes: &mpsc::UnboundedSender<(Seq, CreateOutcome)>,
     ) {
         let Some(open) = self.assigning.lock().open.take() else {
             return;
@@ -339,13 +340,14 @@ impl Stream {
             bytes: bytes.clone(),
             fate: open.fate,
             oldest,
+            started: now,
         });
         let (stream, outcomes) = (self.clone(), outcomes.clone());
         tokio::spawn(async move {
             let outcome = stream.create(seq, nonce, bytes.chunks().cloned().collect()).await;
             stream.metrics.put_seconds.observe(now.elapsed().as_secs_f64());
             // Nobody listens once the stream has ended.
-            let _ = outcomes.send((seq, now, outcome));
+            let _ = outcomes.send((seq, outcome));
         });
     }
 
@@ -381,6 +383,7 @@ impl Stream {
             self.metrics.tail_bytes.set(tail.bytes() as i64);
         }
         let mut touched = Vec::with_capacity(written.entries.len());
+        let mut broken = None;
         {
             let partitions = self.partitions.read();
             for e in &written.entries {
@@ -388,14 +391,25 @@ impl Stream {
                 let Some(p) = partitions.get(&e.scope().0) else {
                     continue;
                 };
-                if let Err(misfit) = p.published.lock().apply(e, place) {
-                    tracing::error!(%misfit, "a published entry does not fit");
+                let applied = p.published.lock().apply(e, place);
+                if let Err(misfit) = applied {
+                    // Never acknowledge what a recovery could not read: stop here, loudly.
+                    tracing::error!(%misfit, "a durable entry does not fit");
+                    broken = Some(format!("a durable entry does not fit: {misfit}"));
                 }
                 touched.push(p.clone());
             }
         }
         *next += 1;
         drop(next);
+        if let Some(why) = broken {
+            written.fate.send_replace(Fate::Failed(AppendError::NotLeader));
+            self.fence(&why);
+            return;
+        }
+        // In order, and without a seal before it: only now is it proven that the stream was ours when this write
+        // began. A write beyond a seal succeeds too, and proves nothing.
+        self.prove(written.started);
         touched.iter().for_each(|p| p.wake());
         self.metrics.segments.inc();
         self.metrics

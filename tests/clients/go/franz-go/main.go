@@ -329,13 +329,14 @@ func reading() {
 		acked := produce(topic, Simple(30, "t"), 1)
 		Same(acked[5:], read(topic, 25, kgo.NewOffset().At(5)), false)
 		Same(acked[27:], read(topic, 3, kgo.NewOffset().AtEnd().Relative(-3)), false)
-		Same(acked[7:], read(topic, 23, kgo.NewOffset().At(7).WithEpoch(0)), false)
+		end, _ := Get(adm.ListEndOffsets(ctx, topic)).Lookup(topic, 0)
+		Same(acked[7:], read(topic, 23, kgo.NewOffset().At(7).WithEpoch(end.LeaderEpoch)), false)
 		// Past the end: franz-go resets to its reset offset, the start.
 		Same(acked, read(topic, 30, kgo.NewOffset().At(5000)), false)
 		var request kadm.OffsetForLeaderEpochRequest
-		request.Add(topic, 0, 0)
+		request.Add(topic, 0, end.LeaderEpoch)
 		answer := Get(adm.OffsetForLeaderEpoch(ctx, request))[topic][0]
-		Check(answer.Err == nil && answer.EndOffset == 30 && answer.LeaderEpoch == 0, "end of epoch 0: %+v", answer)
+		Check(answer.Err == nil && answer.EndOffset == 30 && answer.LeaderEpoch == end.LeaderEpoch, "end of the epoch: %+v", answer)
 		return ""
 	})
 	suite.Add("longpoll", "Fetch", func() string {
