@@ -21,6 +21,7 @@ pub(crate) struct LogMetrics {
     pub(crate) tail_reads: Counter,
     pub(crate) cache_hits: Counter,
     pub(crate) cache_misses: Counter,
+    pub(crate) blocks_ahead: Counter,
     pub(crate) cache_bytes: Gauge,
     pub(crate) corrupt_reads: Counter,
     pub(crate) checkpoints: Counter,
@@ -47,6 +48,7 @@ impl LogMetrics {
             tail_reads: Counter::default(),
             cache_hits: Counter::default(),
             cache_misses: Counter::default(),
+            blocks_ahead: Counter::default(),
             cache_bytes: Gauge::default(),
             corrupt_reads: Counter::default(),
             checkpoints: Counter::default(),
@@ -108,6 +110,11 @@ impl LogMetrics {
             "cache_misses",
             "Blocks read from the store",
             m.cache_misses.clone(),
+        );
+        r.register(
+            "blocks_ahead",
+            "Blocks read from the store before a reader asked for them",
+            m.blocks_ahead.clone(),
         );
         r.register("cache_bytes", "Blocks kept in the cache", m.cache_bytes.clone());
         r.register(

@@ -125,7 +125,13 @@ impl Log {
         };
         let tail = TailRing::new(incarnation, options.tail_bytes as u64);
         let (cache, concurrency) = (options.cache_bytes, options.read_concurrency);
-        let blocks = Blocks::new(store.clone(), tail, cache, concurrency, metrics.clone());
+        let blocks = Arc::new(Blocks::new(
+            store.clone(),
+            tail,
+            cache,
+            concurrency,
+            metrics.clone(),
+        ));
         let stream = Arc::new(Stream::new(
             store,
             cluster,

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use futures::StreamExt;
+use object_store::ObjectStoreExt;
 use prometheus_client::registry::Registry;
 
 use crate::batch::{BatchBuilder, ChunkCursor};
@@ -341,7 +342,6 @@ async fn a_damaged_segment_is_an_error_and_never_bytes_for_a_reader() {
     append(&log, &log.partition(&id, 0).unwrap(), &["v0"]).await;
     log.close().await.unwrap();
     let key = store.key(&keys::segment(1, 0));
-    use object_store::ObjectStoreExt;
     let mut bytes = store
         .bulk
         .get(&key)
@@ -363,11 +363,82 @@ async fn a_damaged_segment_is_an_error_and_never_bytes_for_a_reader() {
 }
 
 #[tokio::test]
+async fn a_reader_who_goes_on_finds_what_comes_next_in_memory() {
+    let store = store().await;
+    let log = open(&store).await;
+    let id = topic(&log, "t", 1).await;
+    let p = log.partition(&id, 0).unwrap();
+    let large = "x".repeat(600_000);
+    for _ in 0..40 {
+        append(&log, &p, &[&large]).await;
+    }
+    let log = open(&store).await;
+    let p = log.partition(&id, 0).unwrap();
+    let metrics = &log.inner.stream.metrics;
+    for offset in 0..40 {
+        let brought = (metrics.cache_misses.get(), metrics.blocks_ahead.get());
+        let r = log
+            .read(&p, offset, 600_000, Isolation::ReadUncommitted)
+            .await
+            .unwrap();
+        assert_eq!(
+            r.bytes,
+            log.read(&p, offset, 1, Isolation::ReadUncommitted)
+                .await
+                .unwrap()
+                .bytes
+        );
+        // Let what was begun arrive.
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        let ahead = metrics.blocks_ahead.get() - brought.1;
+        let missed = metrics.cache_misses.get() - brought.0;
+        match offset {
+            0 => assert_eq!((missed, ahead), (1, 0), "the first read could be the only one"),
+            1 => assert!(ahead == 4 && missed == 5, "{ahead} {missed}"),
+            _ => assert_eq!(missed, ahead, "nothing is waited for at offset {offset}"),
+        }
+    }
+    assert_eq!(metrics.cache_misses.get(), 40, "and nothing is brought twice");
+}
+
+#[tokio::test]
+async fn a_batch_at_another_offset_than_the_index_says_is_damage() {
+    let store = store().await;
+    let log = open(&store).await;
+    let id = topic(&log, "t", 1).await;
+    let p = log.partition(&id, 0).unwrap();
+    append(&log, &p, &["v0", "v1"]).await;
+    append(&log, &p, &["v2"]).await;
+    let range = p.published.lock().ranges[1];
+    let key = store.key(&keys::segment(range.place.incarnation, range.place.seq));
+    let mut bytes = store
+        .bulk
+        .get(&key)
+        .await
+        .unwrap()
+        .bytes()
+        .await
+        .unwrap()
+        .to_vec();
+    // The base offset is outside the checksum.
+    bytes[range.position as usize + 7] ^= 1;
+    store.bulk.put(&key, bytes.into()).await.unwrap();
+    let log = open(&store).await;
+    let p = log.partition(&id, 0).unwrap();
+    let read = async |offset| log.read(&p, offset, 1 << 20, Isolation::ReadUncommitted).await;
+    assert_eq!(
+        read(0).await.unwrap().chunks.len(),
+        1,
+        "what lies before it can be read"
+    );
+    assert!(matches!(read(2).await, Err(ReadError::Corrupt(_))));
+}
+
+#[tokio::test]
 async fn a_manifest_that_goes_back_is_not_built_upon() {
     let store = store().await;
     let log = open(&store).await;
     let key = store.key(keys::MANIFEST);
-    use object_store::ObjectStoreExt;
     let old = store.bulk.get(&key).await.unwrap().bytes().await.unwrap();
     topic(&log, "t", 1).await;
     store.bulk.put(&key, old.clone().into()).await.unwrap();

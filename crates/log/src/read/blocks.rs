@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
 use super::ReadError;
+use super::ahead::ReadAhead;
 use super::tail::TailRing;
 use crate::entry::Place;
 use crate::keys;
@@ -27,9 +28,22 @@ const BLOCK: u64 = 1 << 20;
 pub(crate) struct Blocks {
     store: Store,
     pub(crate) tail: Mutex<TailRing>,
-    cache: Cache<(Place, u64), Bytes>,
+    cache: Cache<BlockId, Bytes>,
     cold: Semaphore,
+    pub(crate) ahead: Mutex<ReadAhead>,
+    /// Fewer than `cold`, so that reading ahead never makes somebody wait who waits already.
+    ahead_permits: Arc<Semaphore>,
     metrics: LogMetrics,
+}
+
+/// A block of a segment.
+pub(crate) type BlockId = (Place, u64);
+
+/// The blocks that a range lies in.
+pub(crate) fn blocks_of(r: &StoredRange) -> impl Iterator<Item = BlockId> + use<> {
+    let (place, from) = (r.place, u64::from(r.position));
+    let to = from + u64::from(r.len).max(1);
+    (from / BLOCK..=(to - 1) / BLOCK).map(move |n| (place, n))
 }
 
 impl Blocks {
@@ -51,6 +65,8 @@ impl Blocks {
             tail: Mutex::new(tail),
             cache,
             cold: Semaphore::new(read_concurrency.max(1)),
+            ahead: Mutex::new(ReadAhead::new((cache_bytes / 2 / BLOCK) as usize)),
+            ahead_permits: Arc::new(Semaphore::new(read_concurrency * 3 / 4)),
             metrics,
         }
     }
@@ -63,8 +79,7 @@ impl Blocks {
             self.metrics.tail_reads.inc();
             return Ok((segment.slice(from, to), false));
         }
-        let blocks = from / BLOCK..=(to.max(from + 1) - 1) / BLOCK;
-        let reads = blocks.map(|n| async move { self.block(r.place, n).await.map(|b| (n * BLOCK, b)) });
+        let reads = blocks_of(r).map(|id| async move { self.block(id).await.map(|b| (id.1 * BLOCK, b)) });
         let blocks = futures::future::try_join_all(reads).await?;
         self.metrics
             .cache_bytes
@@ -90,8 +105,34 @@ impl Blocks {
         Ok((chunks, true))
     }
 
-    async fn block(&self, place: Place, n: u64) -> Result<Bytes, ReadError> {
-        let key = (place, n);
+    /// Begins to bring blocks that are not there, as far as there is room; returns how many it went through.
+    pub(crate) fn read_ahead(self: &Arc<Blocks>, blocks: impl IntoIterator<Item = BlockId>) -> usize {
+        let mut passed = 0;
+        for id in blocks {
+            if !self.cache.contains_key(&id) {
+                let Ok(permit) = Arc::clone(&self.ahead_permits).try_acquire_owned() else {
+                    break;
+                };
+                self.metrics.blocks_ahead.inc();
+                let this = Arc::clone(self);
+                tokio::spawn(async move {
+                    // Who needs the block will meet the same error and tell it.
+                    let _ = this.block(id).await;
+                    drop(permit);
+                });
+            }
+            passed += 1;
+        }
+        passed
+    }
+
+    /// Whether a range is not in memory for sure.
+    pub(crate) fn is_cold(&self, r: &StoredRange) -> bool {
+        !self.tail.lock().holds(r.place)
+    }
+
+    async fn block(&self, key: BlockId) -> Result<Bytes, ReadError> {
+        let (place, n) = key;
         if let Some(block) = self.cache.get(&key).await {
             self.metrics.cache_hits.inc();
             return Ok(block);
@@ -129,9 +170,8 @@ impl Blocks {
     /// Drops what the cache holds of a range: its checksum did not match.
     pub(crate) async fn forget(&self, r: &StoredRange) {
         self.metrics.corrupt_reads.inc();
-        let (from, to) = (u64::from(r.position), u64::from(r.position) + u64::from(r.len));
-        for n in from / BLOCK..=(to.max(from + 1) - 1) / BLOCK {
-            self.cache.invalidate(&(r.place, n)).await;
+        for id in blocks_of(r) {
+            self.cache.invalidate(&id).await;
         }
     }
 }

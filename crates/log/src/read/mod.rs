@@ -1,19 +1,25 @@
 //! The read path: plan under a short lock, then fetch bytes from the tail, the cache or the store.
 
+mod ahead;
 pub(crate) mod blocks;
 pub(crate) mod tail;
 
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures::stream::{self, StreamExt};
+use tokio::time::Instant;
 
 use crate::batch::{BatchError, BatchView, ChunkCursor, RecordBatch, slice_chunks};
 use crate::partition::image::{PartitionImage, StoredRange};
 use crate::{Offset, Partition, Watermarks};
-use blocks::Blocks;
+use ahead::Reader;
+use blocks::{Blocks, blocks_of};
 
 /// Ranges that one read takes at most.
 const RANGES_PER_READ: usize = 256;
+/// Ranges that one read brings from the store side by side.
+const COLD_RANGES_AT_ONCE: usize = 8;
 /// A batch is opened for a lookup by time up to this size.
 const LOOKUP_BYTES: usize = 64 << 20;
 /// Batches are opened one at a time for lookups: what that takes is in no budget.
@@ -89,21 +95,44 @@ pub struct FoundOffset {
     pub leader_epoch: i32,
 }
 
-/// Ranges that hold `offset` and what follows, until they are at least `max_bytes`.
+/// Ranges that hold `offset` and what follows, until they are about `max_bytes`.
 fn plan(image: &PartitionImage, offset: Offset, end: Offset, max_bytes: usize) -> Vec<StoredRange> {
-    let mut bytes = 0usize;
+    let mut bytes = 0u64;
     let mut ranges = vec![];
     for r in image.ranges.range(image.range_from(offset)..) {
-        if r.base_offset >= end || bytes >= max_bytes.max(1) || ranges.len() == RANGES_PER_READ {
+        if r.base_offset >= end || bytes >= max_bytes.max(1) as u64 || ranges.len() == RANGES_PER_READ {
             break;
         }
-        // The first range may be entered in the middle: it alone does not tell how much there is.
-        if !ranges.is_empty() || r.base_offset >= offset {
-            bytes += r.len as usize;
-        }
+        bytes += bytes_from(r, offset);
         ranges.push(*r);
     }
     ranges
+}
+
+/// About how many bytes of a range lie at or behind `offset`: the first range may be entered in the middle.
+fn bytes_from(r: &StoredRange, offset: Offset) -> u64 {
+    let offsets = |from| u128::from((r.last_offset + 1).saturating_sub(from).max(0).unsigned_abs());
+    let part = u128::from(r.len) * offsets(offset.max(r.base_offset)) / offsets(r.base_offset).max(1);
+    u64::try_from(part).unwrap_or(u64::MAX)
+}
+
+/// Begins to bring what a reader will want after `planned`, if it goes on through the partition.
+fn read_ahead(blocks: &Arc<Blocks>, reader: &mut Reader, next: &[StoredRange]) {
+    let mut window = reader.window;
+    for r in next {
+        let count = blocks_of(r).count();
+        if window < count || !blocks.is_cold(r) {
+            break;
+        }
+        window -= count;
+        if r.last_offset < reader.ahead_to {
+            continue;
+        }
+        if blocks.read_ahead(blocks_of(r)) < count {
+            break;
+        }
+        reader.ahead_to = r.last_offset + 1;
+    }
 }
 
 /// Walks the batches of `chunks`; damaged headers are an error in words.
@@ -125,96 +154,137 @@ fn walk(
     Ok(())
 }
 
-/// Cuts what a reader gets out of one range: batches from the one that holds `offset` on, below `end`, up to
-/// `room` bytes, but at least one if `at_least_one`.
-fn cut(
-    chunks: &[Bytes],
-    verify: bool,
+/// What a reader wants of a range.
+#[derive(Clone, Copy)]
+struct Want {
     offset: Offset,
     end: Offset,
     room: usize,
+    /// Whether the first batch is given even if it is larger than the room.
     at_least_one: bool,
-) -> Result<(Vec<Bytes>, bool), BatchError> {
+}
+
+/// What it gets.
+struct Cut {
+    chunks: Vec<Bytes>,
+    /// Nothing after it is wanted.
+    full: bool,
+    /// Where the next read begins.
+    next: Offset,
+}
+
+/// Cuts what a reader gets out of one range: whole batches. What came from the store is compared with the index,
+/// which alone says which offsets these are, and what is given is compared with its checksum.
+fn cut(r: &StoredRange, chunks: &[Bytes], stored: bool, want: Want) -> Result<Cut, BatchError> {
     let (mut from, mut to, mut full) = (None, 0, false);
-    walk(chunks, verify, |b| {
-        if b.header.last_offset() < offset {
+    let (mut expected, mut next) = (r.base_offset, want.offset);
+    walk(chunks, false, |b| {
+        if stored && b.header.base_offset != expected {
+            return Err(BatchError::Invalid("its base offset is not what the index says"));
+        }
+        expected = b.header.last_offset() + 1;
+        if b.header.last_offset() < want.offset {
             return Ok(true);
         }
-        if b.header.base_offset >= end {
+        if b.header.base_offset >= want.end {
             full = true;
             return Ok(false);
         }
-        let start = *from.get_or_insert(b.start);
-        let first = b.start == start && at_least_one;
-        if b.start + b.len - start > room && !first {
-            if b.start == start {
-                from = None;
-            }
+        let start = from.unwrap_or(b.start);
+        let first = from.is_none() && want.at_least_one;
+        if b.start + b.len - start > want.room && !first {
             full = true;
             return Ok(false);
         }
+        if stored {
+            b.verify(chunks)?;
+        }
+        from = Some(start);
         to = b.start + b.len;
+        next = expected;
         Ok(true)
     })?;
-    Ok((
-        from.map_or_else(Vec::new, |from| slice_chunks(chunks, from..to)),
+    Ok(Cut {
+        chunks: from.map_or_else(Vec::new, |from| slice_chunks(chunks, from..to)),
         full,
-    ))
+        next,
+    })
 }
 
 /// Reads whole batches from the one that holds `offset` on.
 pub(crate) async fn read(
-    blocks: &Blocks,
+    blocks: &Arc<Blocks>,
     partition: &Partition,
     offset: Offset,
     max_bytes: usize,
     isolation: Isolation,
 ) -> Result<ReadResult, ReadError> {
-    let (watermarks, ranges, end) = {
+    let (watermarks, ranges, end, mut reader, next) = {
         let image = partition.published.lock();
         let end = partition.check_offset(&image, offset, isolation)?;
-        (
-            partition.watermarks_of(&image),
-            plan(&image, offset, end, max_bytes),
-            end,
-        )
+        let ranges = plan(&image, offset, end, max_bytes);
+        let cold = ranges.first().is_some_and(|r| blocks.is_cold(r));
+        let reader = cold.then(|| blocks.ahead.lock().begin(partition.id(), offset, Instant::now()));
+        let after = image.range_from(offset) + ranges.len();
+        let window = reader.map_or(0, |r| r.window);
+        let next: Vec<StoredRange> = image.ranges.range(after..).take(window).copied().collect();
+        (partition.watermarks_of(&image), ranges, end, reader, next)
     };
+    if let Some(reader) = &mut reader {
+        read_ahead(blocks, reader, &next);
+    }
     let mut result = ReadResult {
         watermarks,
         chunks: vec![],
         bytes: 0,
         aborted: vec![],
     };
-    for r in ranges {
-        let read = blocks.range(&r).await;
-        let cutting = read.and_then(|(chunks, verify)| {
-            let room = max_bytes.saturating_sub(result.bytes);
-            cut(&chunks, verify, offset, end, room, result.bytes == 0)
-                .map_err(|e| ReadError::Corrupt(format!("{:?}: {e}", r.place)))
+    let mut want = Want {
+        offset,
+        end,
+        room: max_bytes,
+        at_least_one: true,
+    };
+    let at_once = if reader.is_some() { COLD_RANGES_AT_ONCE } else { 1 };
+    let mut reads = stream::iter(ranges)
+        .map(|r| async move { (r, blocks.range(&r).await) })
+        .buffered(at_once);
+    while let Some((r, read)) = reads.next().await {
+        let cutting = read.and_then(|(chunks, stored)| {
+            cut(&r, &chunks, stored, want).map_err(|e| ReadError::Corrupt(format!("{:?}: {e}", r.place)))
         });
-        let (chunks, full) = match cutting {
+        let cut = match cutting {
             Ok(cut) => cut,
             // What was read so far is good; the reader will ask again from here.
             Err(_) if result.bytes > 0 => break,
-            Err(ReadError::Corrupt(what)) => {
-                blocks.forget(&r).await;
-                tracing::warn!(what, "a checksum does not match; reading the range again");
-                let (chunks, verify) = blocks.range(&r).await?;
-                cut(&chunks, verify, offset, end, max_bytes, true).map_err(|e| {
-                    let what = format!("{e} at offset {} in {:?}", r.base_offset, r.place);
-                    tracing::error!(what, "stored bytes are damaged");
-                    ReadError::Corrupt(what)
-                })?
-            }
+            Err(ReadError::Corrupt(what)) => reread(blocks, &r, want, &what).await?,
             Err(e) => return Err(e),
         };
-        result.bytes += chunks.iter().map(Bytes::len).sum::<usize>();
-        result.chunks.extend(chunks);
-        if full {
+        result.bytes += cut.chunks.iter().map(Bytes::len).sum::<usize>();
+        result.chunks.extend(cut.chunks);
+        want.room = max_bytes.saturating_sub(result.bytes);
+        want.at_least_one = result.bytes == 0;
+        want.offset = cut.next;
+        if cut.full {
             break;
         }
     }
+    if let Some(reader) = reader {
+        blocks.ahead.lock().end(partition.id(), want.offset, reader);
+    }
     Ok(result)
+}
+
+/// Reads a range again whose bytes are not what they should be.
+async fn reread(blocks: &Blocks, r: &StoredRange, want: Want, what: &str) -> Result<Cut, ReadError> {
+    blocks.forget(r).await;
+    tracing::warn!(what, "stored bytes do not match; reading the range again");
+    let (chunks, stored) = blocks.range(r).await?;
+    cut(r, &chunks, stored, want).map_err(|e| {
+        let what = format!("{e} at offset {} in {:?}", r.base_offset, r.place);
+        tracing::error!(what, "stored bytes are damaged");
+        ReadError::Corrupt(what)
+    })
 }
 
 /// Looks up an offset.

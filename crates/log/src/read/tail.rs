@@ -50,11 +50,17 @@ impl TailRing {
     }
 
     pub(crate) fn get(&self, place: Place) -> Option<Arc<SegmentBytes>> {
-        if place.incarnation != self.incarnation {
+        if !self.holds(place) {
             return None;
         }
-        let i = place.seq.checked_sub(self.first)?;
-        self.segments.get(usize::try_from(i).ok()?).cloned()
+        let i = usize::try_from(place.seq - self.first).ok()?;
+        self.segments.get(i).cloned()
+    }
+
+    /// Whether [`TailRing::get`] would find it.
+    pub(crate) fn holds(&self, place: Place) -> bool {
+        let end = self.first + self.segments.len() as Seq;
+        place.incarnation == self.incarnation && (self.first..end).contains(&place.seq)
     }
 
     pub(crate) fn bytes(&self) -> u64 {

@@ -92,7 +92,7 @@ pub(crate) struct Stream {
     pub(crate) incarnation: Incarnation,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) partitions: Partitions,
-    pub(crate) blocks: Blocks,
+    pub(crate) blocks: Arc<Blocks>,
     pub(crate) metrics: LogMetrics,
     policy: FlushPolicy,
     assigning: Mutex<Assigning>,
@@ -117,7 +117,7 @@ impl Stream {
         incarnation: Incarnation,
         clock: Arc<dyn Clock>,
         partitions: HashMap<TopicPartition, Arc<Partition>>,
-        blocks: Blocks,
+        blocks: Arc<Blocks>,
         metrics: LogMetrics,
         policy: FlushPolicy,
     ) -> Stream {

@@ -1,0 +1,142 @@
+//! What a cold reader will want next: the pure part of read-ahead.
+//!
+//! Consumers hold their own position, so the log knows a reader only by its reads: one that begins where an
+//! earlier one ended goes on through the partition. Its window doubles with every step up to a limit, as for
+//! files in an operating system, and all windows together fit into half of the block cache, so that what was
+//! read ahead is still there when it is asked for.
+
+use std::time::Duration;
+
+use hashbrown::HashMap;
+use hashbrown::hash_map::Entry;
+use tokio::time::Instant;
+
+use crate::{Offset, TopicPartition};
+
+/// Blocks that a reader who was seen going on gets first.
+const FIRST_WINDOW: usize = 4;
+/// Blocks that one reader gets at most.
+const WINDOW_MAX: usize = 32;
+/// Readers that are remembered.
+const READERS_MAX: usize = 1024;
+/// A reader that does not come back within this time has left.
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(30);
+
+/// One reader, between its reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Reader {
+    /// Blocks to be read ahead.
+    pub(crate) window: usize,
+    /// Everything before this offset is read ahead already.
+    pub(crate) ahead_to: Offset,
+    seen: Instant,
+}
+
+/// The readers that may go on.
+#[derive(Debug)]
+pub(crate) struct ReadAhead {
+    /// By where the next read will begin.
+    readers: HashMap<(TopicPartition, Offset), Reader>,
+    /// Blocks for all windows together.
+    budget: usize,
+}
+
+impl ReadAhead {
+    /// Windows of at most `budget` blocks together.
+    pub(crate) fn new(budget: usize) -> ReadAhead {
+        ReadAhead {
+            readers: HashMap::new(),
+            budget,
+        }
+    }
+
+    /// The reader that begins at `offset`: one that goes on, with a larger window, or a new one with none.
+    pub(crate) fn begin(&mut self, partition: TopicPartition, offset: Offset, now: Instant) -> Reader {
+        let known = self.readers.remove(&(partition, offset));
+        let share = self.budget / (self.readers.len() + 1);
+        Reader {
+            window: known.map_or(0, |r| (r.window * 2).clamp(FIRST_WINDOW, WINDOW_MAX).min(share)),
+            ahead_to: known.map_or(offset, |r| r.ahead_to),
+            seen: now,
+        }
+    }
+
+    /// Remembers a reader whose next read will begin at `next`.
+    pub(crate) fn end(&mut self, partition: TopicPartition, next: Offset, reader: Reader) {
+        if self.readers.len() >= READERS_MAX {
+            self.readers
+                .retain(|_, r| reader.seen.saturating_duration_since(r.seen) < FORGOTTEN_AFTER);
+        }
+        let known = self.readers.len();
+        match self.readers.entry((partition, next)) {
+            // Another one is at the same place: what is read ahead serves both.
+            Entry::Occupied(mut other) => {
+                let other = other.get_mut();
+                other.window = other.window.max(reader.window);
+                other.ahead_to = other.ahead_to.max(reader.ahead_to);
+                other.seen = reader.seen;
+            }
+            Entry::Vacant(place) if known < READERS_MAX => {
+                place.insert(reader);
+            }
+            Entry::Vacant(_) => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use uuid::Uuid;
+
+    fn partition(partition: i32) -> TopicPartition {
+        TopicPartition {
+            topic: Uuid::nil(),
+            partition,
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_window_grows_while_a_reader_goes_on() {
+        let (mut ahead, now) = (ReadAhead::new(1000), Instant::now());
+        let (mut offset, mut windows) = (0, vec![]);
+        for _ in 0..6 {
+            let mut reader = ahead.begin(partition(0), offset, now);
+            windows.push(reader.window);
+            reader.ahead_to = offset + 50;
+            offset += 10;
+            ahead.end(partition(0), offset, reader);
+        }
+        assert_eq!(windows, [0, 4, 8, 16, 32, 32]);
+        assert_eq!(ahead.begin(partition(0), offset, now).ahead_to, offset + 40);
+        assert_eq!(
+            ahead.begin(partition(0), offset, now).window,
+            0,
+            "one step is taken once"
+        );
+        assert_eq!(
+            ahead.begin(partition(1), offset, now).window,
+            0,
+            "another partition"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn readers_share_the_budget_and_those_who_left_are_forgotten() {
+        let mut ahead = ReadAhead::new(64);
+        for n in 0..20 {
+            let reader = ahead.begin(partition(n), 0, Instant::now());
+            ahead.end(partition(n), 10, reader);
+        }
+        assert_eq!(ahead.begin(partition(0), 10, Instant::now()).window, 3, "64 / 20");
+        for n in 0..5000 {
+            let reader = ahead.begin(partition(n), 0, Instant::now());
+            ahead.end(partition(n), 10, reader);
+        }
+        assert_eq!(ahead.readers.len(), READERS_MAX);
+        tokio::time::advance(FORGOTTEN_AFTER).await;
+        let reader = ahead.begin(partition(0), 0, Instant::now());
+        ahead.end(partition(0), 10, reader);
+        assert_eq!(ahead.readers.len(), 1);
+    }
+}
