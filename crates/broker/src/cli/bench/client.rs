@@ -590,6 +590,7 @@ pub(super) async fn init_producer_id(
     patience: Duration,
 ) -> Result<(i64, i16), BenchError> {
     let mut request = InitProducerIdRequest::default();
+    request.transactional_id = None;
     request.transaction_timeout_ms = 60_000;
     let deadline = Instant::now() + patience;
     let mut client = Client::connect_any(bootstrap).await?;
