@@ -21,8 +21,8 @@ use std::collections::{HashMap, HashSet};
 use std::fs::{self, File, FileTimes, OpenOptions};
 use std::io::{self, ErrorKind, IoSlice, Read, Seek, Write};
 use std::path::{Path as FilePath, PathBuf};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -30,6 +30,7 @@ use parking_lot::Mutex;
 use rustix::fs::{FlockOperation, flock};
 
 use super::super::StoreError;
+use super::direct::DirectIo;
 
 /// Holds what is not an object. No key may start with it.
 pub(super) const PRIVATE: &str = ".alluvium";
@@ -64,6 +65,7 @@ pub(super) struct Directory {
     /// The newest version given or seen.
     newest_version_ns: AtomicI64,
     granule_ns: i64,
+    direct_io: Arc<DirectIo>,
     /// Directories known to exist durably.
     durable: Mutex<HashSet<PathBuf>>,
     /// Names under change whose directory is not fsynced yet, with the number of writers at it.
@@ -123,6 +125,7 @@ impl Directory {
             staged: AtomicU64::new(0),
             newest_version_ns: AtomicI64::new(0),
             granule_ns: 1,
+            direct_io: Arc::new(DirectIo::new()),
             durable: Mutex::default(),
             unsynced: Mutex::default(),
             broken: OnceLock::new(),
@@ -143,6 +146,11 @@ impl Directory {
         self.broken.get().map(String::as_str)
     }
 
+    /// How large objects are read and written here.
+    pub(super) fn direct_io(&self) -> &Arc<DirectIo> {
+        &self.direct_io
+    }
+
     /// Held while a key is compared and replaced.
     pub(super) fn key_lock(&self, key: &str) -> &Mutex<()> {
         &self.key_locks[crc32c::crc32c(key.as_bytes()) as usize % KEY_LOCKS]
@@ -160,9 +168,22 @@ impl Directory {
     /// A file in staging with these bytes, sealed.
     pub(super) fn stage_bytes(&self, chunks: &[Bytes]) -> Result<(Staged, i64)> {
         let mut staged = self.stage()?;
-        write_chunks(&mut staged.file, chunks).map_err(at("writing", &staged.path))?;
+        self.write(&mut staged.file, chunks)
+            .map_err(at("writing", &staged.path))?;
         let version = self.seal(&staged)?;
         Ok((staged, version))
+    }
+
+    /// Writes all chunks to an empty file.
+    fn write(&self, file: &mut File, chunks: &[Bytes]) -> io::Result<()> {
+        let total = chunks.iter().map(|chunk| chunk.len() as u64).sum();
+        if self.direct_io.takes(total) {
+            if self.direct_io.write(file, chunks, total)? {
+                return Ok(());
+            }
+            file.set_len(0)?;
+        }
+        write_chunks(file, chunks)
     }
 
     /// Gives a complete staged file its version and makes its bytes durable.
@@ -321,6 +342,7 @@ impl Directory {
     /// first record. Returns the granularity of file times.
     fn try_out(&self) -> Result<i64> {
         let (staged, version) = self.stage_bytes(&[Bytes::from_static(b"a trial\n")])?;
+        self.direct_io.try_out(&staged.file);
         let linked = self.staging().join("linked");
         fs::hard_link(&staged.path, &linked).map_err(at("linking", &linked))?;
         let renamed = self.staging().join("renamed");

@@ -4,6 +4,7 @@
 //! directory, byte for byte, so that the directory can be copied to a bucket and back. Two limits follow from
 //! that: a key cannot be a prefix segment of another (`a` and `a/b`), and a segment has at most 255 bytes.
 
+mod direct;
 mod directory;
 
 use std::fmt;
@@ -15,7 +16,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures::stream::{self, BoxStream, StreamExt};
 use object_store::path::Path;
 use object_store::{
@@ -25,6 +26,7 @@ use object_store::{
 };
 
 use super::StoreError;
+use direct::ReadFile;
 use directory::{Directory, DiskError, PRIVATE, Staged, at, modified_ns};
 
 const STORE: &str = "embedded";
@@ -147,6 +149,8 @@ impl ObjectStore for EmbeddedStore {
                         .as_range(meta.size)
                         .map_err(|error| generic(Box::new(error)))?,
                 };
+                let wanted_bytes = if options.head { 0 } else { range.end - range.start };
+                let file = ReadFile::new(file, wanted_bytes, directory.direct_io());
                 let mut first = Bytes::new();
                 if !options.head {
                     first = read_piece(&file, &wanted, &range)?;
@@ -155,7 +159,7 @@ impl ObjectStore for EmbeddedStore {
             })
             .await?;
         let rest = range.start + first.len() as u64..range.end;
-        let pieces = read_pieces(Arc::new(file), key.clone(), rest);
+        let pieces = read_pieces(file, key.clone(), rest);
         let payload = GetResultPayload::Stream(stream::iter([Ok(first)]).chain(pieces).boxed());
         Ok(GetResult {
             payload,
@@ -406,15 +410,13 @@ fn open(directory: &Directory, key: &Path) -> Result<(File, ObjectMeta)> {
 }
 
 /// The first piece of the range.
-fn read_piece(file: &File, key: &Path, range: &Range<u64>) -> Result<Bytes> {
-    let bytes = (range.end - range.start).min(READ_CHUNK_BYTES) as usize;
-    let mut buffer = BytesMut::zeroed(bytes);
-    let read = file.read_exact_at(&mut buffer, range.start);
-    read.map_err(|e| failed(key, at("reading", std::path::Path::new(key.as_ref()))(e)))?;
-    Ok(buffer.freeze())
+fn read_piece(file: &ReadFile, key: &Path, range: &Range<u64>) -> Result<Bytes> {
+    let piece = range.start..range.end.min(range.start + READ_CHUNK_BYTES);
+    let read = file.read(piece);
+    read.map_err(|e| failed(key, at("reading", std::path::Path::new(key.as_ref()))(e)))
 }
 
-fn read_pieces(file: Arc<File>, key: Path, range: Range<u64>) -> BoxStream<'static, Result<Bytes>> {
+fn read_pieces(file: ReadFile, key: Path, range: Range<u64>) -> BoxStream<'static, Result<Bytes>> {
     stream::try_unfold((file, key, range), |(file, key, range)| async move {
         if range.is_empty() {
             return Ok(None);

@@ -396,3 +396,50 @@ async fn copies_and_multipart_uploads() {
     store.bulk.put_multipart(&c).await.unwrap().abort().await.unwrap();
     assert_eq!(files_below(dir.path()).len(), 3);
 }
+
+#[tokio::test]
+async fn objects_of_every_size_come_back_with_and_without_direct_io() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = EmbeddedStore::open(dir.path().to_owned(), false).await.unwrap();
+    for direct in [true, false] {
+        if !direct {
+            store.directory.direct_io().refused();
+        }
+        for size in [
+            0,
+            1,
+            4095,
+            4096,
+            4097,
+            65_535,
+            65_536,
+            65_537,
+            (4 << 20) + 13,
+            (9 << 20) + 4097,
+        ] {
+            let body: Bytes = (0..size)
+                .map(|i| (i / 3 + i / 4096) as u8)
+                .collect::<Vec<_>>()
+                .into();
+            for mode in [PutMode::Create, PutMode::Overwrite] {
+                let key = Path::from(format!("{direct}/{mode:?}/{size}"));
+                let parts = [body.slice(..size / 3), body.slice(size / 3..)];
+                store
+                    .put_opts(&key, PutPayload::from_iter(parts), mode.into())
+                    .await
+                    .unwrap();
+                let found = store.get(&key).await.unwrap();
+                assert_eq!(found.meta.size, size as u64);
+                assert!(found.bytes().await.unwrap() == body, "{key}");
+                assert_eq!(store.head(&key).await.unwrap().size, size as u64);
+                for from in [0, size / 2, size.saturating_sub(1)] {
+                    if from < size {
+                        let range = from as u64..size as u64;
+                        let found = store.get_range(&key, range).await.unwrap();
+                        assert!(found == body.slice(from..), "{key} from {from}");
+                    }
+                }
+            }
+        }
+    }
+}
