@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use alluvium_log::manifest::{Endpoint, Leader, Manifest, StreamEntry, Topic};
-use alluvium_log::{Log, Partition, TopicId};
+use alluvium_log::{Log, Partition, ReadError, TopicId};
 use kafka_wire_core::StrBytes;
 use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use crate::errors::ErrorCode;
 use crate::fetch_session::FetchSessions;
 use crate::groups::WallClock;
+use crate::log_pace::{LogPace, left_out};
 use crate::metrics::Metrics;
 
 /// The broker as handlers see it: the log, the settings, the groups and what is shared between requests.
@@ -27,6 +28,8 @@ pub struct Broker {
     pub(crate) metrics: Metrics,
     pub(crate) fetch_sessions: FetchSessions,
     pub(crate) readiness: Readiness,
+    /// Reads that fail, for fetches and lookups.
+    pub(crate) failed_reads: FailedReads,
     clock: WallClock,
 }
 
@@ -73,6 +76,7 @@ impl Broker {
             metrics,
             fetch_sessions,
             readiness: Readiness::default(),
+            failed_reads: FailedReads::default(),
             clock,
         }
     }
@@ -92,6 +96,11 @@ impl Broker {
     /// Milliseconds since 1970 by the machine's clock: for checks of record timestamps, never for ordering.
     pub(crate) fn now_ms(&self) -> i64 {
         (self.clock)()
+    }
+
+    /// Whether this broker should get traffic now.
+    pub(crate) fn ready(&self, now: Instant) -> Result<(), Unready> {
+        self.readiness.check(self.log.store_trouble(), now)
     }
 }
 
@@ -150,6 +159,35 @@ pub(crate) fn leader_endpoint<'m>(
     Some((stream, endpoint_for(stream, listener)?))
 }
 
+/// Tells of reads that fail, each kind from time to time: clients ask again and again.
+#[derive(Debug, Default)]
+pub(crate) struct FailedReads {
+    store: LogPace,
+    data: LogPace,
+}
+
+impl FailedReads {
+    /// Tells of a read that failed because of the store or of what is in it; other errors are the client's.
+    pub(crate) fn tell(&self, topic: &str, partition: i32, offset: Option<i64>, error: &ReadError) {
+        let now = Instant::now();
+        match error {
+            ReadError::Store(_) => {
+                if let Some(more) = self.store.due(now) {
+                    let more = left_out(more);
+                    tracing::warn!(topic, partition, offset, %error, "cannot read for a client{more}");
+                }
+            }
+            ReadError::Corrupt(_) | ReadError::Missing(_) => {
+                if let Some(more) = self.data.due(now) {
+                    let more = left_out(more);
+                    tracing::error!(topic, partition, offset, "{error}{more}");
+                }
+            }
+            ReadError::NotLeader | ReadError::OffsetOutOfRange { .. } => {}
+        }
+    }
+}
+
 /// Whether the broker should get traffic: it is not stopping, and the store has not failed it of late.
 #[derive(Debug, Default)]
 pub(crate) struct Readiness {
@@ -158,10 +196,10 @@ pub(crate) struct Readiness {
 }
 
 /// Why the broker is not ready.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Unready {
     Draining,
-    Store(&'static str),
+    Store(String),
 }
 
 impl Readiness {
@@ -184,13 +222,17 @@ impl Readiness {
         }
     }
 
-    pub(crate) fn check(&self, now: Instant) -> Result<(), Unready> {
+    /// `trouble` is what the log says of its own last requests, of which some are made without any traffic.
+    pub(crate) fn check(&self, trouble: Option<String>, now: Instant) -> Result<(), Unready> {
         if self.draining.load(Ordering::Acquire) {
             return Err(Unready::Draining);
         }
+        if let Some(why) = trouble {
+            return Err(Unready::Store(why));
+        }
         match *self.store_failed.lock() {
             Some((at, how)) if now.saturating_duration_since(at) < Self::STORE_FAILURE_COUNTS => {
-                Err(Unready::Store(how))
+                Err(Unready::Store(how.to_owned()))
             }
             _ => Ok(()),
         }
@@ -205,17 +247,21 @@ mod tests {
     async fn readiness_follows_the_store_and_the_stop() {
         let readiness = Readiness::default();
         let start = Instant::now();
-        assert_eq!(readiness.check(start), Ok(()));
+        let check = |seconds| readiness.check(None, start + Duration::from_secs(seconds));
+        let store = |how: &str| Err(Unready::Store(how.to_owned()));
+        assert_eq!(check(0), Ok(()));
         readiness.store_failed("a write timed out", start);
-        assert_eq!(
-            readiness.check(start + Duration::from_secs(29)),
-            Err(Unready::Store("a write timed out"))
-        );
-        assert_eq!(readiness.check(start + Duration::from_secs(30)), Ok(()));
+        assert_eq!(check(29), store("a write timed out"));
+        assert_eq!(check(30), Ok(()));
         readiness.store_answered();
-        assert_eq!(readiness.check(start), Ok(()));
+        assert_eq!(check(0), Ok(()));
+        // What the log has met itself counts for as long as it lasts.
+        assert_eq!(readiness.check(Some("gone".into()), start), store("gone"));
         readiness.drain();
-        assert_eq!(readiness.check(start), Err(Unready::Draining));
+        assert_eq!(
+            readiness.check(Some("gone".into()), start),
+            Err(Unready::Draining)
+        );
     }
 
     #[test]

@@ -86,7 +86,7 @@ impl From<&ReadError> for ErrorCode {
             ReadError::OffsetOutOfRange { .. } => ErrorCode::OffsetOutOfRange,
             // Retriable for every client, unlike UNKNOWN_SERVER_ERROR.
             ReadError::Store(_) => ErrorCode::KafkaStorageError,
-            ReadError::Corrupt(_) => ErrorCode::CorruptMessage,
+            ReadError::Corrupt(_) | ReadError::Missing(_) => ErrorCode::CorruptMessage,
         }
     }
 }

@@ -29,6 +29,14 @@ impl Shown {
         // A second start is a mistake that changes nothing.
         let _ = self.started.set((broker, registry));
     }
+
+    #[cfg(test)]
+    pub(crate) fn metrics(&self) -> String {
+        let mut text = String::new();
+        let (_, registry) = self.started.get().unwrap();
+        prometheus_client::encoding::text::encode(&mut text, registry).unwrap();
+        text
+    }
 }
 
 /// Serves until the task is dropped.
@@ -68,7 +76,7 @@ async fn metrics(State(shown): State<Shown>) -> Response {
 
 async fn readyz(State(shown): State<Shown>) -> Response {
     match shown.started.get() {
-        Some((broker, _)) => ready_answer(broker.readiness.check(Instant::now())),
+        Some((broker, _)) => ready_answer(broker.ready(Instant::now())),
         None => (StatusCode::SERVICE_UNAVAILABLE, "starting\n").into_response(),
     }
 }
@@ -116,6 +124,10 @@ mod tests {
         assert_eq!(ready_answer(Ok(())).status(), StatusCode::OK);
         assert_eq!(
             ready_answer(Err(Unready::Draining)).status(),
+            StatusCode::SERVICE_UNAVAILABLE
+        );
+        assert_eq!(
+            ready_answer(Err(Unready::Store("gone".into()))).status(),
             StatusCode::SERVICE_UNAVAILABLE
         );
     }

@@ -20,6 +20,7 @@ mod frame;
 pub mod groups;
 pub mod handlers;
 mod http;
+mod log_pace;
 mod metrics;
 mod protocol;
 mod retention;

@@ -58,6 +58,17 @@ struct Snapshot {
     oldest_needed: Option<Seq>,
 }
 
+/// Why a checkpoint or head was not written.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum NotWritten {
+    /// The store failed for as long as was waited for; it tells so itself, in one line for all its writers.
+    #[error("{0}")]
+    StoreSilent(String),
+    /// Something is not as it should be.
+    #[error("{0}")]
+    Odd(String),
+}
+
 impl Checkpointer {
     pub(crate) fn new(
         stream: Arc<Stream>,
@@ -99,7 +110,12 @@ impl Checkpointer {
                     head_at = Some(Instant::now());
                     due_now = false;
                 }
-                Some(Err(why)) => tracing::warn!(why, "no checkpoint or head could be written; trying again"),
+                Some(Err(NotWritten::StoreSilent(why))) => {
+                    tracing::debug!(why, "no checkpoint or head could be written; trying again");
+                }
+                Some(Err(NotWritten::Odd(why))) => {
+                    tracing::warn!(why, "no checkpoint or head could be written; trying again");
+                }
                 None => {}
             }
             tokio::time::sleep(LOOK).await;
@@ -117,7 +133,7 @@ impl Checkpointer {
     }
 
     /// Writes a checkpoint of what is published now, and the head that names it.
-    pub(crate) async fn write_checkpoint(&self) -> Result<(), String> {
+    pub(crate) async fn write_checkpoint(&self) -> Result<(), NotWritten> {
         let manifest = self.keeper.current();
         // A checkpoint of a stream that lost its slots would cover nothing and hide what came before it.
         if self.stream.is_fenced()
@@ -126,7 +142,7 @@ impl Checkpointer {
                 .get(&self.stream.incarnation)
                 .is_some_and(|s| s.is_live())
         {
-            return Err("this broker was taken over".into());
+            return Err(NotWritten::Odd("this broker was taken over".into()));
         }
         let snapshot = self.snapshot(&manifest);
         let (next, nonce) = (snapshot.checkpoint.next, Uuid::new_v4());
@@ -144,8 +160,8 @@ impl Checkpointer {
         let patience = Patience::For(Duration::from_secs(120));
         match conditional::create(&self.stream.store, &key, bytes.into(), ours, patience).await {
             CreateOutcome::Committed => {}
-            CreateOutcome::Lost(_) => return Err(format!("{key} holds something else")),
-            CreateOutcome::Unknown(why) => return Err(why),
+            CreateOutcome::Lost(_) => return Err(NotWritten::Odd(format!("{key} holds something else"))),
+            CreateOutcome::Unknown(why) => return Err(NotWritten::StoreSilent(why)),
         }
         self.write_head(Some((CheckpointRef { next, nonce }, snapshot.oldest_needed)))
             .await?;
@@ -207,7 +223,7 @@ impl Checkpointer {
     }
 
     /// Writes the head: naming a new checkpoint, or only as a sign of life.
-    async fn write_head(&self, checkpoint: Option<(CheckpointRef, Option<Seq>)>) -> Result<(), String> {
+    async fn write_head(&self, checkpoint: Option<(CheckpointRef, Option<Seq>)>) -> Result<(), NotWritten> {
         let mut state = self.state.lock().await;
         let mut head = state.head.clone();
         head.commit_id = Uuid::new_v4();
@@ -235,15 +251,15 @@ impl Checkpointer {
                 Ok(found) => {
                     state.version = Some(now.version);
                     state.head = found;
-                    Err(format!("{key} was behind an earlier write"))
+                    Err(NotWritten::Odd(format!("{key} was behind an earlier write")))
                 }
-                Err(e) => Err(format!("{key}: {e}")),
+                Err(e) => Err(NotWritten::Odd(format!("{key}: {e}"))),
             },
             UpdateOutcome::Lost(None) => {
                 state.version = None;
-                Err(format!("{key} is gone"))
+                Err(NotWritten::Odd(format!("{key} is gone")))
             }
-            UpdateOutcome::Unknown(why) => Err(why),
+            UpdateOutcome::Unknown(why) => Err(NotWritten::StoreSilent(why)),
         }
     }
 }

@@ -323,6 +323,12 @@ impl Log {
         !self.inner.stream.is_fenced() && (!shared || self.inner.stream.proven.lock().elapsed() < READ_LEASE)
     }
 
+    /// Why the store fails now, as far as its last requests tell; `None` if they succeeded. A log without
+    /// traffic still writes a sign of life every 30 s, and on a shared store looks at the manifest every second.
+    pub fn store_trouble(&self) -> Option<String> {
+        self.inner.stream.store.trouble()
+    }
+
     fn check_lease(&self) -> Result<(), ReadError> {
         if self.leased() {
             return Ok(());
@@ -372,7 +378,7 @@ impl Log {
         }
         // The seal is right also without a checkpoint: everything is published.
         stream.seal_itself(self.inner.options.node_id).await;
-        written.map_err(OpenError::Unusable)
+        written.map_err(|e| OpenError::Unusable(e.to_string()))
     }
 
     /// Resolves, with a sentence that says why, when this broker has lost its stream.

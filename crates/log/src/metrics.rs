@@ -119,7 +119,7 @@ impl LogMetrics {
         r.register("cache_bytes", "Blocks kept in the cache", m.cache_bytes.clone());
         r.register(
             "corrupt_reads",
-            "Reads whose checksum did not match",
+            "Reads of bytes that are not what was written",
             m.corrupt_reads.clone(),
         );
         r.register("checkpoints", "Checkpoints written", m.checkpoints.clone());

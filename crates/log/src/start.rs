@@ -180,9 +180,8 @@ async fn poll_manifest(inner: std::sync::Weak<Inner>) {
         if inner.stream.store.kind != crate::store::StoreKind::S3 {
             continue;
         }
-        if let Err(e) = inner.refresh_manifest().await {
-            tracing::warn!(error = %e, "the manifest cannot be read");
-        }
+        // The store tells of failures itself, once for all who meet them.
+        let _ = inner.refresh_manifest().await;
     }
 }
 

@@ -363,6 +363,83 @@ async fn a_damaged_segment_is_an_error_and_never_bytes_for_a_reader() {
 }
 
 #[tokio::test]
+async fn an_object_that_is_gone_is_not_called_damaged() {
+    let store = store().await;
+    let log = open(&store).await;
+    let id = topic(&log, "t", 1).await;
+    append(&log, &log.partition(&id, 0).unwrap(), &["v0"]).await;
+    log.close().await.unwrap();
+    let key = store.key(&keys::segment(1, 0));
+    store.bulk.delete(&key).await.unwrap();
+    let log = open(&store).await;
+    let p = log.partition(&id, 0).unwrap();
+    let read = log.read(&p, 0, 99, Isolation::ReadUncommitted).await;
+    let error = read.unwrap_err();
+    assert_eq!(error, ReadError::Missing(key.to_string()));
+    assert_eq!(
+        error.to_string(),
+        format!("data is missing: {key} is not in the store")
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_log_notices_that_its_store_is_gone_and_that_it_is_back() {
+    let root = tempfile::tempdir().unwrap();
+    let (here, away) = (root.path().join("data"), root.path().join("away"));
+    let url = here.display().to_string();
+    let store = Store::open(&url, StoreOptions::default()).await.unwrap();
+    let log = open(&store).await;
+    tokio::time::sleep(std::time::Duration::from_secs(40)).await;
+    assert_eq!(log.store_trouble(), None);
+    std::fs::rename(&here, &away).unwrap();
+    tokio::time::sleep(std::time::Duration::from_secs(35)).await;
+    let why = log.store_trouble().unwrap();
+    assert!(
+        why.starts_with("a directory is gone: mount or restore it ("),
+        "{why}"
+    );
+    // Whatever was given up meanwhile, the trouble lasts.
+    tokio::time::sleep(std::time::Duration::from_secs(90)).await;
+    assert!(log.store_trouble().is_some());
+    std::fs::rename(&away, &here).unwrap();
+    tokio::time::sleep(std::time::Duration::from_secs(35)).await;
+    assert_eq!(log.store_trouble(), None);
+    log.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_damaged_manifest_comes_with_a_next_step_and_a_newer_one_does_not() {
+    let store = store().await;
+    let log = open(&store).await;
+    log.close().await.unwrap();
+    let key = store.key(keys::MANIFEST);
+    let good = store.bulk.get(&key).await.unwrap().bytes().await.unwrap();
+    let refused = async |bytes: Vec<u8>| {
+        store.bulk.put(&key, bytes.into()).await.unwrap();
+        let options = LogOptions::for_store(StoreKind::Memory);
+        let (clock, mut registry) = (Arc::new(SystemClock), Registry::default());
+        let opened = Log::open(store.clone(), options, clock, &mut registry).await;
+        opened.unwrap_err().to_string()
+    };
+    let cut = refused(good[..good.len() / 2].to_vec()).await;
+    assert!(
+        cut.contains("cluster/manifest.json: not a valid manifest: "),
+        "{cut}"
+    );
+    assert!(cut.contains("cluster/history/") && !cut.contains('\n'), "{cut}");
+    let text = String::from_utf8(good.to_vec()).unwrap();
+    let newer = refused(
+        text.replace("\"feature_level\":1", "\"feature_level\":9")
+            .into_bytes(),
+    )
+    .await;
+    assert!(
+        newer.contains("upgrade this broker") && !newer.contains("history"),
+        "{newer}"
+    );
+}
+
+#[tokio::test]
 async fn a_reader_who_goes_on_finds_what_comes_next_in_memory() {
     let store = store().await;
     let log = open(&store).await;

@@ -24,10 +24,11 @@ pub(crate) use reading::{FetchedTopic, GroupDescription};
 use super::engine::{CoordinatorEndpoint, Engine, TopicInfo};
 use super::member::ReplyId;
 use super::metrics::Metrics;
-use super::records::{LogRecord, partition_for};
+use super::records::{LogRecord, OFFSETS_TOPIC, partition_for};
 use super::shard::{Command, Commit, Reply, Shard};
 use super::state::{Join, JoinReply, Limits, Now, Sync, SyncReply};
 use crate::errors::ErrorCode;
+use crate::log_pace::{LogPace, left_out};
 
 /// Unix time in milliseconds.
 pub type WallClock = Arc<dyn Fn() -> i64 + Send + std::marker::Sync>;
@@ -76,6 +77,8 @@ pub(crate) struct Inner {
     /// what they still publish would be missed.
     draining: Mutex<HashMap<i32, Vec<Arc<ActiveShard>>>>,
     metrics: Metrics,
+    /// Failed loads: all partitions fail together when the store does.
+    failed_loads: LogPace,
 }
 
 impl Inner {
@@ -96,6 +99,7 @@ impl Inner {
             creation: tokio::sync::Mutex::new(()),
             draining: Mutex::new(HashMap::new()),
             metrics,
+            failed_loads: LogPace::default(),
         })
     }
 
@@ -118,14 +122,17 @@ impl Inner {
     pub(crate) fn reconcile(self: &Arc<Inner>, topics_deleted: bool) {
         let ownership = self.engine.ownership().unwrap_or_default();
         self.partitions.store(ownership.partitions, Ordering::Release);
-        let mut active = Vec::new();
+        let (mut active, mut lost) = (Vec::new(), 0);
         {
             let mut slots = self.slots.lock();
             slots.retain(|partition, slot| {
                 let kept = ownership.owned.get(partition) == Some(&slot.epoch());
                 match slot {
                     Slot::Loading { task, .. } if !kept => task.abort(),
-                    Slot::Active(shard) if !kept => self.close(shard),
+                    Slot::Active(shard) if !kept => {
+                        lost += 1;
+                        self.close(shard);
+                    }
                     Slot::Active(shard) => active.push(shard.clone()),
                     Slot::Loading { .. } => {}
                 }
@@ -141,6 +148,12 @@ impl Inner {
                 });
             }
         }
+        if lost > 0 {
+            info!(
+                partitions = lost,
+                "unloading the groups of partitions of {OFFSETS_TOPIC}"
+            );
+        }
         if topics_deleted {
             for shard in active {
                 self.drop_missing_topics(&shard);
@@ -149,11 +162,6 @@ impl Inner {
     }
 
     fn close(&self, shard: &Arc<ActiveShard>) {
-        info!(
-            partition = shard.partition,
-            epoch = shard.epoch,
-            "unloading groups"
-        );
         let mut draining = self.draining.lock();
         let of_partition = draining.entry(shard.partition).or_default();
         of_partition.retain(|shard| !*shard.drained.borrow());
@@ -194,7 +202,10 @@ impl Inner {
                 Err(error) => {
                     // While the partition is ours this must succeed some time; when it is not any more,
                     // `reconcile` ends this task.
-                    warn!(partition, %error, "cannot load groups yet");
+                    if let Some(more) = self.failed_loads.due(Instant::now()) {
+                        let more = left_out(more);
+                        warn!(%error, "cannot load the groups of {OFFSETS_TOPIC}-{partition} yet; trying again{more}");
+                    }
                     tokio::time::sleep(wait).await;
                     wait = (wait * 2).min(RETRY_MAX);
                 }

@@ -245,6 +245,9 @@ impl Fetch<'_> {
             .collect();
         for ((read, result), keep) in reads.iter().zip(results).zip(keep) {
             if let (Some(answer), Some(result)) = (answers.get_mut(read.position), result) {
+                if let (Err(error), Some(target)) = (&result, self.targets.get(read.position)) {
+                    self.read_failed(target, error);
+                }
                 self.fill(answer, result, keep);
             }
         }
@@ -282,6 +285,21 @@ impl Fetch<'_> {
         })
     }
 
+    fn read_failed(&self, target: &Target, error: &ReadError) {
+        if matches!(error, ReadError::Store(_)) {
+            self.broker
+                .readiness
+                .store_failed("a read failed", Instant::now());
+        }
+        let manifest = self.broker.log.manifest();
+        let key = &target.key;
+        // A client that names topics by id only is answered so, but people know topics by name.
+        let by_id = manifest.topic_by_id(&topic_id(key.topic_id));
+        let topic = by_id.map_or(key.topic.as_str(), |(name, _)| name);
+        let failed_reads = &self.broker.failed_reads;
+        failed_reads.tell(topic, key.index, Some(target.fetch_offset), error);
+    }
+
     fn fill(&self, answer: &mut PartitionAnswer, result: Result<ReadResult, ReadError>, keep: bool) {
         match result {
             Ok(_) if answer.error != ErrorCode::None || answer.diverging_epoch.is_some() => {}
@@ -294,14 +312,6 @@ impl Fetch<'_> {
                 }
             }
             Err(error) => {
-                if matches!(error, ReadError::Store(_)) {
-                    self.broker
-                        .readiness
-                        .store_failed("a read failed", Instant::now());
-                }
-                if matches!(error, ReadError::Store(_) | ReadError::Corrupt(_)) {
-                    tracing::warn!(partition = answer.index, %error, "cannot read for a fetch");
-                }
                 *answer = PartitionAnswer::failed(answer.index, ErrorCode::from(&error));
             }
         }

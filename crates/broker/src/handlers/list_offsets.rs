@@ -95,10 +95,16 @@ async fn lookup(
     let Some(what) = meaning(version, wanted.timestamp, isolation)? else {
         return Ok(None);
     };
-    let found = broker.log.lookup_offset(&partition, what).await.map_err(|error| {
-        tracing::warn!(topic = name, partition = wanted.partition_index, %error, "cannot look up an offset");
-        ErrorCode::from(&error)
-    })?;
+    let found = broker
+        .log
+        .lookup_offset(&partition, what)
+        .await
+        .map_err(|error| {
+            broker
+                .failed_reads
+                .tell(name, wanted.partition_index, None, &error);
+            ErrorCode::from(&error)
+        })?;
     Ok(found.map(|found| {
         let timestamp = match what {
             // Kafka gives these offsets without a time.

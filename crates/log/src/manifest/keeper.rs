@@ -9,14 +9,20 @@ use tokio::sync::{Mutex, watch};
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::{DEFAULT_SLOTS, Manifest};
+use super::{DAMAGED, DEFAULT_SLOTS, Manifest};
 use crate::Incarnation;
 use crate::keys;
 use crate::store::conditional::{self, CreateOutcome, Patience, UpdateOutcome, Versioned};
+use crate::store::trouble::reason_of;
 use crate::store::{Store, StoreError};
 
 /// How long one change is tried while the store does not answer.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What can be done about a damaged manifest. A copy is written after each change, so the newest is most often
+/// the manifest itself; an older one does not know what was changed since.
+const RESTORE: &str = "each version was copied to cluster/history/: with all brokers stopped and the store backed \
+                       up, look at the newest one with `alluvium inspect` and put it back under this key";
 
 /// Why the manifest could not be read or changed.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -133,36 +139,41 @@ impl ManifestKeeper {
         if stored.read_started >= arrived {
             return Ok(());
         }
-        let key = self.store.key(keys::MANIFEST);
         let started = Instant::now();
-        let options = GetOptions {
-            if_none_match: stored.version.e_tag.clone(),
-            ..GetOptions::default()
-        };
-        match self.store.bulk.get_opts(&key, options).await {
-            Err(object_store::Error::NotModified { .. }) => {}
-            Err(e) => {
+        match self.look(&mut stored).await {
+            Ok(()) => self.store.look_succeeded(),
+            Err(problem) => {
+                self.store.look_failed(&problem);
                 return Err(StoreError::Unusable {
                     store: self.store.display.clone(),
-                    problem: e.to_string(),
-                });
-            }
-            Ok(got) => {
-                let version = UpdateVersion {
-                    e_tag: got.meta.e_tag.clone(),
-                    version: got.meta.version.clone(),
-                };
-                let unusable = |problem: String| StoreError::Unusable {
-                    store: self.store.display.clone(),
                     problem,
-                };
-                let bytes = got.bytes().await.map_err(|e| unusable(e.to_string()))?;
-                self.adopt::<std::convert::Infallible>(&mut stored, Versioned { bytes, version })
-                    .map_err(|e| unusable(e.to_string()))?;
+                });
             }
         }
         stored.read_started = started;
         Ok(())
+    }
+
+    /// Takes over what the store has if that is newer; the error is one sentence.
+    async fn look(&self, stored: &mut Stored) -> Result<(), String> {
+        let key = self.store.key(keys::MANIFEST);
+        let options = GetOptions {
+            if_none_match: stored.version.e_tag.clone(),
+            ..GetOptions::default()
+        };
+        let got = match self.store.bulk.get_opts(&key, options).await {
+            Err(object_store::Error::NotModified { .. }) => return Ok(()),
+            Err(object_store::Error::NotFound { .. }) => return Err(format!("{key} is gone")),
+            Err(e) => return Err(reason_of(&e)),
+            Ok(got) => got,
+        };
+        let version = UpdateVersion {
+            e_tag: got.meta.e_tag.clone(),
+            version: got.meta.version.clone(),
+        };
+        let bytes = got.bytes().await.map_err(|e| reason_of(&e))?;
+        self.adopt::<std::convert::Infallible>(stored, Versioned { bytes, version })
+            .map_err(|e| e.to_string())
     }
 
     fn adopt<E>(&self, stored: &mut Stored, now: Versioned) -> Result<(), ManifestError<E>> {
@@ -213,6 +224,11 @@ impl ManifestKeeper {
 }
 
 fn decode<E>(store: &Store, bytes: &[u8]) -> Result<Manifest, ManifestError<E>> {
-    Manifest::decode(bytes)
-        .map_err(|e| ManifestError::Unusable(format!("{}: {}: {e}", store.display, keys::MANIFEST)))
+    Manifest::decode(bytes).map_err(|e| {
+        let mut what = format!("{}: {}: {e}", store.display, keys::MANIFEST);
+        if e.starts_with(DAMAGED) {
+            what.push_str(&format!("; {RESTORE}"));
+        }
+        ManifestError::Unusable(what)
+    })
 }

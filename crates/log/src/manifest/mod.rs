@@ -20,6 +20,8 @@ pub const DEFAULT_SLOTS: u32 = 1024;
 /// Highest feature level that this build can write.
 pub const FEATURE_LEVEL: u32 = 1;
 const KIND: &str = "alluvium manifest";
+/// How the error begins that says that the bytes are no manifest, while others say that it is not for us.
+pub(crate) const DAMAGED: &str = "not a valid manifest";
 
 /// What every JSON object of ours begins with.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -244,9 +246,9 @@ impl Manifest {
         struct Envelope {
             format: Format,
         }
-        let envelope: Envelope = serde_json::from_slice(bytes).map_err(|e| format!("not a manifest: {e}"))?;
+        let envelope: Envelope = serde_json::from_slice(bytes).map_err(|e| format!("{DAMAGED}: {e}"))?;
         envelope.format.check(KIND)?;
-        let m: Manifest = serde_json::from_slice(bytes).map_err(|e| format!("not a valid manifest: {e}"))?;
+        let m: Manifest = serde_json::from_slice(bytes).map_err(|e| format!("{DAMAGED}: {e}"))?;
         if m.feature_level > FEATURE_LEVEL {
             return Err(format!(
                 "the bucket's feature level is {}, this build knows {FEATURE_LEVEL}; upgrade this broker",
@@ -256,19 +258,14 @@ impl Manifest {
         let mut next = 0u32;
         for run in &m.slots {
             if run.first != next || run.count == 0 {
-                return Err(format!(
-                    "not a valid manifest: slot {next} is in no run or in two"
-                ));
+                return Err(format!("{DAMAGED}: slot {next} is in no run or in two"));
             }
             next = next
                 .checked_add(run.count)
-                .ok_or("not a valid manifest: too many slots")?;
+                .ok_or_else(|| format!("{DAMAGED}: too many slots"))?;
         }
         if next != m.slot_count || m.slot_count == 0 {
-            return Err(format!(
-                "not a valid manifest: {next} of {} slots are listed",
-                m.slot_count
-            ));
+            return Err(format!("{DAMAGED}: {next} of {} slots are listed", m.slot_count));
         }
         Ok(m)
     }

@@ -19,6 +19,7 @@ use crate::keys;
 use crate::metrics::LogMetrics;
 use crate::partition::image::StoredRange;
 use crate::store::Store;
+use crate::store::trouble::reason_of;
 
 /// Bytes of a block.
 const BLOCK: u64 = 1 << 20;
@@ -162,8 +163,8 @@ impl Blocks {
         let got = async { self.store.bulk.get_opts(&key, options).await?.bytes().await };
         match got.await {
             Ok(bytes) => Ok(bytes),
-            Err(object_store::Error::NotFound { .. }) => Err(ReadError::Corrupt(format!("{key} is gone"))),
-            Err(e) => Err(ReadError::Store(e.to_string())),
+            Err(object_store::Error::NotFound { .. }) => Err(ReadError::Missing(key.to_string())),
+            Err(e) => Err(ReadError::Store(reason_of(&e))),
         }
     }
 

@@ -69,6 +69,9 @@ pub enum ReadError {
     /// Stored bytes are damaged, also when read again.
     #[error("stored bytes are damaged: {0}")]
     Corrupt(String),
+    /// An object that the log refers to, by its key, is not in the store.
+    #[error("data is missing: {0} is not in the store")]
+    Missing(String),
 }
 
 /// What to look an offset up by (ListOffsets).

@@ -26,6 +26,7 @@ pub mod counting;
 mod embedded;
 pub mod probe;
 mod s3;
+pub(crate) mod trouble;
 
 use std::fmt;
 use std::sync::Arc;
@@ -37,9 +38,11 @@ use object_store::path::Path;
 use parking_lot::Mutex;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
+use tokio::time::Instant;
 
 use counting::{CountingStore, StoreMetrics};
 use embedded::EmbeddedStore;
+use trouble::Trouble;
 
 /// What is accepted as a store URL, for error messages.
 const ACCEPTED: &str = "expected memory://, file:///path, a plain path, or s3://bucket/prefix";
@@ -60,6 +63,9 @@ pub struct Store {
     /// Time-outs and back-off of conditional writes.
     pub limits: AttemptLimits,
     random: Arc<Mutex<SmallRng>>,
+    /// Conditional writes that fail, and reads of the manifest that fail.
+    writes: Arc<Mutex<Trouble>>,
+    looks: Arc<Mutex<Trouble>>,
 }
 
 /// What is behind a [`Store`].
@@ -277,6 +283,57 @@ impl Store {
             kind,
             limits: options.limits,
             random: Arc::new(Mutex::new(SmallRng::seed_from_u64(seed))),
+            writes: Arc::default(),
+            looks: Arc::default(),
+        }
+    }
+
+    /// Why the store cannot be written or its manifest not be read now, as far as the last requests tell;
+    /// `None` if they succeeded.
+    pub fn trouble(&self) -> Option<String> {
+        let why = |trouble: &Mutex<Trouble>| trouble.lock().why().map(str::to_owned);
+        why(&self.writes).or_else(|| why(&self.looks))
+    }
+
+    /// A conditional write failed, for a writer whose first failure was at `began`; `waiting` says who waits
+    /// for it.
+    pub(crate) fn write_failed(&self, why: &str, waiting: Option<&'static str>, began: Instant) {
+        let report = self.writes.lock().failed(why, waiting, began, Instant::now());
+        self.tell("write to", report);
+    }
+
+    /// A conditional write was settled: the store answers.
+    pub(crate) fn write_settled(&self) {
+        if let Some(lasted) = self.writes.lock().succeeded(Instant::now()) {
+            tracing::info!(
+                "{} can be written again after {} s",
+                self.display,
+                lasted.as_secs()
+            );
+        }
+    }
+
+    /// The manifest could not be looked at.
+    pub(crate) fn look_failed(&self, why: &str) {
+        let now = Instant::now();
+        let report = self.looks.lock().failed(why, Some("consumers"), now, now);
+        self.tell("read the manifest in", report);
+    }
+
+    /// The manifest was looked at.
+    pub(crate) fn look_succeeded(&self) {
+        if let Some(lasted) = self.looks.lock().succeeded(Instant::now()) {
+            tracing::info!("{} can be read again after {} s", self.display, lasted.as_secs());
+        }
+    }
+
+    fn tell(&self, what: &str, report: Option<trouble::Report>) {
+        match report {
+            Some(report) if report.is_lasting() => {
+                tracing::error!("cannot {what} {}: {report}", self.display)
+            }
+            Some(report) => tracing::warn!("cannot {what} {}: {report}", self.display),
+            None => {}
         }
     }
 
@@ -339,7 +396,7 @@ pub(crate) fn advice(text: &str) -> Option<(&'static str, Cure)> {
     use Cure::{Change, Wait};
     const ALLOW: &str = "allow s3:GetObject, s3:PutObject, s3:DeleteObject and s3:ListBucket on the prefix";
     const REGION: &str = "the region is wrong: set AWS_REGION to the bucket's";
-    const ADVICE: [(&str, &str, Cure); 13] = [
+    const ADVICE: [(&str, &str, Cure); 17] = [
         (
             "NoSuchBucket",
             "the bucket does not exist: create it, or check its name and AWS_ENDPOINT_URL",
@@ -388,6 +445,22 @@ pub(crate) fn advice(text: &str) -> Option<(&'static str, Cure)> {
             "error sending request",
             "nothing answers there: check AWS_ENDPOINT_URL and the network",
             Wait,
+        ),
+        (
+            "No such file or directory",
+            "a directory is gone: mount or restore it",
+            Wait,
+        ),
+        ("No space left on device", "the disk is full: free space", Wait),
+        (
+            "Read-only file system",
+            "the file system is read-only: mount it writable",
+            Wait,
+        ),
+        (
+            "Permission denied",
+            "this user may not do that: give it write access",
+            Change,
         ),
     ];
     ADVICE

@@ -18,7 +18,8 @@ use object_store::{
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::{Cure, Store, advice, one_line};
+use super::trouble::{cause_of, with_advice};
+use super::{Cure, Store, advice};
 
 /// Writers that race for one key.
 const RACERS: usize = 8;
@@ -73,7 +74,7 @@ pub enum ProbeError {
         known: &'static str,
     },
     /// Requests failed, so that nothing is known.
-    #[error("store '{store}' cannot be used now: {check}: {problem}")]
+    #[error("store '{store}' cannot be used now: {problem}; it was to be proven that {check}")]
     Failed {
         /// What was probed, as shown to people.
         store: String,
@@ -107,7 +108,7 @@ pub async fn probe(store: &Store) -> Result<ProbeReport, ProbeError> {
         let problem = format!("not done after {PROBE_TIMEOUT:?}");
         Err(ProbeError::Failed {
             store: store.display.clone(),
-            check: "the probe as a whole",
+            check: "it keeps its promises",
             problem,
         })
     })?;
@@ -220,10 +221,7 @@ impl Bench<'_> {
                 known,
             },
             Failure::Trouble(problem) => {
-                let problem = match advice(&problem) {
-                    Some((advice, _)) => format!("{advice} ({problem})"),
-                    None => problem,
-                };
+                let problem = with_advice(problem);
                 ProbeError::Failed {
                     store,
                     check,
@@ -493,7 +491,7 @@ fn is_final(problem: &str) -> bool {
 }
 
 fn trouble(error: &Error) -> Failure {
-    Failure::Trouble(one_line(error))
+    Failure::Trouble(cause_of(error))
 }
 
 #[cfg(test)]

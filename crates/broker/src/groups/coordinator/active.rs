@@ -14,6 +14,7 @@ use super::Inner;
 use crate::errors::ErrorCode;
 use crate::groups::engine::EngineError;
 use crate::groups::member::ReplyId;
+use crate::groups::records::OFFSETS_TOPIC;
 use crate::groups::shard::{AppendId, Command, Effects, Reply, Shard};
 
 pub(super) struct ActiveShard {
@@ -167,7 +168,7 @@ impl ActiveShard {
         let failed = outcome.is_err();
         let outcome = outcome.map_err(|error| {
             inner.metrics.append_failed();
-            warn!(partition = self.partition, %error, "storing group records failed");
+            warn!(%error, "storing group records in {OFFSETS_TOPIC}-{} failed", self.partition);
             match error {
                 EngineError::NotLeader => ErrorCode::NotCoordinator,
                 EngineError::Rejected(_) | EngineError::Unreadable(_) => ErrorCode::CoordinatorNotAvailable,

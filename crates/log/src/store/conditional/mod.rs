@@ -24,7 +24,8 @@ use object_store::{
 };
 use tokio::time::Instant;
 
-use super::{Store, StoreError, one_line};
+use super::trouble::reason_of;
+use super::{Store, StoreError};
 pub use machine::{Action, CreateEvent, CreateMachine, UpdateEvent, UpdateMachine};
 
 /// How much of an object a create reads back to recognise it: a writer's nonce MUST lie within.
@@ -32,9 +33,6 @@ pub const READ_BACK_BYTES: u64 = 256;
 
 /// The largest object that is read whole, as the manifest and heads are.
 pub const CAS_BYTES_MAX: u64 = 64 * 1024 * 1024;
-
-/// A failing write is reported in the log at the first failure and then at most this often.
-const WARN_INTERVAL: Duration = Duration::from_secs(30);
 
 /// How long a conditional write is retried while its outcome is unknown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,7 +107,7 @@ where
             Action::Put => match attempt(&pace, payload.clone(), PutMode::Create, bytes).await {
                 Attempt::Confirmed(_) => CreateEvent::PutConfirmed,
                 Attempt::Refused(error) => {
-                    pace.trouble = one_line(&error);
+                    pace.trouble = reason_of(&error);
                     CreateEvent::PutRefused
                 }
                 Attempt::Unknown(error) => {
@@ -129,8 +127,14 @@ where
                     CreateEvent::ReadFailed
                 }
             },
-            Action::Committed => return CreateOutcome::Committed,
-            Action::Lost => return CreateOutcome::Lost(found),
+            Action::Committed => {
+                store.write_settled();
+                return CreateOutcome::Committed;
+            }
+            Action::Lost => {
+                store.write_settled();
+                return CreateOutcome::Lost(found);
+            }
         };
         let _ = machine.on(event);
         let again = matches!(event, CreateEvent::ReadMissing | CreateEvent::ReadFailed);
@@ -174,7 +178,7 @@ where
                     UpdateEvent::PutConfirmed
                 }
                 Attempt::Refused(error) => {
-                    pace.trouble = one_line(&error);
+                    pace.trouble = reason_of(&error);
                     UpdateEvent::PutRefused
                 }
                 Attempt::Unknown(error) => {
@@ -197,9 +201,18 @@ where
                     UpdateEvent::ReadFailed
                 }
             },
-            Action::Lost => return UpdateOutcome::Lost(current),
+            Action::Lost => {
+                // A key that is gone may be all of the store that is gone.
+                if current.is_some() {
+                    store.write_settled();
+                }
+                return UpdateOutcome::Lost(current);
+            }
             Action::Committed => match current {
-                Some(current) => return UpdateOutcome::Committed(current),
+                Some(current) => {
+                    store.write_settled();
+                    return UpdateOutcome::Committed(current);
+                }
                 None => return UpdateOutcome::Unknown("committed without content".to_owned()),
             },
         };
@@ -223,7 +236,8 @@ struct Pace<'a> {
     key: &'a Path,
     deadline: Option<Instant>,
     failures: u32,
-    warned: Option<Instant>,
+    /// The first failure.
+    failing_since: Option<Instant>,
     /// The latest trouble, for the log and for giving up.
     trouble: String,
 }
@@ -240,7 +254,7 @@ impl<'a> Pace<'a> {
             key,
             deadline,
             failures: 0,
-            warned: None,
+            failing_since: None,
             trouble: String::new(),
         }
     }
@@ -249,20 +263,10 @@ impl<'a> Pace<'a> {
     /// and only the round after that waits). False if patience has run out.
     async fn failed(&mut self, pause: bool) -> bool {
         let now = Instant::now();
-        if self
-            .warned
-            .is_none_or(|last| now.duration_since(last) >= WARN_INTERVAL)
-        {
-            self.warned = Some(now);
-            let Pace {
-                store,
-                key,
-                failures,
-                trouble,
-                ..
-            } = &*self;
-            tracing::warn!(store = store.display, %key, failures, "conditional write in doubt: {trouble}");
-        }
+        // Only a segment is written without a deadline, because producers wait for it.
+        let waiting = self.deadline.is_none().then_some("producers");
+        let began = *self.failing_since.get_or_insert(now);
+        self.store.write_failed(&self.trouble, waiting, began);
         let mut wait = Duration::ZERO;
         if pause {
             self.failures = self.failures.saturating_add(1);
@@ -298,7 +302,7 @@ async fn attempt(pace: &Pace<'_>, payload: PutPayload, mode: PutMode, bytes: u64
         Ok(Err(
             error @ (Error::AlreadyExists { .. } | Error::Precondition { .. } | Error::NotFound { .. }),
         )) => Attempt::Refused(error),
-        Ok(Err(error)) => Attempt::Unknown(one_line(&error)),
+        Ok(Err(error)) => Attempt::Unknown(reason_of(&error)),
         Err(_) => Attempt::Unknown(format!("no answer within {timeout:?}")),
     }
 }
@@ -321,7 +325,11 @@ async fn read_start(pace: &Pace<'_>) -> Result<Option<Bytes>, String> {
             _ => Err(error),
         }
     };
-    flatten(tokio::time::timeout(timeout, read).await, timeout)
+    let answer = tokio::time::timeout(timeout, read).await;
+    flatten(
+        answer.map(|read| read.map_err(|error| reason_of(&error))),
+        timeout,
+    )
 }
 
 /// Whether the key is still what the write expects. ETags alone are compared, as the store does.
@@ -337,16 +345,18 @@ fn is_expected(found: Option<&Versioned>, expected: Option<&UpdateVersion>) -> b
 async fn read_whole(pace: &Pace<'_>, bytes: u64) -> Result<Option<Versioned>, String> {
     let timeout = pace.timeout(bytes.saturating_mul(2));
     let read = get_versioned(pace.store, pace.store.conditional.as_ref(), pace.key);
-    flatten(tokio::time::timeout(timeout, read).await, timeout)
+    let in_words = |error| match error {
+        StoreError::Read { source, .. } => reason_of(&source),
+        other => other.to_string(),
+    };
+    let answer = tokio::time::timeout(timeout, read).await;
+    flatten(answer.map(|read| read.map_err(in_words)), timeout)
 }
 
-fn flatten<T, E: std::fmt::Display, X>(
-    answer: Result<Result<T, E>, X>,
-    timeout: Duration,
-) -> Result<T, String> {
+fn flatten<T, X>(answer: Result<Result<T, String>, X>, timeout: Duration) -> Result<T, String> {
     match answer {
         Ok(Ok(value)) => Ok(value),
-        Ok(Err(error)) => Err(format!("reading back: {}", one_line(&error))),
+        Ok(Err(error)) => Err(format!("reading back: {error}")),
         Err(_) => Err(format!("reading back: no answer within {timeout:?}")),
     }
 }

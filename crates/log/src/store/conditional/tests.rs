@@ -231,6 +231,29 @@ fn a_create_settles_every_fault_of_its_first_attempt() {
 }
 
 #[test]
+fn a_store_is_in_trouble_from_the_first_failure_until_a_write_is_settled() {
+    simulate(async {
+        let inner = Arc::new(InMemory::new());
+        let key = Path::from("wal/1");
+        let store = faulty(&inner, &[Fault::Refuses; 5], &[]);
+        assert_eq!(store.trouble(), None);
+        let outcome = create_as(&store, &key, 1, Patience::For(Duration::from_millis(60))).await;
+        assert!(matches!(outcome, CreateOutcome::Unknown(_)), "{outcome:?}");
+        // Given up, and still in trouble: nothing has shown that the store answers again.
+        assert_eq!(store.trouble().as_deref(), Some("status code: 500"));
+        let outcome = create_as(&store, &key, 1, Patience::Forever).await;
+        assert_eq!((outcome, store.trouble()), (CreateOutcome::Committed, None));
+        // A lost write is an answer too.
+        let store = faulty(&inner, &[Fault::Refuses; 2], &[Fault::Refuses]);
+        assert!(matches!(
+            create_as(&store, &key, 2, Patience::Forever).await,
+            CreateOutcome::Lost(_)
+        ));
+        assert_eq!(store.trouble(), None);
+    });
+}
+
+#[test]
 fn a_write_that_lands_late_is_met_by_its_own_retry() {
     simulate(async {
         let inner = Arc::new(InMemory::new());
