@@ -9,7 +9,7 @@ use serde_json::json;
 
 use crate::config::{
     BrokerKey, ConfigError, FlagSetting, Place, Preset, SECTIONS, Settings, Surroundings, TOPIC_KEYS,
-    TopicKey, Unit, Warning, default_text, listing, variable_name,
+    TopicKey, Unit, Warning, default_text, listing, nearest, quote, variable_name,
 };
 use alluvium_log::store::StoreKind;
 
@@ -20,39 +20,39 @@ pub struct SettingsArgs {
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
 
-    /// Where the data is: a directory, or s3://bucket/prefix [store.url]
+    /// Where the data is: a directory, s3://bucket/prefix, or memory:// for a trial [store.url, default ./alluvium-data]
     #[arg(long, value_name = "URL")]
     pub store: Option<String>,
 
-    /// Where to listen for clients: NAME://host:port,... [listeners]
+    /// Where to listen for clients: [NAME://]host:port,... [listeners, default 127.0.0.1:9092]
     #[arg(long, value_name = "LIST")]
     pub listeners: Option<String>,
 
-    /// What clients are told to connect to [advertised.listeners]
+    /// What clients are told to connect to [advertised.listeners, default: the listeners]
     #[arg(long, value_name = "LIST")]
     pub advertised_listeners: Option<String>,
 
-    /// Number of this broker [node.id]
+    /// Number of this broker [node.id, default 1]
     #[arg(long, value_name = "N")]
     pub node_id: Option<String>,
 
-    /// Zone or rack of this broker [broker.rack]
+    /// Zone or rack of this broker [broker.rack, default: none]
     #[arg(long, value_name = "NAME")]
     pub rack: Option<String>,
 
-    /// Address of /metrics, /livez and /readyz; empty for none [http.listen]
+    /// Address of /metrics, /livez and /readyz; empty for none [http.listen, default 127.0.0.1:9464]
     #[arg(long, value_name = "ADDRESS")]
     pub http_listen: Option<String>,
 
-    /// error, warn, info, debug or trace [log.level]
+    /// error, warn, info, debug or trace [log.level, default info]
     #[arg(long, value_name = "LEVEL")]
     pub log_level: Option<String>,
 
-    /// text or json [log.format]
+    /// text or json [log.format, default text]
     #[arg(long, value_name = "FORMAT")]
     pub log_format: Option<String>,
 
-    /// Any setting; may be given more than once
+    /// Any setting (`alluvium config` lists them); may be given more than once
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub set: Vec<String>,
 }
@@ -61,7 +61,7 @@ impl SettingsArgs {
     /// Loads the settings: these flags over environment over file over default.
     ///
     /// # Errors
-    /// One line about the first setting that is unknown, bad or contradicts another.
+    /// A line about each setting that is unknown or bad, or about the first that contradicts another.
     pub fn load(&self, surroundings: &Surroundings<'_>) -> Result<(Settings, Vec<Warning>), ConfigError> {
         Settings::load(self.config.as_deref(), self.flags()?, surroundings)
     }
@@ -93,10 +93,8 @@ impl SettingsArgs {
         }
         for pair in &self.set {
             let Some((key, value)) = pair.split_once('=') else {
-                return Err(ConfigError {
-                    place: "--set".into(),
-                    problem: format!("'{}' is not of the form key=value", pair.escape_debug()),
-                });
+                let problem = format!("'{}' is not of the form key=value", pair.escape_debug());
+                return Err(ConfigError::new("--set", problem));
             };
             flags.push(FlagSetting {
                 flag: "--set",
@@ -133,9 +131,29 @@ pub enum ConfigCommandError {
     /// A setting is wrong.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// No setting has this in its name.
+    #[error("no setting's name contains {}; {}", quote(.0), instead(.0))]
+    NoSuchSetting(String),
     /// The list could not be written.
     #[error("cannot write the list: {0}")]
     Write(#[from] io::Error),
+}
+
+/// What to do about a filter that leaves nothing.
+fn instead(filter: &str) -> String {
+    let brokers = SECTIONS.iter().flat_map(|part| part.keys).map(|key| key.name);
+    let names: Vec<&str> = brokers.chain(TOPIC_KEYS.iter().map(|key| key.name)).collect();
+    // A filter may be meant for a part of the name.
+    let parts = names.iter().flat_map(|name| name.split('.'));
+    match nearest(filter, names.iter().copied()).or_else(|| nearest(filter, parts)) {
+        Some(near) => format!("did you mean {near}?"),
+        None => "`alluvium config` lists all".to_owned(),
+    }
+}
+
+fn any_name_contains(filter: &str) -> bool {
+    let mut brokers = SECTIONS.iter().flat_map(|part| part.keys).map(|key| key.name);
+    brokers.any(|name| name.contains(filter)) || TOPIC_KEYS.iter().any(|key| key.name.contains(filter))
 }
 
 /// Width of the terminal in characters, for [`run`]; 100 where there is none.
@@ -147,7 +165,7 @@ pub fn terminal_width() -> usize {
 /// Writes the list of settings. Warnings go to `warn`, one line each.
 ///
 /// # Errors
-/// A setting that a broker could not start with, or `out` or `warn` cannot be written.
+/// A setting that a broker could not start with, no setting of that name, or `out` or `warn` cannot be written.
 pub fn run(
     args: &ConfigArgs,
     surroundings: &Surroundings<'_>,
@@ -164,6 +182,9 @@ pub fn run(
         writeln!(warn, "warning: {warning}")?;
     }
     let filter = args.filter.as_deref().unwrap_or_default();
+    if !any_name_contains(filter) {
+        return Err(ConfigCommandError::NoSuchSetting(filter.to_owned()));
+    }
     let text = if args.json {
         to_json(&settings, filter)?
     } else {
@@ -274,11 +295,7 @@ fn to_text(settings: &Settings, filter: &str, width: usize) -> String {
         "Topic configs (set per topic, by CreateTopics and AlterConfigs)",
         topics.collect(),
     );
-    if out.is_empty() {
-        format!("no setting's name contains '{}'\n", filter.escape_debug())
-    } else {
-        out
-    }
+    out
 }
 
 /// Breaks a text at spaces so that a line has at most `width` characters, if its words allow it.
@@ -362,19 +379,22 @@ A setting is looked for in four places; the first that has it wins:
 3. the file that `--config FILE` or `ALLUVIUM_CONFIG` names, in the format of Kafka's `server.properties`;
 4. the default.
 
-Kafka's names are used where Kafka has the setting. An unknown key or a bad value stops the start with one line that
-names it, its place and the nearest right one. Settings of Kafka that have no meaning here (`log.dirs`,
+Kafka's names are used where Kafka has the setting. Unknown keys and bad values stop the start with one line for each
+that names it, its place and the nearest right one. Settings of Kafka that have no meaning here (`log.dirs`,
 `process.roles`, `num.io.threads`, ...) are ignored with a warning, and so are the listeners that
 `controller.listener.names` lists. What would protect a Kafka broker is never ignored: a listener that is not
 PLAINTEXT, or `authorizer.class.name`, stops the start. Variables that Kubernetes makes for a service
-(`ALLUVIUM_SERVICE_HOST`, `ALLUVIUM_PORT_9092_TCP` and the like) are no settings.
+(`ALLUVIUM_SERVICE_HOST`, `ALLUVIUM_PORT_9092_TCP` and the like) are no settings, nor is anything that begins with
+`ALLUVIUM_TEST_`.
 
 `alluvium config` prints this list with the values that hold, given the same flags, environment and file as `serve`,
 and where each comes from; `alluvium config retention` prints the part whose names contain a word.
 
 Settings marked *dynamic* can also be changed while brokers run, for all of them or for one, for example with
 `kafka-configs.sh --alter --entity-type brokers`. What is set for one broker wins over what is set for all, and both
-win over flag, environment and file.
+win over flag, environment and file: a start says which of its settings are overruled so. They are in the store, which
+`alluvium config` does not read: it shows what the start alone says. `kafka-configs.sh --describe --entity-type brokers
+--entity-name 1 --all` shows what holds.
 ";
 
 /// The page `docs/configuration.md`.
@@ -499,6 +519,8 @@ mod tests {
             "memory://",
             "--listeners",
             "A://127.0.0.1:0",
+            "--set",
+            "listener.security.protocol.map=A:PLAINTEXT",
             "--advertised-listeners",
             "h:1",
             "--node-id",
@@ -545,7 +567,7 @@ mod tests {
             ),
             (
                 vec!["--listeners", "host"],
-                "--listeners: bad value 'host' for listeners: 'host' is not of the form NAME://host:port",
+                "--listeners: bad value 'host' for listeners: 'host': expected [NAME://]host:port, port 0 to 65535",
             ),
         ] {
             assert_eq!(served(&args).unwrap_err().to_string(), line);
@@ -559,7 +581,9 @@ mod tests {
         assert!(text.contains("\n  broker.rack is unset\n") && text.contains("\n  retention.ms\n"));
         assert!(text.contains("Default: 80 on S3, else 0."));
         assert!(
-            warnings.starts_with("warning: ignored: 'log.dirs' (--set)"),
+            warnings.starts_with(
+                "warning: --set: log.dirs is not used: data goes to store.url (file:///home/me/"
+            ),
             "{warnings}"
         );
         let long: Vec<_> = text
@@ -572,8 +596,30 @@ mod tests {
         );
         let (part, _) = shown(&["retention"], 80);
         assert!(part.contains("log.retention.ms") && !part.contains("num.partitions"));
-        let (nothing, _) = shown(&["xyz"], 80);
-        assert_eq!(nothing, "no setting's name contains 'xyz'\n");
+    }
+
+    #[test]
+    fn a_filter_that_leaves_nothing_is_an_error_with_a_suggestion() {
+        let refused = |filter: &str| {
+            let args = ConfigArgs {
+                filter: Some(filter.to_owned()),
+                ..ConfigArgs::default()
+            };
+            let done = run(&args, &surroundings(), 80, &mut Vec::new(), &mut Vec::new());
+            done.unwrap_err().to_string()
+        };
+        assert_eq!(
+            refused("retentoin"),
+            "no setting's name contains 'retentoin'; did you mean retention?"
+        );
+        assert_eq!(
+            refused("num.partitons"),
+            "no setting's name contains 'num.partitons'; did you mean num.partitions?"
+        );
+        assert_eq!(
+            refused("xyzxyzxyz"),
+            "no setting's name contains 'xyzxyzxyz'; `alluvium config` lists all"
+        );
     }
 
     #[test]

@@ -54,8 +54,8 @@ pub fn main() -> ExitCode {
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
-        Err(line) => {
-            eprintln!("alluvium: {line}");
+        Err(lines) => {
+            lines.lines().for_each(|line| eprintln!("alluvium: {line}"));
             ExitCode::FAILURE
         }
     }

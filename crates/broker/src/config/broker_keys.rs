@@ -106,20 +106,28 @@ static IDENTITY: &[BrokerKey] = &[
         "file:./alluvium-data",
         "The store that holds everything: file:///path (or just a path) for a directory, memory:// for a trial that leaves nothing, s3://bucket/prefix for a bucket. A relative path counts from the directory in which the broker is started.",
     ),
+    key(
+        "shutdown.timeout.ms",
+        Long,
+        Rule::Whole(1_000, 86_400_000),
+        "20000",
+        "A stop by SIGTERM or SIGINT takes at most this long: half of it for requests that are under way, the rest for the log. What the store has not taken by then is left, unacknowledged; the next start recovers the rest. Less than what kills the process, which in Kubernetes is 30 s.",
+    )
+    .ms(),
 ];
 
 static NETWORK: &[BrokerKey] = &[
     key(
         "listeners",
         List,
-        Rule::Syntax { accepts: "a list of NAME://host:port", check: |text| listener::parse_listeners(text).map(|_| ()) },
+        Rule::Syntax { accepts: "a list of [NAME://]host:port", check: |text| listener::parse_listeners(text).map(|_| ()) },
         "PLAINTEXT://127.0.0.1:9092",
-        "Where the broker listens for clients: NAME://host:port, more than one separated by commas. An empty host or 0.0.0.0 means every address of the machine; port 0 lets the system choose. The name may be left out: it is then PLAINTEXT.",
+        "Where the broker listens for clients: NAME://host:port, more than one separated by commas. An empty host or 0.0.0.0 means every address of the machine; port 0 lets the system choose. The name may be left out: it is then PLAINTEXT. Any other name needs an entry in listener.security.protocol.map.",
     ),
     key(
         "advertised.listeners",
         List,
-        Rule::Syntax { accepts: "a list of NAME://host:port", check: |text| listener::parse_advertised(text).map(|_| ()) },
+        Rule::Syntax { accepts: "a list of [NAME://]host:port", check: |text| listener::parse_advertised(text).map(|_| ()) },
         "",
         "Addresses that clients are told to connect to, by listener name. Unset: those of listeners; for a listener on every address, the host name of the machine.",
     )
@@ -169,7 +177,7 @@ static TOPICS: &[BrokerKey] = &[
     key("log.retention.minutes", Int, Rule::UnlimitedOrPositive, "", "As log.retention.ms, in minutes, if that is unset.").unset().unit(Unit::Minutes),
     key("log.retention.hours", Int, Rule::UnlimitedOrPositive, "168", "As log.retention.ms, in hours, if neither that nor log.retention.minutes is set.").unit(Unit::Hours),
     key("log.retention.bytes", Long, Rule::Any, "-1", "Size of a partition above which its oldest records go: default of retention.bytes. Negative: no limit.").bytes().dynamic(),
-    key("log.cleanup.policy", List, CLEANUP_POLICIES, "delete", "Default of cleanup.policy.").dynamic(),
+    key("log.cleanup.policy", List, CLEANUP_POLICIES, "delete", "Default of cleanup.policy. Compaction is not performed yet.").dynamic(),
     key("message.max.bytes", Int, AT_LEAST_0, "1048588", "Largest record batch that a producer may send: default of max.message.bytes.").bytes().dynamic(),
     key("log.message.timestamp.type", Text, TIMESTAMP_TYPES, "CreateTime", "Default of message.timestamp.type.").dynamic(),
     key("log.message.timestamp.before.max.ms", Long, AT_LEAST_0, "9223372036854775807", "Default of message.timestamp.before.max.ms.").ms().dynamic(),

@@ -288,6 +288,38 @@ impl Config {
         rows
     }
 
+    /// One line for each setting that was made at this start and that a config stored in the manifest overrules.
+    pub fn overruled(&self, manifest: &Manifest) -> Vec<String> {
+        let node = self.settings.node_id.to_string();
+        let line = |key: &'static BrokerKey| {
+            let (text, place) = self.settings.value(key)?;
+            let own = self.settings.explicit(key.name)?;
+            let names = family(key.name);
+            let candidates = self.broker_candidates(manifest, Some(&node), &names);
+            let winner = candidates.first()?;
+            let whose = match winner.source {
+                source::DYNAMIC_BROKER => format!("broker {node}"),
+                source::DYNAMIC_DEFAULT_BROKER => "all brokers".to_owned(),
+                _ => return None,
+            };
+            let factor = names.iter().find(|(name, _)| *name == key.name)?.1;
+            if scaled(own, factor) == winner.scaled() {
+                return None;
+            }
+            let value = winner.value.to_text();
+            let stored = match winner.name == key.name {
+                true => value,
+                false => format!("{} = {value}", winner.name),
+            };
+            Some(format!(
+                "{} = {text} ({place}) is overruled by {stored}, stored for {whose}: remove that with \
+                 kafka-configs.sh --entity-type brokers --alter --delete-config {}",
+                key.name, winner.name
+            ))
+        };
+        broker_keys().filter_map(line).collect()
+    }
+
     fn effective(&self, manifest: &Manifest, configs: Option<&BTreeMap<String, String>>) -> TopicSettings {
         let value = |name: &str| topic_key(name).and_then(|key| self.topic_value(manifest, configs, key));
         let whole = |name: &str| value(name).and_then(|value| value.whole()).unwrap_or(-1);
@@ -409,11 +441,7 @@ impl Config {
 impl Candidate {
     /// The value in the unit of the topic config.
     fn scaled(&self) -> Value {
-        match &self.value {
-            // A negative number means "no limit" in every unit.
-            Value::Whole(value) if *value > 0 => Value::Whole(value.saturating_mul(self.factor)),
-            other => other.clone(),
-        }
+        scaled(&self.value, self.factor)
     }
 
     fn synonym(&self) -> (String, Option<String>, i8) {
@@ -423,6 +451,14 @@ impl Candidate {
     /// The default of a config that no broker setting gives: Kafka lists no synonym for it.
     fn is_own_default(&self, key: &TopicKey) -> bool {
         key.broker.is_empty() && self.source == source::DEFAULT
+    }
+}
+
+fn scaled(value: &Value, factor: i64) -> Value {
+    match value {
+        // A negative number means "no limit" in every unit.
+        Value::Whole(value) if *value > 0 => Value::Whole(value.saturating_mul(factor)),
+        other => other.clone(),
     }
 }
 

@@ -32,6 +32,8 @@ const PREFIXES: &[&str] = &[
     "leader.replication.",
     "follower.replication.",
     "listener.name.",
+    "log4j.",
+    "log4j2.",
     "metadata.log.",
     "metadata.max.",
     "metric.",

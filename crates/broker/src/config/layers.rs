@@ -42,14 +42,23 @@ impl fmt::Display for Place {
     }
 }
 
-/// A setting that a broker cannot start with. Prints as one line: the place, the key, the value, what to do.
+/// A setting that a broker cannot start with, or several. Prints as one line for each: the place, the key, the
+/// value, what to do.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{place}: {problem}")]
 pub struct ConfigError {
     /// Where the wrong setting is.
     pub place: String,
     /// What is wrong with it.
     pub problem: String,
+    /// Further ones, without further ones of their own.
+    pub others: Vec<ConfigError>,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.place, self.problem)?;
+        self.others.iter().try_for_each(|other| write!(f, "\n{other}"))
+    }
 }
 
 impl ConfigError {
@@ -57,7 +66,16 @@ impl ConfigError {
         ConfigError {
             place: place.to_string(),
             problem: problem.into(),
+            others: Vec::new(),
         }
+    }
+
+    /// One error for all, if there are any.
+    fn of(errors: Vec<ConfigError>) -> Option<ConfigError> {
+        let mut errors = errors.into_iter();
+        let mut first = errors.next()?;
+        first.others.extend(errors);
+        Some(first)
     }
 }
 
@@ -140,6 +158,9 @@ fn hostname() -> Option<String> {
 
 const PREFIX: &str = "ALLUVIUM_";
 
+/// What the tests of the project read. None of it is a setting, and who exports it may start a broker.
+const TEST_PREFIX: &str = "ALLUVIUM_TEST_";
+
 /// The variable that names the settings file, as `--config` does.
 const CONFIG_VARIABLE: &str = "ALLUVIUM_CONFIG";
 
@@ -162,7 +183,11 @@ pub(crate) struct Layered {
     pub(crate) values: BTreeMap<&'static str, (Value, Place)>,
     /// `controller.listener.names` of a Kafka configuration: the listeners that are not for clients.
     pub(crate) controller_listeners: Vec<String>,
+    /// `log.dirs` or `log.dir`, which say where Kafka would have its data.
+    pub(crate) kafkas_directory: Option<(String, Place)>,
     pub(crate) warnings: Vec<Warning>,
+    /// All that is wrong with single settings, so that they can be mended together.
+    errors: Vec<ConfigError>,
 }
 
 /// One setting as found.
@@ -191,28 +216,55 @@ pub(crate) fn collect(
     };
     if let Some(path) = config {
         let found = from_file(&path, &named_by, surroundings, &mut layered.warnings)?;
-        layered.add(found, &mut ignored)?;
+        layered.add(found, &mut ignored);
     }
-    let found = from_environment(&surroundings.variables)?;
-    layered.add(found, &mut ignored)?;
+    let found = from_environment(&surroundings.variables, &mut layered.errors);
+    layered.add(found, &mut ignored);
     let flags = flags.into_iter().map(|FlagSetting { flag, key, value }| Found {
         key,
         value,
         place: Place::Flag(flag),
     });
-    layered.add(distinct(flags.collect())?, &mut ignored)?;
+    let flags = distinct(flags.collect(), &mut layered.errors);
+    layered.add(flags, &mut ignored);
+    if let Some(error) = ConfigError::of(std::mem::take(&mut layered.errors)) {
+        return Err(error);
+    }
 
-    if !ignored.is_empty() {
-        let listed: Vec<_> = ignored
-            .iter()
-            .map(|(key, place)| format!("{} ({place})", quote(key)))
-            .collect();
+    let mut rest = Vec::new();
+    for (key, place) in ignored {
+        match key.as_str() {
+            // In Kafka the first wins over the second.
+            "log.dirs" => layered.kafkas_directory = Some((key, place)),
+            "log.dir" => layered.kafkas_directory = layered.kafkas_directory.or(Some((key, place))),
+            _ => rest.push((key, place)),
+        }
+    }
+    if !rest.is_empty() {
         layered.warnings.push(Warning(format!(
             "ignored: {}: settings of Kafka without a meaning here; `alluvium config` lists those that have one",
-            listed.join(", ")
+            listed(&rest)
         )));
     }
     Ok(layered)
+}
+
+/// Keys with their places, in which a file is named once.
+fn listed(keys: &[(String, Place)]) -> String {
+    let mut out = Vec::new();
+    let mut file = None;
+    for (key, place) in keys {
+        // Keys are Kafka's here, so that they can stand without quotes.
+        out.push(match place {
+            Place::File { path, line } if file == Some(path) => format!("{key}:{line}"),
+            Place::File { path, line } => {
+                file = Some(path);
+                format!("in {path} {key}:{line}")
+            }
+            other => format!("{key} ({other})"),
+        });
+    }
+    out.join(", ")
 }
 
 fn from_file(
@@ -257,13 +309,13 @@ fn from_file(
     Ok(found.collect())
 }
 
-fn from_environment(variables: &[(String, String)]) -> Result<Vec<Found>, ConfigError> {
+fn from_environment(variables: &[(String, String)], errors: &mut Vec<ConfigError>) -> Vec<Found> {
     let mut found = Vec::new();
     for (name, value) in variables {
         let Some(rest) = name.strip_prefix(PREFIX) else {
             continue;
         };
-        if name == CONFIG_VARIABLE || is_service_link(rest, value) {
+        if name == CONFIG_VARIABLE || name.starts_with(TEST_PREFIX) || is_service_link(rest, value) {
             continue;
         }
         let place = Place::Environment(name.clone());
@@ -272,10 +324,15 @@ fn from_environment(variables: &[(String, String)]) -> Result<Vec<Found>, Config
         let spelt_right = variable_name(&guess) == *name;
         if !spelt_right || (broker_key(&guess).is_none() && foreign(&guess).is_none()) {
             let names: Vec<String> = broker_keys().map(|key| variable_name(key.name)).collect();
-            return Err(match nearest(name, names.iter().map(String::as_str)) {
+            let right = match meant(&guess) {
+                Some(key) => Some(variable_name(key)),
+                None => nearest(name, names.iter().map(String::as_str)).map(str::to_owned),
+            };
+            errors.push(match right {
                 Some(right) => ConfigError::new(place, format!("unknown setting; did you mean {right}?")),
                 None => ConfigError::new(place, "unknown setting; `alluvium config` lists all"),
             });
+            continue;
         }
         found.push(Found {
             key: guess,
@@ -283,7 +340,7 @@ fn from_environment(variables: &[(String, String)]) -> Result<Vec<Found>, Config
             place,
         });
     }
-    Ok(found)
+    found
 }
 
 /// Kubernetes gives every container variables about each service, so a service named `alluvium` makes
@@ -303,7 +360,7 @@ fn is_service_link(rest: &str, value: &str) -> bool {
 }
 
 /// Two flags for one key must agree: their order is not known.
-fn distinct(flags: Vec<Found>) -> Result<Vec<Found>, ConfigError> {
+fn distinct(flags: Vec<Found>, errors: &mut Vec<ConfigError>) -> Vec<Found> {
     let mut kept: Vec<Found> = Vec::new();
     for flag in flags {
         match kept.iter().find(|other| other.key == flag.key) {
@@ -315,26 +372,24 @@ fn distinct(flags: Vec<Found>) -> Result<Vec<Found>, ConfigError> {
                     quote(&flag.key),
                     other.place
                 );
-                return Err(ConfigError::new(&flag.place, problem));
+                errors.push(ConfigError::new(&flag.place, problem));
             }
             None => kept.push(flag),
         }
     }
-    Ok(kept)
+    kept
 }
 
 impl Layered {
     /// Puts a layer over those that are there.
-    fn add(&mut self, found: Vec<Found>, ignored: &mut Vec<(String, Place)>) -> Result<(), ConfigError> {
+    fn add(&mut self, found: Vec<Found>, ignored: &mut Vec<(String, Place)>) {
         let mut layer: BTreeMap<&'static str, (Value, Place)> = BTreeMap::new();
         for Found { key, value, place } in found {
             let Some(known) = broker_key(&key) else {
                 match foreign(&key) {
                     Some(Foreign::Refused(why)) if !value.trim().is_empty() => {
-                        return Err(ConfigError::new(
-                            place,
-                            format!("{} = {}: {why}", quote(&key), quote(&value)),
-                        ));
+                        let problem = format!("{} = {}: {why}", quote(&key), quote(&value));
+                        self.errors.push(ConfigError::new(place, problem));
                     }
                     Some(_) => {
                         if key == "controller.listener.names" {
@@ -344,13 +399,15 @@ impl Layered {
                         }
                         ignored.retain(|(other, _)| *other != key);
                         ignored.push((key, place));
-                        continue;
                     }
-                    None => return Err(ConfigError::new(place, unknown_key(&key))),
+                    None => self.errors.push(ConfigError::new(place, unknown_key(&key))),
                 }
+                continue;
             };
-            let parsed = parse_setting(known, &value).map_err(|problem| ConfigError::new(&place, problem))?;
-            layer.insert(known.name, (parsed, place));
+            match parse_setting(known, &value) {
+                Ok(parsed) => drop(layer.insert(known.name, (parsed, place))),
+                Err(problem) => self.errors.push(ConfigError::new(place, problem)),
+            }
         }
         // `broker.id` is the older name of `node.id`; the newer one wins over a lower layer's older one too.
         match (layer.get("node.id"), layer.get("broker.id")) {
@@ -360,14 +417,13 @@ impl Layered {
                     broker.to_text(),
                     node.to_text()
                 );
-                return Err(ConfigError::new(place, problem));
+                self.errors.push(ConfigError::new(place, problem));
             }
             (None, Some(same)) => drop(layer.insert("node.id", same.clone())),
             (Some(same), None) => drop(layer.insert("broker.id", same.clone())),
             _ => {}
         }
         self.values.extend(layer);
-        Ok(())
     }
 }
 
@@ -388,8 +444,30 @@ pub(crate) fn unknown_key(key: &str) -> String {
             None => format!("{shown} is a topic config, not a broker setting"),
         };
     }
-    match nearest(key, broker_keys().map(|known| known.name)) {
+    match meant(key).or_else(|| nearest(key, broker_keys().map(|known| known.name))) {
         Some(right) => format!("unknown key {shown}; did you mean {right}?"),
         None => format!("unknown key {shown}; `alluvium config` lists all"),
     }
+}
+
+/// Names by which people look for a setting that has another: flags, and settings of older Kafkas.
+const MEANT: &[(&str, &str)] = &[
+    ("advertised.host.name", "advertised.listeners"),
+    ("advertised.port", "advertised.listeners"),
+    ("data.dir", "store.url"),
+    ("host", "listeners"),
+    ("host.name", "listeners"),
+    ("http", "http.listen"),
+    ("http.port", "http.listen"),
+    ("listen", "listeners"),
+    ("port", "listeners"),
+    ("rack", "broker.rack"),
+    ("store", "store.url"),
+];
+
+/// The setting that somebody means by a name that is none.
+fn meant(key: &str) -> Option<&'static str> {
+    let key = key.to_ascii_lowercase();
+    let (_, meant) = MEANT.iter().find(|(name, _)| *name == key)?;
+    Some(meant)
 }

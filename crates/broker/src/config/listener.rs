@@ -60,7 +60,7 @@ pub(crate) fn parse_listeners(text: &str) -> Result<Vec<Listener>, String> {
         listeners.push(listener);
     }
     if listeners.is_empty() {
-        Err("expected at least one NAME://host:port".into())
+        Err("expected at least one [NAME://]host:port, port 0 to 65535".into())
     } else {
         Ok(listeners)
     }
@@ -123,7 +123,7 @@ fn parse_one(item: &str) -> Result<Unnamed, String> {
         None => (None, item),
     };
     let (host, port) = split_address(address)
-        .ok_or_else(|| format!("{} is not of the form NAME://host:port", quote(item)))?;
+        .ok_or_else(|| format!("{}: expected [NAME://]host:port, port 0 to 65535", quote(item)))?;
     Ok(Unnamed {
         name,
         host: host.to_owned(),
@@ -182,12 +182,12 @@ pub(crate) fn parse_protocols(text: &str) -> Result<Vec<(String, String)>, Strin
     Ok(all)
 }
 
-/// The security protocol of a listener name.
-pub(crate) fn protocol_of<'a>(name: &'a str, protocols: &'a [(String, String)]) -> &'a str {
+/// The security protocol of a listener name. The names of the protocols need no entry, as in Kafka; of any other
+/// name without one it is not known.
+pub(crate) fn protocol_of<'a>(name: &'a str, protocols: &'a [(String, String)]) -> Option<&'a str> {
     match protocols.iter().find(|(listener, _)| listener == name) {
-        Some((_, protocol)) => protocol,
-        None if SECURE_PROTOCOLS.contains(&name) => name,
-        None => DEFAULT_NAME,
+        Some((_, protocol)) => Some(protocol),
+        None => (name == DEFAULT_NAME || SECURE_PROTOCOLS.contains(&name)).then_some(name),
     }
 }
 
@@ -243,20 +243,24 @@ mod tests {
     fn what_is_wrong_with_listeners() {
         for (text, problem) in [
             ("", "at least one"),
-            ("host", "not of the form"),
-            ("PLAINTEXT://host:70000", "not of the form"),
-            ("PLAINTEXT://host:+1", "not of the form"),
-            ("PLAINTEXT://host:", "not of the form"),
-            ("PLAINTEXT://ho st:1", "not of the form"),
-            ("PLAINTEXT://[host]:1", "not of the form"),
-            ("PLAINTEXT://a:b:1", "not of the form"),
-            ("PLAINTEXT:/host:1", "not of the form"),
+            ("9093", "'9093': expected [NAME://]host:port, port 0 to 65535"),
+            ("127.0.0.1", "expected [NAME://]host:port"),
+            (":99999", "port 0 to 65535"),
+            (":9092x", "port 0 to 65535"),
+            ("host", "expected [NAME://]host:port"),
+            ("PLAINTEXT://host:70000", "expected [NAME://]host:port"),
+            ("PLAINTEXT://host:+1", "expected [NAME://]host:port"),
+            ("PLAINTEXT://host:", "expected [NAME://]host:port"),
+            ("PLAINTEXT://ho st:1", "expected [NAME://]host:port"),
+            ("PLAINTEXT://[host]:1", "expected [NAME://]host:port"),
+            ("PLAINTEXT://a:b:1", "expected [NAME://]host:port"),
+            ("PLAINTEXT:/host:1", "expected [NAME://]host:port"),
             ("://host:1", "no name"),
             ("A B://host:1", "no name"),
             ("a:1,b:2", "two listeners are named PLAINTEXT"),
             ("A://h:1,a://h:2", "two listeners are named A"),
             ("A://h:1,B://h:1", "cannot share"),
-            ("A://h:1,,B://h:2", "not of the form"),
+            ("A://h:1,,B://h:2", "expected [NAME://]host:port"),
         ] {
             let error = parse_listeners(text).unwrap_err();
             assert!(error.contains(problem), "{text}: {error}");
@@ -287,10 +291,11 @@ mod tests {
     #[test]
     fn protocols() {
         let map = parse_protocols("in:plaintext, OUT:SASL_SSL").unwrap();
-        assert_eq!(protocol_of("IN", &map), "PLAINTEXT");
-        assert_eq!(protocol_of("OUT", &map), "SASL_SSL");
-        assert_eq!(protocol_of("SSL", &map), "SSL");
-        assert_eq!(protocol_of("OTHER", &map), "PLAINTEXT");
+        assert_eq!(protocol_of("IN", &map), Some("PLAINTEXT"));
+        assert_eq!(protocol_of("OUT", &map), Some("SASL_SSL"));
+        assert_eq!(protocol_of("SSL", &map), Some("SSL"));
+        assert_eq!(protocol_of("PLAINTEXT", &map), Some("PLAINTEXT"));
+        assert_eq!(protocol_of("OTHER", &map), None);
         assert!(
             parse_protocols("A").is_err()
                 && parse_protocols("A:TLS").is_err()

@@ -25,7 +25,8 @@ pub use listener::Listener;
 pub use settings::{LogFormat, Settings};
 
 pub(crate) use broker_keys::{BrokerKey, SECTIONS};
-pub(crate) use key::{Preset, Unit};
+pub(crate) use key::{Preset, Unit, nearest, quote};
 pub(crate) use layers::{FlagSetting, variable_name};
 pub(crate) use settings::{default_text, listing};
+pub(crate) use store_url::{kind as store_kind, resolve as resolve_store_url};
 pub(crate) use topic_keys::{TOPIC_KEYS, TopicKey};

@@ -80,6 +80,8 @@ pub struct Settings {
     pub offset_metadata_max_bytes: usize,
     /// `log.retention.check.interval.ms`
     pub log_retention_check_interval: Duration,
+    /// `shutdown.timeout.ms`
+    pub shutdown_timeout: Duration,
     /// `log.level`, in the words of a `tracing` filter.
     pub log_level: String,
     /// `log.format`
@@ -102,7 +104,7 @@ impl Settings {
     /// Loads settings: flags over environment over file over default.
     ///
     /// # Errors
-    /// One line about the first setting that is unknown, bad or contradicts another.
+    /// A line about each setting that is unknown or bad, or about the first that contradicts another.
     pub(crate) fn load(
         config: Option<&Path>,
         flags: Vec<FlagSetting>,
@@ -153,6 +155,11 @@ impl Settings {
             Some((value, place)) => Some((value.to_text(), place.clone())),
             None => default_text(key, store_url::kind(&self.store_url)).map(|text| (text, Place::Default)),
         }
+    }
+
+    /// The kind of store that `store.url` names.
+    pub(crate) fn store_kind(&self) -> StoreKind {
+        store_url::kind(&self.store_url)
     }
 
     /// What was set statically; `None` where the default holds.
@@ -234,6 +241,11 @@ fn build(layered: Layered, surroundings: &Surroundings<'_>) -> Result<(Settings,
     };
     let store_url = store_url::resolve(&raw_url, &surroundings.cwd).map_err(bad_url)?;
     let mut warnings = layered.warnings.clone();
+    if let Some((key, place)) = &layered.kafkas_directory {
+        warnings.push(Warning(format!(
+            "{place}: {key} is not used: data goes to store.url ({store_url})"
+        )));
+    }
     let listeners = listeners(&read, &mut warnings)?;
     let advertised_listeners = advertised(&read, &listeners, surroundings, &mut warnings)?;
     check_contradictions(&read, &mut warnings)?;
@@ -283,6 +295,7 @@ fn build(layered: Layered, surroundings: &Surroundings<'_>) -> Result<(Settings,
         offsets_retention_check_interval: read.millis("offsets.retention.check.interval.ms"),
         offset_metadata_max_bytes: read.parsed("offset.metadata.max.bytes"),
         log_retention_check_interval: read.millis("log.retention.check.interval.ms"),
+        shutdown_timeout: read.millis("shutdown.timeout.ms"),
         log_level: read.parsed("log.level"),
         log_format: match read.text("log.format").as_deref() {
             Some("json") => LogFormat::Json,
@@ -328,10 +341,15 @@ fn listeners(read: &Reader<'_>, warnings: &mut Vec<Warning>) -> Result<Vec<Liste
     let map = listener::parse_protocols(&map)
         .map_err(|problem| ConfigError::new(read.place("listener.security.protocol.map"), problem))?;
     for listener in &all {
-        let protocol = listener::protocol_of(&listener.name, &map);
+        let name = &listener.name;
+        let Some(protocol) = listener::protocol_of(name, &map) else {
+            return Err(at_place(format!(
+                "no security protocol is defined for listener {name}: add {name}:PLAINTEXT to listener.security.protocol.map"
+            )));
+        };
         if protocol != listener::DEFAULT_NAME {
             return Err(at_place(format!(
-                "{listener} is a listener of protocol {protocol}, but there is only PLAINTEXT: remove it, or map its name to PLAINTEXT in listener.security.protocol.map"
+                "{listener} is a listener of protocol {protocol}, but there is only PLAINTEXT: remove it, or map its name to PLAINTEXT in listener.security.protocol.map, with which clients talk unencrypted and unauthenticated"
             )));
         }
     }

@@ -21,6 +21,10 @@ fn form(text: &str) -> Result<Form<'_>, String> {
     if text.is_empty() || text.chars().any(char::is_control) {
         return Err(expected());
     }
+    let path = text.strip_prefix("file:").unwrap_or(text).trim_start_matches('/');
+    if !text.starts_with('/') && (path == "~" || path.starts_with("~/")) {
+        return Err("'~' is the shell's, which leaves it as it is in quotes and behind file: and =: write the whole path".into());
+    }
     let Some((scheme, rest)) = text.split_once(':').filter(|(scheme, _)| is_scheme(scheme)) else {
         return Ok(Form::Path(text));
     };
@@ -182,9 +186,16 @@ mod tests {
             "memory://x",
             "gs://b",
             "a\nb",
+            "~/x",
+            "~",
+            "file:~/x",
+            "file://~/x",
         ] {
             assert!(check(text).is_err(), "{text}");
         }
+        assert!(check("~/x").unwrap_err().contains("write the whole path"));
+        assert_eq!(at("~x"), "file:///home/me/~x");
+        assert_eq!(at("/~/x"), "file:///~/x");
         assert!(resolve("file:a%2", Path::new("/")).is_err());
         assert!(resolve("file:a%ff", Path::new("/")).is_err());
     }

@@ -113,6 +113,10 @@ fn names_are_distinct_and_spelt_as_the_environment_needs() {
             "{name}"
         );
         assert_eq!(foreign(name), None, "{name} is ours and Kafka's rest at once");
+        assert!(
+            !name.starts_with("test."),
+            "{name}: its variable would pass for one of the tests"
+        );
     }
     let topics: Vec<_> = TOPIC_KEYS.iter().map(|key| key.name).collect();
     assert!(topics.is_sorted() && topics.windows(2).all(|pair| pair[0] != pair[1]));
@@ -304,8 +308,10 @@ fn a_bad_setting_is_one_line_with_key_value_place_and_remedy() {
         file_error("x\\ny=1"),
         "server.properties:1: unknown key 'x\\ny'; `alluvium config` lists all"
     );
-    // The first bad line is told, not the first in the alphabet.
-    assert!(file_error("num.partitions=x\nbroker.id=x").starts_with("server.properties:1:"));
+    assert_eq!(
+        file_error("advertised.host.name=x"),
+        "server.properties:1: unknown key 'advertised.host.name'; did you mean advertised.listeners?"
+    );
 
     let environment = |name: &str, value: &str| load(None, &[(name, value)], &[]).unwrap_err().to_string();
     assert_eq!(
@@ -320,6 +326,10 @@ fn a_bad_setting_is_one_line_with_key_value_place_and_remedy() {
         environment("ALLUVIUM_SOMETHING_ELSE_ALTOGETHER", ""),
         "environment ALLUVIUM_SOMETHING_ELSE_ALTOGETHER: unknown setting; `alluvium config` lists all"
     );
+    assert_eq!(
+        environment("ALLUVIUM_STORE", "/x"),
+        "environment ALLUVIUM_STORE: unknown setting; did you mean ALLUVIUM_STORE_URL?"
+    );
     assert!(environment("ALLUVIUM_Num_Partitions", "1").ends_with("did you mean ALLUVIUM_NUM_PARTITIONS?"));
     assert!(
         environment("ALLUVIUM_CONFIG", "gone").starts_with("environment ALLUVIUM_CONFIG: cannot read 'gone'")
@@ -329,6 +339,10 @@ fn a_bad_setting_is_one_line_with_key_value_place_and_remedy() {
     assert_eq!(
         flag(&[("--set", "lisners", "x:1")]),
         "--set: unknown key 'lisners'; did you mean listeners?"
+    );
+    assert_eq!(
+        flag(&[("--set", "store", "/x")]),
+        "--set: unknown key 'store'; did you mean store.url?"
     );
     assert_eq!(
         flag(&[("--store", "store.url", "gs://x")]),
@@ -354,6 +368,37 @@ fn a_bad_setting_is_one_line_with_key_value_place_and_remedy() {
             .to_string()
             .starts_with("--config: cannot read 'gone': ")
     );
+}
+
+#[test]
+fn all_bad_settings_are_told_at_once_in_their_order() {
+    let error = load(
+        Some("num.partitions=x\nbroker.id=x\nnum.io.threads=3\nlisten=:1"),
+        &[("ALLUVIUM_X", "1"), ("ALLUVIUM_FETCH_MAX_BYTES", "?")],
+        &[("--set", "lisners", "x:1"), ("--set", "node.id", "4")],
+    );
+    let text = error.unwrap_err().to_string();
+    let starts = [
+        "server.properties:1: bad value 'x' for num.partitions",
+        "server.properties:2: bad value 'x' for broker.id",
+        "server.properties:4: unknown key 'listen'; did you mean listeners?",
+        "environment ALLUVIUM_X: unknown setting",
+        "environment ALLUVIUM_FETCH_MAX_BYTES: bad value '?'",
+        "--set: unknown key 'lisners'",
+    ];
+    let mut lines: Vec<_> = text.lines().collect();
+    // Those of the environment are found before its values are read.
+    assert_eq!(lines.len(), starts.len(), "{text}");
+    for start in starts {
+        let at = lines.iter().position(|line| line.starts_with(start));
+        lines.remove(at.unwrap_or_else(|| panic!("no line begins with {start}: {text}")));
+    }
+}
+
+#[test]
+fn variables_of_the_tests_are_not_settings() {
+    let variables = [("ALLUVIUM_TEST_CLIENTS", "off"), ("ALLUVIUM_TEST_BIN", "/x")];
+    assert_eq!(load(None, &variables, &[]).unwrap().1, []);
 }
 
 #[test]
@@ -451,26 +496,38 @@ fn a_server_properties_of_kafka_starts_a_broker() {
         .map(Listener::to_string)
         .collect();
     assert_eq!(advertised, ["PLAINTEXT://localhost:9092"]);
-    assert_eq!(warnings.len(), 2, "{warnings:#?}");
+    assert_eq!(warnings.len(), 3, "{warnings:#?}");
     assert!(
-        warnings[0].starts_with("ignored: 'process.roles' (server.properties:1), 'controller."),
+        warnings[0].starts_with("ignored: in server.properties process.roles:1, controller."),
+        "{}",
+        warnings[0]
+    );
+    assert_eq!(
+        warnings[0].matches("server.properties").count(),
+        1,
         "{}",
         warnings[0]
     );
     for key in [
-        "log.dirs",
-        "num.io.threads",
+        "num.io.threads:10,",
         "zookeeper.connect",
         "log.cleaner.threads",
         "share.coordinator",
     ] {
         assert!(warnings[0].contains(key), "{key}");
     }
-    assert!(
-        warnings[1].contains("ignored: CONTROLLER://0.0.0.0:9093"),
-        "{}",
-        warnings[1]
+    assert_eq!(
+        warnings[1],
+        "server.properties:14: log.dirs is not used: data goes to store.url (file:///home/me/alluvium-data)"
     );
+    assert!(
+        warnings[2].contains("ignored: CONTROLLER://0.0.0.0:9093"),
+        "{}",
+        warnings[2]
+    );
+    let (_, warnings) = from_file("log.dir=/a\nlog4j.rootLogger=INFO\nlistener.name.x.ssl.keystore.type=PEM");
+    assert_eq!(warnings.len(), 2, "{warnings:#?}");
+    assert!(warnings[1].contains("log.dir is not used"), "{warnings:#?}");
 }
 
 #[test]
@@ -502,6 +559,19 @@ fn what_protects_a_kafka_broker_is_not_ignored() {
         .is_ok()
     );
     assert!(load(Some("authorizer.class.name="), &[], &[]).is_ok());
+    assert!(file_error("listeners=SSL://:9093").ends_with("clients talk unencrypted and unauthenticated"));
+    assert_eq!(
+        file_error("listeners=PLAINTEXT://:1,X://:9093"),
+        "server.properties:1: no security protocol is defined for listener X: add X:PLAINTEXT to listener.security.protocol.map"
+    );
+    assert!(
+        load(
+            Some("listeners=X://:9093\nlistener.security.protocol.map=X:PLAINTEXT"),
+            &[],
+            &[]
+        )
+        .is_ok()
+    );
 }
 
 #[test]
@@ -516,8 +586,11 @@ fn the_last_of_two_lines_wins_and_it_is_said() {
 
 // Listeners.
 
+/// Names of listeners that tests make up.
+const MAP: &str = "\nlistener.security.protocol.map=A:PLAINTEXT,B:PLAINTEXT,C:PLAINTEXT,OUT:PLAINTEXT";
+
 fn advertised(text: &str) -> Vec<String> {
-    from_file(text)
+    from_file(&format!("{text}{MAP}"))
         .0
         .advertised_listeners
         .iter()
@@ -551,15 +624,21 @@ fn advertised_listeners_follow_the_listeners() {
     assert_eq!(warnings.len(), 1);
     assert!(file_error("advertised.listeners=B://x:9").contains("B is not among the listeners (PLAINTEXT)"));
     assert!(
-        file_error("listeners=A://h:1\nadvertised.listeners=x:1,A://y:1")
-            .contains("two advertised listeners are named A")
+        file_error(&format!(
+            "listeners=A://h:1\nadvertised.listeners=x:1,A://y:1{MAP}"
+        ))
+        .contains("two advertised listeners are named A")
     );
     assert!(file_error("listeners=C://:1\ncontroller.listener.names=c").contains("none is for clients"));
 }
 
 #[test]
 fn ports_that_the_system_chose_reach_clients_and_other_brokers() {
-    let mut settings = Settings::from_pairs([("listeners", "A://127.0.0.1:0,B://127.0.0.1:7")]).unwrap();
+    let mut settings = Settings::from_pairs([
+        ("listeners", "A://127.0.0.1:0,B://127.0.0.1:7"),
+        ("listener.security.protocol.map", "A:PLAINTEXT,B:PLAINTEXT"),
+    ])
+    .unwrap();
     settings.set_bound_ports(&BTreeMap::from([("A".to_owned(), 4321), ("B".to_owned(), 9)]));
     assert_eq!(settings.listeners[0].port, 4321);
     assert_eq!(settings.advertised_listeners[0].port, 4321);
@@ -685,6 +764,36 @@ fn a_stored_value_that_is_not_understood_is_passed_over() {
     );
     let rows = config.describe_broker(&odd, Some(1));
     assert_eq!(row(&rows, "num.partitions").value.as_deref(), Some("1"));
+}
+
+#[test]
+fn what_is_stored_and_beats_a_setting_of_this_start_is_told() {
+    let config = config(&[
+        ("log.retention.hours", "2"),
+        ("message.max.bytes", "400"),
+        ("num.partitions", "3"),
+    ]);
+    assert_eq!(config.overruled(&manifest(0)), [""; 0]);
+    let now = with_broker(manifest(0), "1", "message.max.bytes", "500");
+    let now = with_broker(now, "", "log.retention.ms", "60000");
+    let lines = config.overruled(&now);
+    assert_eq!(lines.len(), 2, "{lines:#?}");
+    assert!(
+        lines[0].starts_with(
+            "log.retention.hours = 2 (--set) is overruled by log.retention.ms = 60000, stored for all brokers: "
+        ),
+        "{lines:#?}"
+    );
+    assert!(
+        lines[1].starts_with("message.max.bytes = 400 (--set) is overruled by 500, stored for broker 1: ")
+            && lines[1].ends_with("--delete-config message.max.bytes"),
+        "{lines:#?}"
+    );
+    // What says the same, is another broker's, or is not read overrules nothing.
+    let now = with_broker(manifest(0), "", "log.retention.ms", "7200000");
+    let now = with_broker(now, "2", "message.max.bytes", "500");
+    let now = with_broker(now, "1", "num.partitions", "9");
+    assert_eq!(config.overruled(&now), [""; 0]);
 }
 
 // What AlterConfigs and CreateTopics may set.

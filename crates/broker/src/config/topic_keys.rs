@@ -79,7 +79,7 @@ pub(crate) static TOPIC_KEYS: &[TopicKey] = &[
         Kind::List,
         CLEANUP_POLICIES,
         &[("log.cleanup.policy", 1)],
-        "What happens to old records: with delete they go when retention.ms or retention.bytes has passed them; with compact the newest record of each key is meant to stay. Both may be given; with an empty list nothing is ever removed.",
+        "What happens to old records: with delete they go when retention.ms or retention.bytes has passed them; with compact the newest record of each key is meant to stay, but compaction is not performed yet, so with compact alone all records stay. Both may be given; with an empty list nothing is ever removed.",
     ),
     key(
         "compression.gzip.level",
