@@ -12,6 +12,8 @@ use alluvium_log::Log;
 use alluvium_log::manifest::{Change, Manifest, Rejection};
 use kafka_wire_core::StrBytes;
 
+use crate::admin_log::{self, describe};
+use crate::broker::RequestContext;
 use crate::errors::ErrorCode;
 
 /// Longest error message in a response, in bytes. Messages quote what the client sent, and before flexible
@@ -94,16 +96,18 @@ pub(crate) fn patience(timeout_ms: i32) -> Duration {
     }
 }
 
-/// Hands the accepted changes to the log, all in one call, and waits at most `patience`.
+/// Hands the accepted changes to the log, all in one call, and waits at most `patience`. What is changed is told
+/// in the log in the name of the client.
 ///
 /// When that is over the items are answered REQUEST_TIMED_OUT, which means unknown: the change goes on.
 pub(crate) async fn carry_out(
     log: &Log,
+    ctx: &RequestContext,
     decisions: Vec<Decision>,
     validate_only: bool,
     patience: Duration,
 ) -> Vec<Outcome> {
-    let log = log.clone();
+    let (log, ctx) = (log.clone(), ctx.clone());
     apply(decisions, |changes| async move {
         let count = changes.len();
         if validate_only {
@@ -114,7 +118,17 @@ pub(crate) async fn carry_out(
                 .collect();
         }
         // On a task of its own: a client that hangs up must not cancel a commit half way.
-        let commit = tokio::spawn(async move { log.change(changes).await });
+        let commit = tokio::spawn(async move {
+            let before = log.manifest();
+            let told: Vec<String> = changes.iter().map(|change| describe(change, &before)).collect();
+            let verdicts = log.change(changes).await;
+            let done = told
+                .into_iter()
+                .zip(&verdicts)
+                .filter(|(_, verdict)| verdict.is_ok());
+            admin_log::tell(&ctx, &done.map(|(told, _)| told).collect::<Vec<_>>());
+            verdicts
+        });
         match tokio::time::timeout(patience, commit).await {
             Ok(Ok(verdicts)) => verdicts
                 .into_iter()

@@ -7,6 +7,7 @@
 #![allow(missing_docs)]
 
 mod admin_change;
+mod admin_log;
 pub mod broker;
 mod budget;
 pub mod cli;

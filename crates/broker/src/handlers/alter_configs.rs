@@ -15,7 +15,7 @@ use crate::config_change::{KeyEdit, ResourceEdit, Rules, decide};
 
 pub(crate) async fn handle(
     broker: &Arc<Broker>,
-    _ctx: &RequestContext,
+    ctx: &RequestContext,
     request: AlterConfigsRequest,
 ) -> AlterConfigsResponse {
     let decisions = {
@@ -23,7 +23,7 @@ pub(crate) async fn handle(
         with_rules(broker, |rules| decide(&edits, rules))
     };
     // The request has no timeout field.
-    let outcomes = carry_out(&broker.log, decisions, request.validate_only, patience(0)).await;
+    let outcomes = carry_out(&broker.log, ctx, decisions, request.validate_only, patience(0)).await;
     respond(request.resources, outcomes)
 }
 

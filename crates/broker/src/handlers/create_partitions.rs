@@ -21,7 +21,7 @@ use crate::topics::{PARTITIONS_MAX, is_internal};
 
 pub(crate) async fn handle(
     broker: &Arc<Broker>,
-    _ctx: &RequestContext,
+    ctx: &RequestContext,
     request: CreatePartitionsRequest,
 ) -> CreatePartitionsResponse {
     let manifest = broker.log.manifest();
@@ -30,6 +30,7 @@ pub(crate) async fn handle(
         .unzip();
     let outcomes = carry_out(
         &broker.log,
+        ctx,
         decisions,
         request.validate_only,
         patience(request.timeout_ms),

@@ -48,6 +48,7 @@ pub(crate) async fn handle(
     let decisions = plans.iter().map(|plan| plan.decision.clone()).collect();
     let outcomes = carry_out(
         &broker.log,
+        ctx,
         decisions,
         request.validate_only,
         patience(request.timeout_ms),

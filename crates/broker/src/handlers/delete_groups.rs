@@ -6,15 +6,30 @@ use std::sync::Arc;
 use kafka_wire::delete_groups_response::DeletableGroupResult;
 use kafka_wire::{DeleteGroupsRequest, DeleteGroupsResponse};
 
+use crate::admin_log;
 use crate::broker::{Broker, RequestContext};
+use crate::config::quote;
+use crate::errors::ErrorCode;
 use crate::groups::Inner;
 
 pub(crate) async fn handle(
     broker: &Arc<Broker>,
-    _ctx: &RequestContext,
+    ctx: &RequestContext,
     request: DeleteGroupsRequest,
 ) -> DeleteGroupsResponse {
-    respond(&broker.groups.inner, request).await
+    let response = respond(&broker.groups.inner, request).await;
+    admin_log::tell(ctx, &told(&response));
+    response
+}
+
+/// The groups that were deleted, in words. Their names are the clients' and may be anything.
+fn told(response: &DeleteGroupsResponse) -> Vec<String> {
+    let done = response
+        .results
+        .iter()
+        .filter(|result| result.error_code == ErrorCode::None.code());
+    done.map(|result| format!("deleted group {}", quote(&result.group_id)))
+        .collect()
 }
 
 async fn respond(groups: &Arc<Inner>, request: DeleteGroupsRequest) -> DeleteGroupsResponse {
@@ -51,6 +66,8 @@ mod tests {
             request.groups_names = ["a", "members", "missing", "b"].map(StrBytes::from).to_vec();
             let response = respond(&fixture.inner, request).await;
             (0..=2).for_each(|version| encodes(&response, version));
+            let deleted = response.results.iter().filter(|r| r.error_code == 0).count();
+            assert_eq!(told(&response).len(), deleted);
             response.results.iter().map(|r| r.error_code).collect::<Vec<_>>()
         };
         assert_eq!(delete().await, [0, 68, 69, 0]);

@@ -15,6 +15,7 @@ use kafka_wire::{DeleteRecordsRequest, DeleteRecordsResponse};
 use kafka_wire_core::StrBytes;
 
 use crate::admin_change::patience;
+use crate::admin_log;
 use crate::broker::{Broker, RequestContext};
 use crate::errors::ErrorCode;
 use crate::topics::is_internal;
@@ -26,17 +27,21 @@ const UP_TO_HIGH_WATERMARK: i64 = -1;
 /// Log start moves under way at once; they share segments, so many at once cost few writes.
 const MOVES_AT_ONCE: usize = 1_024;
 
+/// Topic, partition, and the log start before and after.
+type Moved = (StrBytes, i32, Result<(i64, i64), ErrorCode>);
+
 pub(crate) async fn handle(
     broker: &Arc<Broker>,
-    _ctx: &RequestContext,
+    ctx: &RequestContext,
     request: DeleteRecordsRequest,
 ) -> DeleteRecordsResponse {
     let deadline = tokio::time::Instant::now() + patience(request.timeout_ms);
     let moves = futures::stream::iter(wanted(request)).map(|(name, partition, offset)| async move {
         let result = match target(broker, &name, partition, offset) {
             Ok((partition, to)) => {
+                let before = partition.watermarks().log_start_offset;
                 match tokio::time::timeout_at(deadline, broker.log.advance_log_start(&partition, to)).await {
-                    Ok(Ok(log_start)) => Ok(log_start),
+                    Ok(Ok(log_start)) => Ok((before, log_start)),
                     Ok(Err(error)) => Err(append_code(&error)),
                     // The entry may still be published: unknown, as for every timeout.
                     Err(_) => Err(ErrorCode::RequestTimedOut),
@@ -46,7 +51,26 @@ pub(crate) async fn handle(
         };
         (name, partition, result)
     });
-    respond(moves.buffered(MOVES_AT_ONCE).collect().await)
+    let moved: Vec<Moved> = moves.buffered(MOVES_AT_ONCE).collect().await;
+    admin_log::tell(ctx, &told(&moved));
+    let answers = moved.into_iter();
+    respond(
+        answers
+            .map(|(name, partition, result)| (name, partition, result.map(|(_, log_start)| log_start)))
+            .collect(),
+    )
+}
+
+/// The log starts that were moved, in words.
+fn told(moved: &[Moved]) -> Vec<String> {
+    let of = |(name, partition, result): &Moved| match result {
+        Ok((before, after)) if after > before => Some(format!(
+            "deleted records of {}-{partition} below offset {after} (from {before})",
+            name.as_str()
+        )),
+        _ => None,
+    };
+    moved.iter().filter_map(of).collect()
 }
 
 fn target(broker: &Broker, name: &str, index: i32, offset: i64) -> Result<(Arc<Partition>, i64), ErrorCode> {
@@ -136,6 +160,17 @@ fn respond(results: Vec<(StrBytes, i32, Result<i64, ErrorCode>)>) -> DeleteRecor
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_log_starts_that_moved_are_told() {
+        let moved = [
+            ("t".into(), 0, Ok((0, 7))),
+            ("t".into(), 1, Ok((7, 7))),
+            ("t".into(), 2, Err(ErrorCode::RequestTimedOut)),
+        ];
+        assert_eq!(told(&moved), ["deleted records of t-0 below offset 7 (from 0)"]);
+    }
+
     use crate::admin_change::testing::{assert_encodes, topic};
     use kafka_wire::delete_records_request::{DeleteRecordsPartition, DeleteRecordsTopic};
 

@@ -33,7 +33,7 @@ pub(crate) async fn handle(
         refuse_all(request, ctx.api_version)
     };
     let decisions = plans.iter().map(|plan| plan.decision.clone()).collect();
-    let outcomes = carry_out(&broker.log, decisions, false, patience).await;
+    let outcomes = carry_out(&broker.log, ctx, decisions, false, patience).await;
     respond(plans, outcomes)
 }
 

@@ -16,7 +16,7 @@ use crate::handlers::alter_configs::with_rules;
 
 pub(crate) async fn handle(
     broker: &Arc<Broker>,
-    _ctx: &RequestContext,
+    ctx: &RequestContext,
     request: IncrementalAlterConfigsRequest,
 ) -> IncrementalAlterConfigsResponse {
     let decisions = {
@@ -24,7 +24,7 @@ pub(crate) async fn handle(
         with_rules(broker, |rules| decide(&edits, rules))
     };
     // The request has no timeout field.
-    let outcomes = carry_out(&broker.log, decisions, request.validate_only, patience(0)).await;
+    let outcomes = carry_out(&broker.log, ctx, decisions, request.validate_only, patience(0)).await;
     respond(request.resources, outcomes)
 }
 
