@@ -23,6 +23,8 @@ pub mod handlers;
 mod http;
 mod log_pace;
 mod metrics;
+mod open_files;
+mod process_metrics;
 mod protocol;
 mod retention;
 mod server;

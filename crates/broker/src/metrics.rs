@@ -28,6 +28,20 @@ struct ReasonLabel {
     reason: &'static str,
 }
 
+/// Why connections are closed, as [`Ended::reason`](crate::connection::Ended::reason) says, and for a limit.
+pub(crate) const CLOSE_REASONS: [&str; 10] = [
+    "bad_length",
+    "client",
+    "idle",
+    "limit",
+    "lost",
+    "other_protocol",
+    "refused",
+    "slow",
+    "stopping",
+    "stuck",
+];
+
 /// Handles of every metric of the edge; cheap to update from any task.
 #[derive(Debug)]
 pub(crate) struct Metrics {
@@ -132,6 +146,9 @@ impl Metrics {
                 "requests other than Produce",
             ),
         };
+        for reason in CLOSE_REASONS {
+            let _ = metrics.connections_closed.get_or_create(&ReasonLabel { reason });
+        }
         registry.register(
             "request_errors",
             "Errors answered, by API and Kafka error",
@@ -200,6 +217,7 @@ impl Metrics {
     }
 
     pub(crate) fn connection_closed(&self, reason: &'static str) {
+        debug_assert!(CLOSE_REASONS.contains(&reason), "{reason} is not in the list");
         self.connections_closed
             .get_or_create(&ReasonLabel { reason })
             .inc();

@@ -17,12 +17,11 @@ use crate::budget::ByteBudget;
 use crate::config::{Listener, Settings};
 use crate::connection::{Ended, serve};
 use crate::dispatch::{Dispatcher, Peer};
-use crate::frame::{ConnectionLimits, FrameBudgets, FrameReader};
+use crate::frame::{ConnectionLimits, FrameBudgets, FrameError, FrameReader};
+use crate::log_pace::{LogPace, left_out};
 
 /// Pause after a failed accept: it is most often too many open files, and passes only when some are closed.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// Refused connections are logged once in this time.
-const REFUSALS_LOGGED_EVERY: Duration = Duration::from_secs(10);
 
 /// A bound listener that does not accept yet.
 #[derive(Debug)]
@@ -57,11 +56,43 @@ impl Bound {
 
 /// A listener cannot be bound.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot listen on {host}:{port}: {source}")]
+#[error("cannot listen on {}: {source}{}", self.address(), bind_advice(source, *port, "--listeners"))]
 pub(crate) struct BindError {
     host: String,
     port: u16,
     source: io::Error,
+}
+
+impl BindError {
+    fn address(&self) -> String {
+        if self.host.contains(':') {
+            format!("[{}]:{}", self.host, self.port)
+        } else {
+            format!("{}:{}", self.host, self.port)
+        }
+    }
+}
+
+/// What to do about an address that cannot be bound. `setting` is what names it.
+pub(crate) fn bind_advice(error: &io::Error, port: u16, setting: &str) -> String {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            format!("; another program has this port: stop it or choose another {setting}")
+        }
+        io::ErrorKind::PermissionDenied if port < 1024 => {
+            format!("; ports below 1024 need a right of their own: choose another {setting}")
+        }
+        io::ErrorKind::AddrNotAvailable => {
+            format!(
+                "; this machine does not have this address: choose another {setting}, such as 0.0.0.0 for all it has"
+            )
+        }
+        // What a resolver says has no kind; the number of a system call's error is missing then.
+        _ if error.raw_os_error().is_none() => {
+            format!("; this machine does not know this host name: choose another {setting}")
+        }
+        _ => format!("; choose another {setting}"),
+    }
 }
 
 /// The accepting side of the broker.
@@ -77,6 +108,10 @@ struct Shared {
     limits: ConnectionLimits,
     budgets: FrameBudgets,
     admission: Admission,
+    /// Accepts that failed, connections over a limit, clients that speak something else: each comes in crowds.
+    failed_accepts: LogPace,
+    refusals: LogPace,
+    strangers: LogPace,
 }
 
 impl Server {
@@ -88,6 +123,9 @@ impl Server {
             limits: ConnectionLimits::new(settings.socket_request_max_bytes, settings.connections_max_idle),
             budgets: budgets(settings, &broker),
             admission: Admission::new(settings.max_connections, settings.max_connections_per_ip),
+            failed_accepts: LogPace::default(),
+            refusals: LogPace::default(),
+            strangers: LogPace::default(),
             broker,
         });
         let (stopping, _) = watch::channel(false);
@@ -132,7 +170,11 @@ async fn accept_all(shared: Arc<Shared>, listener: Bound, mut stopping: watch::R
         let (stream, address) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
-                tracing::warn!(listener = %name, %error, "cannot accept a connection");
+                if let Some(more) = shared.failed_accepts.due(Instant::now()) {
+                    let advice = accept_advice(&error);
+                    let more = left_out(more);
+                    tracing::warn!(listener = %name, %error, "cannot accept a connection{advice}{more}");
+                }
                 sleep(ACCEPT_PAUSE).await;
                 continue;
             }
@@ -153,7 +195,10 @@ async fn accept_all(shared: Arc<Shared>, listener: Bound, mut stopping: watch::R
             }
             Err(limit) => {
                 shared.broker.metrics.connection_closed("limit");
-                shared.admission.log_refusal(address, limit);
+                if let Some(more) = shared.refusals.due(Instant::now()) {
+                    let more = left_out(more);
+                    tracing::warn!(peer = %address, limit, "connection refused{more}");
+                }
             }
         }
     }
@@ -184,12 +229,27 @@ async fn one_connection(
     let ended = serve(reader, writer, Arc::clone(&shared.dispatcher), peer, stopping).await;
     metrics.connections.dec();
     metrics.connection_closed(ended.reason());
-    log_end(&ended, address, &listener);
+    log_end(&ended, address, &listener, &shared.strangers);
     drop(place);
 }
 
-fn log_end(ended: &Ended, peer: SocketAddr, listener: &str) {
-    if ended.is_noteworthy() {
+/// What to do when no connection can be accepted, if that is known.
+fn accept_advice(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(code) if code == rustix::io::Errno::MFILE.raw_os_error() => ": raise ulimit -n",
+        Some(code) if code == rustix::io::Errno::NFILE.raw_os_error() => ": raise fs.file-max",
+        _ => "",
+    }
+}
+
+fn log_end(ended: &Ended, peer: SocketAddr, listener: &str, strangers: &LogPace) {
+    if let Ended::Frame(FrameError::OtherProtocol(_)) = ended {
+        // A client that is set up for TLS comes again and again.
+        if let Some(more) = strangers.due(Instant::now()) {
+            let more = left_out(more);
+            tracing::warn!(%peer, listener, reason = %ended, "connection closed{more}");
+        }
+    } else if ended.is_noteworthy() {
         tracing::warn!(%peer, listener, reason = %ended, "connection closed");
     } else {
         tracing::debug!(%peer, listener, reason = %ended, "connection closed");
@@ -202,7 +262,6 @@ struct Admission {
     counts: Arc<Mutex<Counts>>,
     max: usize,
     max_per_ip: usize,
-    last_logged: Mutex<Option<Instant>>,
 }
 
 #[derive(Debug, Default)]
@@ -224,7 +283,6 @@ impl Admission {
             counts: Arc::default(),
             max,
             max_per_ip,
-            last_logged: Mutex::new(None),
         }
     }
 
@@ -247,15 +305,6 @@ impl Admission {
             counts: Arc::clone(&self.counts),
             ip,
         })
-    }
-
-    fn log_refusal(&self, peer: SocketAddr, limit: &'static str) {
-        let now = Instant::now();
-        let mut last = self.last_logged.lock();
-        if last.is_none_or(|at| now.saturating_duration_since(at) >= REFUSALS_LOGGED_EVERY) {
-            *last = Some(now);
-            tracing::warn!(%peer, limit, "connection refused; others may be too");
-        }
     }
 }
 
@@ -302,5 +351,47 @@ mod tests {
         let error = Bound::bind(&listener(bound.address.port())).await.unwrap_err();
         let expected = format!("cannot listen on 127.0.0.1:{}: ", bound.address.port());
         assert!(error.to_string().starts_with(&expected), "{error}");
+        assert!(
+            error
+                .to_string()
+                .ends_with("stop it or choose another --listeners"),
+            "{error}"
+        );
+    }
+
+    #[tokio::test]
+    async fn an_address_that_cannot_be_bound_comes_with_what_to_do() {
+        let refused = async |host: &str| {
+            let listener = Listener {
+                name: "PLAINTEXT".to_owned(),
+                host: host.to_owned(),
+                port: 9092,
+            };
+            Bound::bind(&listener).await.unwrap_err().to_string()
+        };
+        // From the range for documentation: no machine has it.
+        let elsewhere = refused("192.0.2.1").await;
+        assert!(
+            elsewhere.contains("192.0.2.1:9092: ")
+                && elsewhere.contains("choose another --listeners, such as"),
+            "{elsewhere}"
+        );
+        let unknown = io::Error::other("failed to lookup address information");
+        assert!(bind_advice(&unknown, 1, "--listeners").contains("does not know this host name"));
+        let denied = bind_advice(&io::ErrorKind::PermissionDenied.into(), 80, "--listeners");
+        assert!(denied.contains("ports below 1024"), "{denied}");
+        let v6 = BindError {
+            host: "::1".into(),
+            port: 9,
+            source: io::ErrorKind::AddrInUse.into(),
+        };
+        assert!(v6.to_string().starts_with("cannot listen on [::1]:9: "), "{v6}");
+    }
+
+    #[test]
+    fn too_many_open_files_come_with_what_to_do() {
+        let error = io::Error::from_raw_os_error(rustix::io::Errno::MFILE.raw_os_error());
+        assert_eq!(accept_advice(&error), ": raise ulimit -n");
+        assert_eq!(accept_advice(&io::ErrorKind::ConnectionAborted.into()), "");
     }
 }

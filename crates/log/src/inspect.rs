@@ -20,9 +20,22 @@ const LISTED_MAX: usize = 10_000;
 #[error("{0}")]
 pub struct InspectError(String);
 
-/// The whole bucket in short: its manifest, and what objects there are.
+/// What to do when there is nothing to look at.
+pub const WHAT_TO_GIVE: &str = "give the directory or URL that `serve` uses";
+
+/// The whole bucket in short: its manifest, and what objects there are. A manifest that cannot be read does not
+/// hide the rest: its copies are among it.
 pub async fn overview(store: &Store) -> Result<Value, InspectError> {
     let failed = |e: object_store::Error| InspectError(format!("{}: {e}", store.display));
+    let manifest = match read(store, keys::MANIFEST).await.map_err(failed)? {
+        None => {
+            return Err(InspectError(format!(
+                "{}: no Alluvium cluster here; {WHAT_TO_GIVE}",
+                store.display
+            )));
+        }
+        Some(bytes) => readable(&bytes).unwrap_or_else(|why| json!({ "damaged": why })),
+    };
     let mut objects = vec![];
     let mut truncated = false;
     let mut list = store.bulk.list(Some(&store.prefix));
@@ -33,8 +46,15 @@ pub async fn overview(store: &Store) -> Result<Value, InspectError> {
         }
         objects.push(json!({ "key": relative(store, location.as_ref()), "bytes": size }));
     }
-    let manifest = object(store, keys::MANIFEST).await?;
     Ok(json!({ "store": store.display, "manifest": manifest, "objects": objects, "truncated": truncated }))
+}
+
+async fn read(store: &Store, key: &str) -> Result<Option<Bytes>, object_store::Error> {
+    match store.bulk.get(&store.key(key)).await {
+        Ok(found) => found.bytes().await.map(Some),
+        Err(object_store::Error::NotFound { .. }) => Ok(None),
+        Err(e) => Err(e),
+    }
 }
 
 fn relative(store: &Store, location: &str) -> String {
@@ -48,13 +68,15 @@ fn relative(store: &Store, location: &str) -> String {
 
 /// One object by its key below the store's prefix.
 pub async fn object(store: &Store, key: &str) -> Result<Value, InspectError> {
-    let path = store.key(key);
-    let got = async { store.bulk.get(&path).await?.bytes().await };
-    let bytes = got.await.map_err(|e| match e {
-        object_store::Error::NotFound { .. } => InspectError(format!("{}: there is no {key}", store.display)),
-        e => InspectError(format!("{}: {e}", store.display)),
+    let display = &store.display;
+    let found = read(store, key).await;
+    let bytes = found.map_err(|e| InspectError(format!("{display}: {e}")))?;
+    let bytes = bytes.ok_or_else(|| {
+        InspectError(format!(
+            "{display}: there is no {key}; KEY is one of those that `alluvium inspect {display}` lists"
+        ))
     })?;
-    readable(&bytes).map_err(|e| InspectError(format!("{}: {key}: {e}", store.display)))
+    readable(&bytes).map_err(|e| InspectError(format!("{display}: {key}: {e}")))
 }
 
 /// An object's bytes as JSON, or what is wrong with them.

@@ -42,6 +42,9 @@ impl Default for LoadSeconds {
 impl Metrics {
     pub(crate) fn register(registry: &mut Registry) -> Metrics {
         let metrics = Metrics::default();
+        for outcome in ["written", "unchanged"] {
+            let _ = metrics.commits.get_or_create(&[("outcome", outcome)]);
+        }
         registry.register(
             "group_rebalances",
             "Rebalances that began",

@@ -62,8 +62,13 @@ impl fmt::Debug for StoreMetrics {
 }
 
 impl StoreMetrics {
-    /// Registers the metrics under their full names.
+    /// Registers the metrics under their full names. The requests that a broker makes are there from the start,
+    /// at 0; errors, of which there are many kinds, appear with the first of each.
     pub fn register(&self, registry: &mut Registry) {
+        for op in ["get", "get_range", "put_create", "put_update"] {
+            let _ = self.requests.get_or_create(&[("op", op)]);
+            let _ = self.latency.get_or_create(&[("op", op)]);
+        }
         registry.register(
             "alluvium_store_requests",
             "Requests to the store",
