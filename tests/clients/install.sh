@@ -8,7 +8,7 @@
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../.." && pwd)
-dir=${ALLUVIUM_CLIENTS_DIR:-${CARGO_TARGET_DIR:-$root/target}/clients}
+dir=${CLIENTS_DIR:-${CARGO_TARGET_DIR:-$root/target}/clients}
 mkdir -p "$dir/results"
 dir=$(cd "$dir" && pwd)
 

@@ -4,17 +4,34 @@
 #   tests/clients/run.sh CLIENT BOOTSTRAP PREFIX [SCENARIO...]
 #   tests/clients/run.sh --installed CLIENT        only looks whether the client is there
 #
-# Exit code: 0 all succeeded, 1 one failed, 77 the client is not installed (see install.sh).
+# CLIENT is one of confluent-kafka kafka-python aiokafka kcat kafka-tools kafka-clients franz-go sarama kafka-go
+# kafkajs. BOOTSTRAP is the address of a broker that runs, such as 127.0.0.1:9092. PREFIX starts the names of all
+# topics and groups; take another one for each run.
+#
+# Exit code: 0 all succeeded, 1 one failed, 2 called wrongly, 77 the client is not installed (see install.sh).
 set -euo pipefail
+usage() {
+    sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0"
+}
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../.." && pwd)
-dir=${ALLUVIUM_CLIENTS_DIR:-${CARGO_TARGET_DIR:-$root/target}/clients}
+dir=${CLIENTS_DIR:-${CARGO_TARGET_DIR:-$root/target}/clients}
 only_look=0
 if [ "${1:-}" = --installed ]; then
     only_look=1
     shift
 fi
-client=${1:?usage: run.sh CLIENT BOOTSTRAP PREFIX [SCENARIO...]}
+case ${1:-} in
+-h | --help)
+    usage
+    exit
+    ;;
+esac
+if [ $# -lt $((only_look ? 1 : 3)) ]; then
+    usage >&2
+    exit 2
+fi
+client=$1
 shift
 
 installed() {
@@ -54,7 +71,7 @@ kafkajs)
     exec env CLIENTS_NODE_MODULES="$dir/node" node "$here/node/kafkajs.js" "$@"
     ;;
 *)
-    echo "no such client: $client" >&2
+    echo "no such client: $client; see run.sh --help" >&2
     exit 2
     ;;
 esac

@@ -1,4 +1,4 @@
-"""Produces the flights of 2013 into a broker that is killed twice, reads them with two groups, compares all.
+"""Produces the flights of 2013 into a broker that is killed three times, reads them with two groups, compares all.
 
 See run.sh for the options. What is checked:
 
@@ -384,15 +384,17 @@ class Run:
 def main():
     parser = argparse.ArgumentParser(prog="tests/flights/run.sh")
     parser.add_argument("--csv", required=True, help=argparse.SUPPRESS)
-    parser.add_argument("--store")
-    parser.add_argument("--bin")
-    parser.add_argument("--limit", type=int)
-    parser.add_argument("--broker")
-    parser.add_argument("--recent", action="store_true")
-    parser.add_argument("--keep", action="store_true")
+    parser.add_argument("--store", metavar="URL", help="where the broker keeps its data (default: a fresh directory)")
+    parser.add_argument("--bin", metavar="PATH", help="the alluvium binary")
+    parser.add_argument("--limit", type=int, metavar="ROWS", help="only the first rows of the file")
+    parser.add_argument("--broker", metavar="COMMAND", help="another broker: a shell command, in which {port} is replaced")
+    parser.add_argument("--recent", action="store_true", help="timestamps of today and not of 2013")
+    parser.add_argument("--keep", action="store_true", help="keep the data and the broker's log")
     options = parser.parse_args()
     if not options.bin and not options.broker:
         parser.error("--bin or --broker is needed")
+    if options.bin and shutil.which(options.bin) is None:
+        parser.error("--bin %s: there is no such program" % options.bin)
     self_test()
     rows, index = load(options.csv, options.limit)
     if options.recent:

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use alluvium_tests::broker::{self, Broker, BrokerOptions};
 use alluvium_tests::kafka;
-use alluvium_tests::s3_fake::{Conditions, Options, S3Fake};
+use alluvium_tests::s3_fake::{Conditions, Options, Outage, S3Fake};
 use alluvium_tests::wire::Client;
 use bytes::Bytes;
 
@@ -88,10 +88,14 @@ fn a_second_process_on_a_directory_is_refused() {
     first.pause();
     let before = files(&data);
     assert!(!before.is_empty());
-    let output = serve(first.store(), &[]);
+    // With the same arguments, as somebody does who starts it twice: the ports are taken too, and say less.
+    let arguments = first.arguments();
+    let mut serve_again = vec!["serve"];
+    serve_again.extend(arguments.iter().map(String::as_str));
+    let output = broker::run(&serve_again, &[], PATIENCE);
     let after = files(&data);
     first.resume();
-    assert_refused(&output, &["data"]);
+    assert_refused(&output, &["data", &format!("(pid {})", first.pid())]);
     assert_eq!(
         after.keys().collect::<Vec<_>>(),
         before.keys().collect::<Vec<_>>()
@@ -105,6 +109,90 @@ fn a_second_process_on_a_directory_is_refused() {
     assert_eq!(
         kafka::read_all(first.address(), "t", 0, PATIENCE).unwrap().len(),
         2
+    );
+}
+
+#[test]
+fn a_port_that_is_taken_is_refused_with_what_to_do() {
+    let first = Broker::start(BrokerOptions::embedded());
+    let taken = format!("PLAINTEXT://{}", first.address());
+    let output = broker::run(
+        &[
+            "serve",
+            "--store",
+            "memory://",
+            "--listeners",
+            &taken,
+            "--http-listen",
+            "",
+        ],
+        &[],
+        PATIENCE,
+    );
+    assert_refused(
+        &output,
+        &[&first.address().to_string(), "choose another --listeners"],
+    );
+}
+
+#[test]
+fn a_lost_store_is_told_and_does_not_hold_up_a_stop() {
+    let fake = S3Fake::start(Options::default()).unwrap();
+    let options = BrokerOptions::on(fake.store_url("lost")).env(fake.env());
+    let mut broker = Broker::start(options.set("shutdown.timeout.ms", 3000));
+    produce_one(&broker, "before");
+    assert!(
+        broker.log().contains("created topic t (partitions: 1)"),
+        "administration leaves a trace"
+    );
+    fake.set_outage(Some(Outage::Refuse));
+    let address = broker.address();
+    let producing = std::thread::spawn(move || {
+        let mut client = Client::connect(address).unwrap();
+        let values: &[Vec<u8>] = &["during".into()];
+        let records = alluvium_tests::batches::batch(0, alluvium_tests::batches::Producer::NONE, values);
+        kafka::produce(&mut client, "t", 0, records)
+    });
+    let started = std::time::Instant::now();
+    let (status, why) = loop {
+        let (status, body) = broker.http_get("/readyz").unwrap();
+        if status != 200 {
+            break (status, body);
+        }
+        assert!(
+            started.elapsed() < Duration::from_secs(20),
+            "it calls itself ready"
+        );
+        std::thread::sleep(Duration::from_millis(100));
+    };
+    assert_eq!(status, 503);
+    assert!(why.contains("nothing answers there"), "{why}");
+    let lines = |text: &str| broker.log().lines().filter(|line| line.contains(text)).count();
+    while lines("cannot write to s3://") == 0 {
+        assert!(started.elapsed() < Duration::from_secs(20), "no line about it");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let started = std::time::Instant::now();
+    broker.signal("TERM");
+    let ended = broker.wait_for_exit(PATIENCE);
+    assert!(!ended.success(), "the log could not be closed");
+    assert!(
+        started.elapsed() < Duration::from_secs(6),
+        "{:?}",
+        started.elapsed()
+    );
+    assert!(
+        broker.log().contains("shutdown.timeout.ms"),
+        "it says what bounds it"
+    );
+    // Never told as success.
+    assert!(!matches!(producing.join().unwrap(), Ok((0, _))));
+    fake.set_outage(None);
+    broker.launch();
+    assert!(
+        !kafka::read_all(broker.address(), "t", 0, PATIENCE)
+            .unwrap()
+            .is_empty()
     );
 }
 
