@@ -7,6 +7,8 @@
 #![allow(missing_docs)]
 
 mod admin_change;
+#[doc(hidden)]
+pub mod benches;
 pub mod broker;
 mod budget;
 pub mod cli;
