@@ -8,6 +8,8 @@
 
 mod admin_change;
 mod admin_log;
+#[doc(hidden)]
+pub mod benches;
 pub mod broker;
 mod budget;
 pub mod cli;

@@ -102,7 +102,7 @@ impl BudgetMetrics {
         metrics
     }
 
-    #[cfg(test)]
+    /// For tests and benchmarks.
     pub(crate) fn unregistered() -> BudgetMetrics {
         BudgetMetrics::register(&mut Registry::default(), "test", "a test")
     }

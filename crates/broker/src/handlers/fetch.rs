@@ -24,7 +24,7 @@ use crate::fetch_session::{PartitionKey, Target};
 use crate::protocol::fetch_response::{FetchAnswer, PartitionAnswer, TOPIC_IDS, TopicAnswer};
 use crate::protocol::topic_id;
 
-mod read_plan;
+pub(crate) mod read_plan;
 use read_plan::{Candidate, Limits};
 
 /// Partitions of one request that are read at once.

@@ -5,11 +5,11 @@
 
 /// What is known of one partition before anything is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Candidate {
+pub(crate) struct Candidate {
     /// Bytes from the fetch offset on, as far as is known; at least one if there is a record.
-    pub(super) readable: u64,
+    pub(crate) readable: u64,
     /// `partition_max_bytes` of the request.
-    pub(super) max_bytes: usize,
+    pub(crate) max_bytes: usize,
 }
 
 impl Candidate {
@@ -21,21 +21,21 @@ impl Candidate {
 
 /// Limits on one answer.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Limits {
-    pub(super) max_bytes: usize,
-    pub(super) min_bytes: u64,
+pub(crate) struct Limits {
+    pub(crate) max_bytes: usize,
+    pub(crate) min_bytes: u64,
 }
 
 /// A partition to read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Read {
+pub(crate) struct Read {
     /// Position among the candidates.
-    pub(super) position: usize,
-    pub(super) max_bytes: usize,
+    pub(crate) position: usize,
+    pub(crate) max_bytes: usize,
 }
 
 /// Whether there is enough to answer now.
-pub(super) fn is_enough(candidates: &[Option<Candidate>], limits: Limits) -> bool {
+pub(crate) fn is_enough(candidates: &[Option<Candidate>], limits: Limits) -> bool {
     let useful = candidates
         .iter()
         .flatten()
@@ -45,7 +45,7 @@ pub(super) fn is_enough(candidates: &[Option<Candidate>], limits: Limits) -> boo
 }
 
 /// What to read; `None` stands for a partition that has failed already.
-pub(super) fn plan(candidates: &[Option<Candidate>], limits: Limits) -> Vec<Read> {
+pub(crate) fn plan(candidates: &[Option<Candidate>], limits: Limits) -> Vec<Read> {
     let mut left = limits.max_bytes;
     let mut reads = Vec::new();
     for (position, candidate) in candidates.iter().enumerate() {
@@ -65,7 +65,7 @@ pub(super) fn plan(candidates: &[Option<Candidate>], limits: Limits) -> Vec<Read
 
 /// Which of the reads fit into the answer, given how many bytes each has brought. A read brings at least one
 /// batch, so it may have brought more than it was granted: only the first that brought anything may do that.
-pub(super) fn keep(brought: impl IntoIterator<Item = usize>, limits: Limits) -> Vec<bool> {
+pub(crate) fn keep(brought: impl IntoIterator<Item = usize>, limits: Limits) -> Vec<bool> {
     let mut total = 0_usize;
     let fits = |bytes: usize| {
         let fits = bytes == 0 || total == 0 || total.saturating_add(bytes) <= limits.max_bytes;

@@ -19,7 +19,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 /// What memory, offsets and lengths are multiples of.
-const BLOCK: usize = 4096;
+pub(super) const BLOCK: usize = 4096;
 
 /// Reads and writes of fewer bytes go through the page cache.
 const DIRECT_BYTES_MIN: u64 = 64 * 1024;
@@ -40,19 +40,20 @@ pub(super) struct DirectIo {
 
 /// Zeroed bytes that start at a multiple of [`BLOCK`].
 #[derive(Debug)]
-struct AlignedBuffer {
+pub(super) struct AlignedBuffer {
     bytes: Vec<u8>,
     start: usize,
 }
 
 impl AlignedBuffer {
-    fn zeroed(len: usize) -> AlignedBuffer {
+    /// At least `len` of them.
+    pub(super) fn zeroed(len: usize) -> AlignedBuffer {
         let bytes = vec![0; len + BLOCK];
         let start = aligned_start(&bytes);
         AlignedBuffer { bytes, start }
     }
 
-    fn bytes_mut(&mut self) -> &mut [u8] {
+    pub(super) fn bytes_mut(&mut self) -> &mut [u8] {
         &mut self.bytes[self.start..]
     }
 
@@ -62,7 +63,7 @@ impl AlignedBuffer {
 }
 
 /// Where in `bytes` the first multiple of [`BLOCK`] is; there is one if at least a block is allocated.
-fn aligned_start(bytes: &[u8]) -> usize {
+pub(super) fn aligned_start(bytes: &[u8]) -> usize {
     // A pointer that cannot be aligned would only make the system refuse, which is provided for.
     bytes.as_ptr().align_offset(BLOCK).min(BLOCK - 1)
 }
@@ -80,9 +81,14 @@ impl DirectIo {
         self.works.store(false, Ordering::Relaxed);
     }
 
+    /// Whether nothing has refused so far.
+    pub(super) fn works(&self) -> bool {
+        self.works.load(Ordering::Relaxed)
+    }
+
     /// Whether an object or range of this size goes past the page cache.
     pub(super) fn takes(&self, bytes: u64) -> bool {
-        bytes >= DIRECT_BYTES_MIN && self.works.load(Ordering::Relaxed)
+        bytes >= DIRECT_BYTES_MIN && self.works()
     }
 
     /// Tries on a file that may be overwritten whether direct I/O works here.
@@ -137,14 +143,18 @@ pub(super) struct ReadFile {
 }
 
 impl ReadFile {
-    /// Of this file `bytes` bytes are going to be read.
-    pub(super) fn new(file: File, bytes: u64, direct_io: &Arc<DirectIo>) -> ReadFile {
-        let direct = direct_io.takes(bytes) && set_direct(&file, true).is_ok();
+    pub(super) fn new(file: File, direct_io: &Arc<DirectIo>) -> ReadFile {
         ReadFile {
             file,
-            direct: AtomicBool::new(direct),
+            direct: AtomicBool::new(false),
             direct_io: direct_io.clone(),
         }
+    }
+
+    /// Says how many bytes are going to be read: many go past the page cache.
+    pub(super) fn expect(&mut self, bytes: u64) {
+        let direct = self.direct_io.takes(bytes) && set_direct(&self.file, true).is_ok();
+        self.direct = AtomicBool::new(direct);
     }
 
     /// Reads a range that lies in the file.
@@ -216,7 +226,7 @@ fn is_refusal(error: &io::Error) -> bool {
 
 /// Makes reads and writes of an open file go past the page cache, or through it again.
 #[cfg(any(target_os = "linux", target_os = "android"))]
-fn set_direct(file: &File, direct: bool) -> io::Result<()> {
+pub(super) fn set_direct(file: &File, direct: bool) -> io::Result<()> {
     use rustix::fs::{OFlags, fcntl_setfl};
     let flags = if direct { OFlags::DIRECT } else { OFlags::empty() };
     Ok(fcntl_setfl(file, flags)?)
@@ -224,7 +234,7 @@ fn set_direct(file: &File, direct: bool) -> io::Result<()> {
 
 /// Systems without `O_DIRECT` do everything through their cache.
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
-fn set_direct(_: &File, direct: bool) -> io::Result<()> {
+pub(super) fn set_direct(_: &File, direct: bool) -> io::Result<()> {
     match direct {
         true => Err(ErrorKind::Unsupported.into()),
         false => Ok(()),
@@ -260,7 +270,8 @@ mod tests {
         );
         set_direct(&file, false).unwrap();
         file.write_all_at(&body, 0).unwrap();
-        let read = ReadFile::new(file, body.len() as u64, &direct_io);
+        let mut read = ReadFile::new(file, &direct_io);
+        read.expect(body.len() as u64);
         for start in [0, 1, 4095, 4096, 4097, 100_000] {
             for end in [start, start + 1, start + 4096, start + 70_001, body.len() as u64] {
                 let found = read.read(start..end).unwrap();
@@ -280,7 +291,8 @@ mod tests {
             println!("skipped: this system's /proc does direct I/O");
             return;
         }
-        let read = ReadFile::new(file, 1 << 20, &direct_io);
+        let mut read = ReadFile::new(file, &direct_io);
+        read.expect(1 << 20);
         assert_eq!(read.read(0..1).unwrap().len(), 1);
 
         // A buffer that is not aligned stands for a device with larger blocks.
@@ -298,8 +310,9 @@ mod tests {
         } else {
             file.write_all_at(&body, 0).unwrap();
         }
-        let found = ReadFile::new(file, 100_000, &direct_io).read(0..100_000).unwrap();
-        assert_eq!(found, body);
+        let mut read = ReadFile::new(file, &direct_io);
+        read.expect(100_000);
+        assert_eq!(read.read(0..100_000).unwrap(), body);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! ```text
 //! <root>/.alluvium/lock       flock'ed by the process that has the store; its pid in decimal
 //! <root>/.alluvium/staging/   files being written; emptied when the store is opened
+//! <root>/.alluvium/journal/   small objects that are no files yet; see `journal`
 //! <root>/<key>                one file per object, with nothing but the object's bytes
 //! ```
 //!
@@ -23,7 +24,7 @@ use std::io::{self, ErrorKind, IoSlice, Read, Seek, Write};
 use std::path::{Path as FilePath, PathBuf};
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -65,6 +66,8 @@ pub(super) struct Directory {
     /// The newest version given or seen.
     newest_version_ns: AtomicI64,
     granule_ns: i64,
+    /// A time that the file system gave to a file, and when that was.
+    file_clock: Mutex<(i64, Instant)>,
     direct_io: Arc<DirectIo>,
     /// Directories known to exist durably.
     durable: Mutex<HashSet<PathBuf>>,
@@ -125,6 +128,7 @@ impl Directory {
             staged: AtomicU64::new(0),
             newest_version_ns: AtomicI64::new(0),
             granule_ns: 1,
+            file_clock: Mutex::new((0, Instant::now())),
             direct_io: Arc::new(DirectIo::new()),
             durable: Mutex::default(),
             unsynced: Mutex::default(),
@@ -186,21 +190,56 @@ impl Directory {
         write_chunks(file, chunks)
     }
 
+    /// A file in staging with these bytes and this version, not durable yet.
+    pub(super) fn stage_as(&self, payload: &Bytes, version: i64) -> Result<Staged> {
+        let mut staged = self.stage()?;
+        let written = self.write(&mut staged.file, std::slice::from_ref(payload));
+        written.map_err(at("writing", &staged.path))?;
+        self.read_clock(&staged)?;
+        set_modified(&staged.file, version).map_err(at("setting the time of", &staged.path))?;
+        Ok(staged)
+    }
+
+    /// Makes the bytes of a staged file durable.
+    pub(super) fn sync_staged(&self, staged: &Staged) -> Result<()> {
+        staged.file.sync_data().map_err(at("fsyncing", &staged.path))
+    }
+
     /// Gives a complete staged file its version and makes its bytes durable.
     pub(super) fn seal(&self, staged: &Staged) -> Result<i64> {
+        let natural = self.read_clock(staged)?;
+        let version = self.version_after(natural);
+        if version != natural {
+            set_modified(&staged.file, version).map_err(at("setting the time of", &staged.path))?;
+        }
+        self.sync_staged(staged)?;
+        Ok(version)
+    }
+
+    /// The time that the file system has given to a file that was just written.
+    fn read_clock(&self, staged: &Staged) -> Result<i64> {
         let meta = staged.file.metadata().map_err(at("reading", &staged.path))?;
-        let natural = modified_ns(&meta);
+        let now = modified_ns(&meta);
+        *self.file_clock.lock() = (now, Instant::now());
+        Ok(now)
+    }
+
+    /// A version for an object that has no file yet: about the time that the file system would give it.
+    pub(super) fn version_now(&self) -> i64 {
+        let (then, read) = *self.file_clock.lock();
+        let since = i64::try_from(read.elapsed().as_nanos()).unwrap_or(i64::MAX);
+        let now = then.saturating_add(since);
+        self.version_after(now - now.rem_euclid(self.granule_ns))
+    }
+
+    /// The version of what is written at the time `natural`: that, or later if need be.
+    fn version_after(&self, natural: i64) -> i64 {
         let next = |newest: i64| natural.max(newest.saturating_add(self.granule_ns));
         let order = Ordering::Relaxed;
         let before = self
             .newest_version_ns
             .fetch_update(order, order, |newest| Some(next(newest)));
-        let version = next(before.unwrap_or_else(|unchanged| unchanged));
-        if version != natural {
-            set_modified(&staged.file, version).map_err(at("setting the time of", &staged.path))?;
-        }
-        staged.file.sync_data().map_err(at("fsyncing", &staged.path))?;
-        Ok(version)
+        next(before.unwrap_or_else(|unchanged| unchanged))
     }
 
     /// Versions given from now on are newer than `version`, which a file had that was there before.
@@ -211,11 +250,22 @@ impl Directory {
     /// Gives a sealed file the name `path` unless that is taken; false if it is. Durable in both cases.
     pub(super) fn publish_new(&self, staged: &Staged, path: &FilePath) -> Result<bool> {
         let _unsynced = self.unsynced(path);
-        self.change(path, || match fs::hard_link(&staged.path, path) {
+        self.change(path, || self.link(staged, path))
+    }
+
+    /// Gives a staged file the name `path` unless that is taken; false if it is. Not durable yet.
+    pub(super) fn link(&self, staged: &Staged, path: &FilePath) -> Result<bool> {
+        match fs::hard_link(&staged.path, path) {
             Ok(()) => Ok(true),
             Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(false),
             Err(error) => Err(at("linking", path)(error)),
-        })
+        }
+    }
+
+    /// Makes the names in a directory durable.
+    pub(super) fn sync_names(&self, path: &FilePath) -> Result<()> {
+        let directory = File::open(path).map_err(at("opening", path))?;
+        self.sync(&directory, path)
     }
 
     /// Gives a sealed file the name `path`, replacing what has it. Durable.
@@ -249,8 +299,9 @@ impl Directory {
         self.change(path, || Ok(()))
     }
 
-    /// Makes sure that the directory of `path` exists and will exist after a crash.
-    pub(super) fn ensure_parent(&self, path: &FilePath) -> Result<()> {
+    /// Makes sure that the directory of `path` exists and will exist after a crash. `taken` says of a key
+    /// below the root whether it is an object without a file, where no directory can be.
+    pub(super) fn ensure_parent(&self, path: &FilePath, taken: impl Fn(&str) -> bool) -> Result<()> {
         let Some(parent) = path.parent() else {
             return Ok(());
         };
@@ -266,6 +317,12 @@ impl Directory {
             if self.durable.lock().contains(&at_now) {
                 continue;
             }
+            let key = at_now.strip_prefix(&self.root).ok().and_then(FilePath::to_str);
+            let key = key.unwrap_or_default();
+            let _locked = self.key_lock(key).lock();
+            if taken(key) {
+                return Err(at("creating", &at_now)(ErrorKind::NotADirectory.into()));
+            }
             // Fsynced also if it is there already: who has just created it may not have come to that.
             self.change(&at_now, || match fs::create_dir(&at_now) {
                 Err(error) if error.kind() != ErrorKind::AlreadyExists => Err(at("creating", &at_now)(error)),
@@ -277,7 +334,7 @@ impl Directory {
     }
 
     /// Someone may have removed directories that were there: look again next time.
-    fn forget_parents(&self, path: &FilePath) {
+    pub(super) fn forget_parents(&self, path: &FilePath) {
         let mut durable = self.durable.lock();
         for parent in path.ancestors().skip(1) {
             durable.remove(parent);
@@ -317,11 +374,14 @@ impl Directory {
         directory
             .sync_all()
             .map_err(at("fsyncing", path))
-            .inspect_err(|error| {
-                let _ = self.broken.set(format!(
-                    "{error}; the store stays closed until it is opened again"
-                ));
-            })
+            .inspect_err(|error| self.close(error))
+    }
+
+    /// Nothing is done any more after this error.
+    pub(super) fn close(&self, error: &DiskError) {
+        let _ = self.broken.set(format!(
+            "{error}; the store stays closed until it is opened again"
+        ));
     }
 
     fn staging(&self) -> PathBuf {
@@ -425,13 +485,13 @@ fn write_chunks(file: &mut File, chunks: &[Bytes]) -> io::Result<()> {
     Ok(())
 }
 
-fn sync_directory(path: &FilePath) -> Result<()> {
+pub(super) fn sync_directory(path: &FilePath) -> Result<()> {
     let directory = File::open(path).map_err(at("opening", path))?;
     directory.sync_all().map_err(at("fsyncing", path))
 }
 
 /// Creates a directory with its missing parents, each durable before the next.
-fn create_durably(path: &FilePath) -> Result<()> {
+pub(super) fn create_durably(path: &FilePath) -> Result<()> {
     let missing: Vec<_> = path
         .ancestors()
         .take_while(|p| !p.as_os_str().is_empty() && !p.is_dir())

@@ -3,9 +3,13 @@
 //! One process at a time has it, by a lock; any number may look at it read-only. Keys are paths below the
 //! directory, byte for byte, so that the directory can be copied to a bucket and back. Two limits follow from
 //! that: a key cannot be a prefix segment of another (`a` and `a/b`), and a segment has at most 255 bytes.
+//! Small new objects are in a [`journal`] for about a second before they are such files, and in a directory
+//! that was not closed until it is opened again.
 
 mod direct;
 mod directory;
+mod journal;
+mod listing;
 
 use std::fmt;
 use std::fs::File;
@@ -14,6 +18,7 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -28,22 +33,23 @@ use object_store::{
 use super::StoreError;
 use direct::ReadFile;
 use directory::{Directory, DiskError, PRIVATE, Staged, at, modified_ns};
+use journal::{Created, Journal};
+use listing::Entry;
 
 const STORE: &str = "embedded";
 
 /// Large objects are read in pieces of this size, so that a reader never holds more than one.
 const READ_CHUNK_BYTES: u64 = 4 * 1024 * 1024;
 
-/// Keys that a listing hands over at a time.
-const LIST_CHUNK: usize = 1000;
-
 /// Concurrent deletions of one stream.
 const DELETES_AT_ONCE: usize = 8;
 
-/// The embedded store. Clones share the directory and its lock.
+/// The embedded store. Clones share the directory and its lock. With the last one goes what it holds in its
+/// journal, which blocks for some milliseconds, or longer on a slow disk.
 #[derive(Clone, Debug)]
 pub(crate) struct EmbeddedStore {
     directory: Arc<Directory>,
+    journal: Arc<Journal>,
 }
 
 impl EmbeddedStore {
@@ -52,28 +58,37 @@ impl EmbeddedStore {
     pub(crate) async fn open(root: PathBuf, read_only: bool) -> Result<EmbeddedStore, StoreError> {
         let shown = root.display().to_string();
         let opened = tokio::task::spawn_blocking(move || match read_only {
-            true => Directory::open_read_only(&root),
-            false => Directory::open(&root),
+            true => EmbeddedStore::open_read_only(&root),
+            false => EmbeddedStore::open_with(&root, journal::Settings::default()),
         });
-        let directory = opened.await.map_err(|error| StoreError::Unusable {
+        opened.await.map_err(|error| StoreError::Unusable {
             store: shown,
             problem: format!("opening was cut off: {error}"),
-        })??;
-        Ok(EmbeddedStore {
-            directory: Arc::new(directory),
-        })
+        })?
+    }
+
+    fn open_with(root: &std::path::Path, settings: journal::Settings) -> Result<EmbeddedStore, StoreError> {
+        let directory = Arc::new(Directory::open(root)?);
+        let journal = Arc::new(Journal::open(directory.clone(), settings)?);
+        Ok(EmbeddedStore { directory, journal })
+    }
+
+    fn open_read_only(root: &std::path::Path) -> Result<EmbeddedStore, StoreError> {
+        let directory = Arc::new(Directory::open_read_only(root)?);
+        let journal = Arc::new(Journal::open_read_only(directory.clone())?);
+        Ok(EmbeddedStore { directory, journal })
     }
 
     /// Runs `work` where blocking is allowed. A caller who goes away does not stop it.
     async fn run<T, F>(&self, work: F) -> Result<T>
     where
         T: Send + 'static,
-        F: FnOnce(&Directory) -> Result<T> + Send + 'static,
+        F: FnOnce(&EmbeddedStore) -> Result<T> + Send + 'static,
     {
-        let directory = self.directory.clone();
+        let store = self.clone();
         tokio::task::spawn_blocking(move || {
-            check_broken(&directory)?;
-            work(&directory)
+            check_broken(&store.directory)?;
+            work(&store)
         })
         .await?
     }
@@ -81,7 +96,7 @@ impl EmbeddedStore {
     async fn write<T, F>(&self, key: &Path, work: F) -> Result<T>
     where
         T: Send + 'static,
-        F: FnOnce(&Directory, &Path) -> Result<T> + Send + 'static,
+        F: FnOnce(&EmbeddedStore, &Path) -> Result<T> + Send + 'static,
     {
         if self.directory.is_read_only() {
             let source = "the store was opened for reading only".into();
@@ -91,7 +106,7 @@ impl EmbeddedStore {
             });
         }
         let key = key.clone();
-        self.run(move |directory| work(directory, &key)).await
+        self.run(move |store| work(store, &key)).await
     }
 }
 
@@ -104,11 +119,11 @@ impl fmt::Display for EmbeddedStore {
 #[async_trait]
 impl ObjectStore for EmbeddedStore {
     async fn put_opts(&self, key: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
-        self.write(key, move |directory, key| {
+        self.write(key, move |store, key| {
             let version = match options.mode {
-                PutMode::Create => create(directory, key, |d| d.stage_bytes(payload.as_ref())),
-                PutMode::Overwrite => overwrite(directory, key, |d| d.stage_bytes(payload.as_ref())),
-                PutMode::Update(expected) => update(directory, key, &payload, &expected),
+                PutMode::Create => put_new(store, key, payload.as_ref()),
+                PutMode::Overwrite => overwrite(store, key, |d| d.stage_bytes(payload.as_ref())),
+                PutMode::Update(expected) => update(store, key, payload.as_ref(), &expected),
             }?;
             Ok(PutResult {
                 e_tag: Some(e_tag(version)),
@@ -124,8 +139,8 @@ impl ObjectStore for EmbeddedStore {
         _: PutMultipartOptions,
     ) -> Result<Box<dyn MultipartUpload>> {
         let staged = self
-            .write(key, |directory, key| {
-                directory.stage().map_err(|e| failed(key, e))
+            .write(key, |store, key| {
+                store.directory.stage().map_err(|e| failed(key, e))
             })
             .await?;
         let (store, key) = (self.clone(), key.clone());
@@ -139,9 +154,9 @@ impl ObjectStore for EmbeddedStore {
 
     async fn get_opts(&self, key: &Path, options: GetOptions) -> Result<GetResult> {
         let wanted = key.clone();
-        let (file, meta, range, first) = self
-            .run(move |directory| {
-                let (file, meta) = open(directory, &wanted)?;
+        let (source, meta, range, first) = self
+            .run(move |store| {
+                let (mut source, meta) = open(store, &wanted)?;
                 options.check_preconditions(&meta)?;
                 let range = match &options.range {
                     None => 0..meta.size,
@@ -149,17 +164,16 @@ impl ObjectStore for EmbeddedStore {
                         .as_range(meta.size)
                         .map_err(|error| generic(Box::new(error)))?,
                 };
-                let wanted_bytes = if options.head { 0 } else { range.end - range.start };
-                let file = ReadFile::new(file, wanted_bytes, directory.direct_io());
-                let mut first = Bytes::new();
-                if !options.head {
-                    first = read_piece(&file, &wanted, &range)?;
+                if options.head {
+                    return Ok((source, meta, range, Bytes::new()));
                 }
-                Ok((file, meta, range, first))
+                source.expect(range.end - range.start);
+                let first = read_piece(&source, &wanted, &range)?;
+                Ok((source, meta, range, first))
             })
             .await?;
         let rest = range.start + first.len() as u64..range.end;
-        let pieces = read_pieces(file, key.clone(), rest);
+        let pieces = read_pieces(source, key.clone(), rest);
         let payload = GetResultPayload::Stream(stream::iter([Ok(first)]).chain(pieces).boxed());
         Ok(GetResult {
             payload,
@@ -188,16 +202,7 @@ impl ObjectStore for EmbeddedStore {
         let (store, prefix) = (self.clone(), prefix.cloned().unwrap_or_default());
         let walk = async move {
             let failures = sender.clone();
-            let walked = store.run(move |directory| {
-                let mut walk = Walk {
-                    directory,
-                    sender,
-                    found: Vec::new(),
-                };
-                walk.visit(&prefix)?;
-                walk.flush();
-                Ok(())
-            });
+            let walked = store.run(move |store| listing::walk(store, &prefix, sender));
             if let Err(error) = walked.await {
                 let _ = failures.send(Err(error)).await;
             }
@@ -217,15 +222,15 @@ impl ObjectStore for EmbeddedStore {
 
     async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
         let prefix = prefix.cloned().unwrap_or_default();
-        self.run(move |directory| {
+        self.run(move |store| {
             let mut result = ListResult {
                 common_prefixes: Vec::new(),
                 objects: Vec::new(),
             };
-            for entry in entries(directory, &prefix)? {
+            for entry in listing::entries(store, &prefix)? {
                 match entry {
                     Entry::Object(meta) => result.objects.push(meta),
-                    Entry::Directory(key) if has_objects(directory, &key)? => {
+                    Entry::Directory(key) if listing::has_objects(store, &key)? => {
                         result.common_prefixes.push(key)
                     }
                     Entry::Directory(_) => {}
@@ -238,8 +243,9 @@ impl ObjectStore for EmbeddedStore {
 
     async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
         let from = from.clone();
-        self.write(to, move |directory, to| {
-            let (mut source, _) = open(directory, &from)?;
+        self.write(to, move |store, to| {
+            store.journal.settle(from.as_ref()).map_err(unsettled)?;
+            let (mut source, _) = open_file(store, &from)?;
             let stage = |directory: &Directory| {
                 let mut staged = directory.stage()?;
                 std::io::copy(&mut source, &mut staged.file).map_err(at("copying", directory.root()))?;
@@ -247,8 +253,8 @@ impl ObjectStore for EmbeddedStore {
                 Ok((staged, version))
             };
             match options.mode {
-                CopyMode::Create => create(directory, to, stage),
-                CopyMode::Overwrite => overwrite(directory, to, stage),
+                CopyMode::Create => create(store, to, stage),
+                CopyMode::Overwrite => overwrite(store, to, stage),
             }?;
             Ok(())
         })
@@ -274,11 +280,11 @@ impl MultipartUpload for Upload {
         Box::pin(async move {
             let staged = staged.ok_or_else(|| generic("the upload is over".into()))?;
             store
-                .write(&key, move |directory, key| {
+                .write(&key, move |store, key| {
                     let mut offset = offset;
                     for chunk in &data {
                         let written = staged.file.write_all_at(chunk, offset);
-                        written.map_err(|e| failed(key, at("writing", directory.root())(e)))?;
+                        written.map_err(|e| failed(key, at("writing", store.directory.root())(e)))?;
                         offset += chunk.len() as u64;
                     }
                     Ok(())
@@ -292,8 +298,8 @@ impl MultipartUpload for Upload {
         let staged = staged.ok_or_else(|| generic("the upload is over, or parts are under way".into()))?;
         let version = self
             .store
-            .write(&self.key, move |directory, key| {
-                overwrite(directory, key, |directory| {
+            .write(&self.key, move |store, key| {
+                overwrite(store, key, |directory| {
                     let version = directory.seal(&staged)?;
                     Ok((staged, version))
                 })
@@ -313,15 +319,34 @@ impl MultipartUpload for Upload {
 
 type Stage = std::result::Result<(Staged, i64), DiskError>;
 
-fn create(directory: &Directory, key: &Path, stage: impl FnOnce(&Directory) -> Stage) -> Result<i64> {
-    let path = file_of(directory, key)?;
-    directory.ensure_parent(&path).map_err(|e| failed(key, e))?;
+/// Creates an object from memory: in the journal, if that takes it.
+fn put_new(store: &EmbeddedStore, key: &Path, chunks: &[Bytes]) -> Result<i64> {
+    let path = placed(store, key)?;
+    let created = store.journal.create(key, &path, chunks);
+    match created.map_err(|e| failed(key, e))? {
+        Created::Committed(version) => Ok(version),
+        Created::Exists => Err(exists(key)),
+        Created::NotTaken => create(store, key, |directory| directory.stage_bytes(chunks)),
+    }
+}
+
+fn create(store: &EmbeddedStore, key: &Path, stage: impl FnOnce(&Directory) -> Stage) -> Result<i64> {
+    let directory = &store.directory;
+    let path = placed(store, key)?;
     // Looked up first only to spare a repeated attempt the writing; the link decides.
+    if store.journal.holds(key.as_ref()) {
+        return Err(exists(key));
+    }
     if path.symlink_metadata().is_ok() {
         directory.confirm(&path).map_err(|e| failed(key, e))?;
         return Err(exists(key));
     }
     let (staged, version) = stage(directory).map_err(|e| failed(key, e))?;
+    // Between the journal and the link nobody else may create it.
+    let _locked = directory.key_lock(key.as_ref()).lock();
+    if store.journal.holds(key.as_ref()) {
+        return Err(exists(key));
+    }
     match directory
         .publish_new(&staged, &path)
         .map_err(|e| failed(key, e))?
@@ -331,25 +356,27 @@ fn create(directory: &Directory, key: &Path, stage: impl FnOnce(&Directory) -> S
     }
 }
 
-fn overwrite(directory: &Directory, key: &Path, stage: impl FnOnce(&Directory) -> Stage) -> Result<i64> {
-    let path = file_of(directory, key)?;
-    directory.ensure_parent(&path).map_err(|e| failed(key, e))?;
+fn overwrite(store: &EmbeddedStore, key: &Path, stage: impl FnOnce(&Directory) -> Stage) -> Result<i64> {
+    let directory = &store.directory;
+    let path = placed(store, key)?;
     if let Ok(meta) = path.symlink_metadata() {
         directory.outdate(modified_ns(&meta));
     }
     let (staged, version) = stage(directory).map_err(|e| failed(key, e))?;
-    let _locked = directory.key_lock(key.as_ref()).lock();
+    let _locked = store.journal.lock_settled(key.as_ref()).map_err(unsettled)?;
     directory
         .publish_over(&staged, &path)
         .map_err(|e| failed(key, e))?;
     Ok(version)
 }
 
-fn update(directory: &Directory, key: &Path, payload: &PutPayload, expected: &UpdateVersion) -> Result<i64> {
+fn update(store: &EmbeddedStore, key: &Path, chunks: &[Bytes], expected: &UpdateVersion) -> Result<i64> {
     let Some(expected) = &expected.e_tag else {
         return Err(generic("an ETag is needed for a conditional update".into()));
     };
+    let directory = &store.directory;
     let path = file_of(directory, key)?;
+    store.journal.settle(key.as_ref()).map_err(unsettled)?;
     let check = || {
         let meta = path.symlink_metadata().ok().filter(|meta| meta.is_file());
         let found = meta.map_or("nothing".to_owned(), |meta| e_tag(modified_ns(&meta)));
@@ -369,10 +396,8 @@ fn update(directory: &Directory, key: &Path, payload: &PutPayload, expected: &Up
     if let Ok(meta) = path.symlink_metadata() {
         directory.outdate(modified_ns(&meta));
     }
-    let (staged, version) = directory
-        .stage_bytes(payload.as_ref())
-        .map_err(|e| failed(key, e))?;
-    let _locked = directory.key_lock(key.as_ref()).lock();
+    let (staged, version) = directory.stage_bytes(chunks).map_err(|e| failed(key, e))?;
+    let _locked = store.journal.lock_settled(key.as_ref()).map_err(unsettled)?;
     check()?;
     directory
         .publish_over(&staged, &path)
@@ -381,16 +406,74 @@ fn update(directory: &Directory, key: &Path, payload: &PutPayload, expected: &Up
 }
 
 /// Removes an object; as on S3, removing what is not there succeeds.
-fn delete(directory: &Directory, key: &Path) -> Result<()> {
+fn delete(store: &EmbeddedStore, key: &Path) -> Result<()> {
+    let directory = &store.directory;
     let path = file_of(directory, key)?;
-    let _locked = directory.key_lock(key.as_ref()).lock();
+    let _locked = store.journal.lock_settled(key.as_ref()).map_err(unsettled)?;
     if let Ok(meta) = path.symlink_metadata() {
         directory.outdate(modified_ns(&meta));
     }
     directory.remove(&path).map_err(|e| failed(key, e))
 }
 
-fn open(directory: &Directory, key: &Path) -> Result<(File, ObjectMeta)> {
+/// The file of a key that is going to be written, in a directory that exists.
+fn placed(store: &EmbeddedStore, key: &Path) -> Result<PathBuf> {
+    let path = file_of(&store.directory, key)?;
+    let parent = store
+        .directory
+        .ensure_parent(&path, |key| store.journal.holds(key));
+    parent.map_err(|e| failed(key, e))?;
+    Ok(path)
+}
+
+/// Where an object's bytes are.
+enum Source {
+    Memory(Bytes),
+    File(ReadFile),
+}
+
+impl Source {
+    /// Says how many bytes are going to be read, before the first are.
+    fn expect(&mut self, bytes: u64) {
+        if let Source::File(file) = self {
+            file.expect(bytes);
+        }
+    }
+
+    fn read(&self, range: Range<u64>) -> std::io::Result<Bytes> {
+        match self {
+            // The range is within the object.
+            Source::Memory(bytes) => Ok(bytes.slice(range.start as usize..range.end as usize)),
+            Source::File(file) => file.read(range),
+        }
+    }
+}
+
+fn open(store: &EmbeddedStore, key: &Path) -> Result<(Source, ObjectMeta)> {
+    let pending = store.journal.get(key.as_ref()).map(|pending| {
+        let meta = pending_meta(key.clone(), pending.payload.len() as u64, pending.version);
+        (Source::Memory(pending.payload), meta)
+    });
+    let open = || {
+        let (file, meta) = open_file(store, key)?;
+        Ok((
+            Source::File(ReadFile::new(file, store.directory.direct_io())),
+            meta,
+        ))
+    };
+    match pending {
+        None => open(),
+        Some(pending) if !store.directory.is_read_only() => Ok(pending),
+        // Whoever has the directory may have made a file of it since, and another one of that.
+        Some(pending) => match open() {
+            Err(Error::NotFound { .. }) => Ok(pending),
+            opened => opened,
+        },
+    }
+}
+
+fn open_file(store: &EmbeddedStore, key: &Path) -> Result<(File, ObjectMeta)> {
+    let directory = &store.directory;
     let path = file_of(directory, key)?;
     let file = File::open(&path).map_err(|e| failed(key, at("opening", &path)(e)))?;
     let meta = file
@@ -406,118 +489,30 @@ fn open(directory: &Directory, key: &Path) -> Result<(File, ObjectMeta)> {
     directory.confirm(&path).map_err(|e| failed(key, e))?;
     // A failed fsync may have happened between the opening and here.
     check_broken(directory)?;
-    Ok((file, object_meta(key.clone(), &meta)?))
+    Ok((file, file_meta(key.clone(), &meta)?))
 }
 
 /// The first piece of the range.
-fn read_piece(file: &ReadFile, key: &Path, range: &Range<u64>) -> Result<Bytes> {
+fn read_piece(source: &Source, key: &Path, range: &Range<u64>) -> Result<Bytes> {
     let piece = range.start..range.end.min(range.start + READ_CHUNK_BYTES);
-    let read = file.read(piece);
+    let read = source.read(piece);
     read.map_err(|e| failed(key, at("reading", std::path::Path::new(key.as_ref()))(e)))
 }
 
-fn read_pieces(file: ReadFile, key: Path, range: Range<u64>) -> BoxStream<'static, Result<Bytes>> {
-    stream::try_unfold((file, key, range), |(file, key, range)| async move {
+fn read_pieces(source: Source, key: Path, range: Range<u64>) -> BoxStream<'static, Result<Bytes>> {
+    stream::try_unfold((source, key, range), |(source, key, range)| async move {
         if range.is_empty() {
             return Ok(None);
         }
-        let (piece, file, key, range) = tokio::task::spawn_blocking(move || {
-            let piece = read_piece(&file, &key, &range)?;
-            Ok::<_, Error>((piece, file, key, range))
+        let (piece, source, key, range) = tokio::task::spawn_blocking(move || {
+            let piece = read_piece(&source, &key, &range)?;
+            Ok::<_, Error>((piece, source, key, range))
         })
         .await??;
         let rest = range.start + piece.len() as u64..range.end;
-        Ok(Some((piece, (file, key, rest))))
+        Ok(Some((piece, (source, key, rest))))
     })
     .boxed()
-}
-
-/// What a directory holds, as keys.
-enum Entry {
-    Object(ObjectMeta),
-    Directory(Path),
-}
-
-/// The entries of a directory in the order of their keys' bytes, in which `a-b` comes before `a/b`.
-fn entries(directory: &Directory, prefix: &Path) -> Result<Vec<Entry>> {
-    let path = match prefix.is_root() {
-        true => directory.root().to_owned(),
-        false => file_of(directory, prefix)?,
-    };
-    let listing = |error| failed(prefix, at("listing", &path)(error));
-    let found = match std::fs::read_dir(&path) {
-        Ok(found) => found,
-        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
-            return Ok(Vec::new());
-        }
-        Err(error) => return Err(listing(error)),
-    };
-    let mut entries = Vec::new();
-    for entry in found {
-        let entry = entry.map_err(listing)?;
-        let Ok(name) = entry.file_name().into_string() else {
-            continue;
-        };
-        if prefix.is_root() && name == PRIVATE {
-            continue;
-        }
-        let full = if prefix.is_root() {
-            name
-        } else {
-            format!("{prefix}/{name}")
-        };
-        let Ok(key) = Path::parse(&full) else { continue };
-        match entry.metadata() {
-            Ok(meta) if meta.is_dir() => entries.push((format!("{full}/"), Entry::Directory(key))),
-            Ok(meta) if meta.is_file() => entries.push((full, Entry::Object(object_meta(key, &meta)?))),
-            Ok(_) => {}
-            Err(error) if error.kind() == ErrorKind::NotFound => {}
-            Err(error) => return Err(listing(error)),
-        }
-    }
-    entries.sort_by(|(a, _), (b, _)| a.cmp(b));
-    Ok(entries.into_iter().map(|(_, entry)| entry).collect())
-}
-
-fn has_objects(directory: &Directory, prefix: &Path) -> Result<bool> {
-    for entry in entries(directory, prefix)? {
-        match entry {
-            Entry::Object(_) => return Ok(true),
-            Entry::Directory(below) if has_objects(directory, &below)? => return Ok(true),
-            Entry::Directory(_) => {}
-        }
-    }
-    Ok(false)
-}
-
-/// A listing under way.
-struct Walk<'a> {
-    directory: &'a Directory,
-    sender: tokio::sync::mpsc::Sender<Result<Vec<ObjectMeta>>>,
-    found: Vec<ObjectMeta>,
-}
-
-impl Walk<'_> {
-    fn visit(&mut self, prefix: &Path) -> Result<()> {
-        for entry in entries(self.directory, prefix)? {
-            match entry {
-                Entry::Object(meta) => self.found.push(meta),
-                Entry::Directory(below) => self.visit(&below)?,
-            }
-            if self.found.len() >= LIST_CHUNK {
-                self.flush();
-            }
-            if self.sender.is_closed() {
-                break;
-            }
-        }
-        Ok(())
-    }
-
-    fn flush(&mut self) {
-        // Fails if nobody listens any more; the walk ends then.
-        let _ = self.sender.blocking_send(Ok(std::mem::take(&mut self.found)));
-    }
 }
 
 /// The file of a key. A key's segments are never `.`, `..` or empty, so that it stays below the root.
@@ -543,7 +538,7 @@ fn file_of(directory: &Directory, key: &Path) -> Result<PathBuf> {
     Ok(directory.root().join(raw))
 }
 
-fn object_meta(key: Path, meta: &std::fs::Metadata) -> Result<ObjectMeta> {
+fn file_meta(key: Path, meta: &std::fs::Metadata) -> Result<ObjectMeta> {
     let modified = meta.modified().map_err(|error| generic(Box::new(error)))?;
     Ok(ObjectMeta {
         location: key,
@@ -552,6 +547,17 @@ fn object_meta(key: Path, meta: &std::fs::Metadata) -> Result<ObjectMeta> {
         e_tag: Some(e_tag(modified_ns(meta))),
         version: None,
     })
+}
+
+fn pending_meta(key: Path, bytes: u64, version: i64) -> ObjectMeta {
+    let since_1970 = Duration::from_nanos(u64::try_from(version).unwrap_or_default());
+    ObjectMeta {
+        location: key,
+        last_modified: (SystemTime::UNIX_EPOCH + since_1970).into(),
+        size: bytes,
+        e_tag: Some(e_tag(version)),
+        version: None,
+    }
 }
 
 fn e_tag(version: i64) -> String {
@@ -585,6 +591,11 @@ fn failed(key: &Path, error: DiskError) -> Error {
         },
         _ => generic(Box::new(error)),
     }
+}
+
+/// A key's object cannot be made a file, which comes before everything else that can be done to it.
+fn unsettled(why: String) -> Error {
+    generic(why.into())
 }
 
 fn generic(source: Box<dyn std::error::Error + Send + Sync>) -> Error {

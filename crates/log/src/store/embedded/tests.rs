@@ -49,7 +49,10 @@ async fn conforms_and_leaves_nothing_behind() {
             .collect::<Vec<_>>(),
         [""; 0]
     );
-    assert_eq!(files_below(&root), [root.join(".alluvium/lock")]);
+    assert_eq!(
+        files_below(&root),
+        ["journal/0", "journal/1", "lock"].map(|name| root.join(".alluvium").join(name))
+    );
 }
 
 #[tokio::test]
@@ -90,9 +93,10 @@ async fn one_process_has_it_and_any_may_look() {
     drop(store);
     let store = open_at(dir.path()).await.unwrap();
     assert_eq!(store.bulk.get(&key).await.unwrap().bytes().await.unwrap(), "{}");
+    let private = dir.path().join(".alluvium");
     assert_eq!(
-        files_below(&dir.path().join(".alluvium")),
-        [dir.path().join(".alluvium/lock")]
+        files_below(&private),
+        ["journal/0", "journal/1", "lock"].map(|name| private.join(name))
     );
 }
 
@@ -239,24 +243,30 @@ async fn keys_that_a_directory_cannot_hold_are_refused() {
 #[tokio::test]
 async fn directories_may_disappear_under_it() {
     let dir = tempfile::tempdir().unwrap();
-    let store = open_at(dir.path()).await.unwrap();
-    let key = Path::from("wal/1/00000001");
+    let store = EmbeddedStore::open(dir.path().to_owned(), false).await.unwrap();
+    let [key, small] = ["wal/1/00000001", "wal/1/00000002"].map(Path::from);
+    // Too large for the journal.
+    let body = Bytes::from(vec![7; 300_000]);
+    let create = async || {
+        store
+            .put_opts(&key, body.clone().into(), PutMode::Create.into())
+            .await
+    };
+    create().await.unwrap();
+    std::fs::remove_dir_all(dir.path().join("wal")).unwrap();
+    let gone = create().await;
+    assert!(matches!(gone, Err(Error::NotFound { .. })), "{gone:?}");
+    create().await.unwrap();
+    // What is in the journal gets its directory back, at the second attempt.
     store
-        .bulk
-        .put_opts(&key, "x".into(), PutMode::Create.into())
+        .put_opts(&small, "x".into(), PutMode::Create.into())
         .await
         .unwrap();
     std::fs::remove_dir_all(dir.path().join("wal")).unwrap();
-    let gone = store
-        .bulk
-        .put_opts(&key, "x".into(), PutMode::Create.into())
-        .await;
-    assert!(matches!(gone, Err(Error::NotFound { .. })), "{gone:?}");
-    store
-        .bulk
-        .put_opts(&key, "x".into(), PutMode::Create.into())
-        .await
-        .unwrap();
+    assert_eq!(store.get(&small).await.unwrap().bytes().await.unwrap(), "x");
+    assert!(store.journal.settle(small.as_ref()).is_err());
+    store.journal.settle(small.as_ref()).unwrap();
+    assert_eq!(std::fs::read(dir.path().join(small.as_ref())).unwrap(), b"x");
 }
 
 #[tokio::test]
@@ -394,7 +404,8 @@ async fn copies_and_multipart_uploads() {
         Err(Error::NotFound { .. })
     ));
     store.bulk.put_multipart(&c).await.unwrap().abort().await.unwrap();
-    assert_eq!(files_below(dir.path()).len(), 3);
+    // Two objects, the lock and the journal.
+    assert_eq!(files_below(dir.path()).len(), 5);
 }
 
 #[tokio::test]
