@@ -1,5 +1,6 @@
 //! The command line: one file per command.
 
+mod bench;
 pub mod config;
 mod inspect;
 mod serve;
@@ -30,6 +31,9 @@ enum Command {
     Inspect(inspect::InspectArgs),
     /// List every setting with its value, default and meaning
     Config(config::ConfigArgs),
+    /// Put load on a Kafka broker, this one or any other, and measure
+    #[command(subcommand)]
+    Bench(bench::BenchCommand),
 }
 
 #[derive(Subcommand, Debug)]
@@ -46,6 +50,7 @@ pub fn main() -> ExitCode {
         Command::Store(StoreCommand::Check(args)) => on_runtime(store::check(args)),
         Command::Inspect(args) => on_runtime(inspect::run(args)),
         Command::Config(args) => show_config(&args),
+        Command::Bench(command) => on_runtime(bench::run(command)),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
