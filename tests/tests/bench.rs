@@ -280,7 +280,7 @@ fn many_clients_are_woken_by_every_record() {
     );
     assert_eq!(count(&report, "wakes"), 40 * 20 + 40);
     check_latency(&report, "wake_latency_ms");
-    check_latency(&report, "session_latency_ms");
+    check_latency(&report, "latency_ms");
     let idle = json(&broker, &["many", "--connections", "10", "--seconds", "0.2"]);
     assert_eq!(
         (count(&idle, "connections"), &idle["wake_latency_ms"]),

@@ -34,6 +34,8 @@ pub(super) const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
 const READ_STEP_BYTES: usize = 1024 * 1024;
 /// Pause between two tries of something that may succeed soon.
 pub(super) const RETRY_PAUSE: Duration = Duration::from_millis(50);
+/// Time for a leader to answer for its partitions.
+const LEADER_PATIENCE: Duration = Duration::from_secs(5);
 /// Newest version of Metadata that is used: with those after it topics may be nameless.
 const METADATA_VERSION_MAX: i16 = 9;
 
@@ -615,12 +617,25 @@ pub(super) enum OffsetOf {
     End,
 }
 
-/// Offsets of all partitions of a topic, asked from their leaders.
+/// Offsets of all partitions of a topic, asked from their leaders. A leader of a new topic may need a moment to know
+/// that it is one.
 pub(super) async fn list_offsets(
     cluster: &Cluster,
     topic: &str,
     which: OffsetOf,
 ) -> Result<Vec<i64>, BenchError> {
+    let deadline = Instant::now() + LEADER_PATIENCE;
+    loop {
+        match try_list_offsets(cluster, topic, which).await {
+            Err(error) if error.is_retriable() && Instant::now() < deadline => {
+                tokio::time::sleep(RETRY_PAUSE).await;
+            }
+            done => return done,
+        }
+    }
+}
+
+async fn try_list_offsets(cluster: &Cluster, topic: &str, which: OffsetOf) -> Result<Vec<i64>, BenchError> {
     let mut offsets = vec![0; cluster.leaders.len()];
     for (node, address) in &cluster.brokers {
         let led = (0..offsets.len()).filter(|partition| cluster.leaders[*partition] == Some(*node));

@@ -62,7 +62,8 @@ struct ManyReport {
     errors: u64,
     /// From the intended time of a record to each waiter that has it.
     wake_latency_ms: Option<Percentiles>,
-    session_latency_ms: Option<Percentiles>,
+    /// From the intended time of a record to the session's consumer that has it.
+    latency_ms: Option<Percentiles>,
     produce_latency_ms: Option<Percentiles>,
     generator_cpu_seconds: Option<f64>,
 }
@@ -130,7 +131,7 @@ pub(super) async fn run(args: ManyArgs) -> Result<(), String> {
         lost: woken.lost + read.lost,
         errors: counts.errors + woken.errors + read.errors,
         wake_latency_ms: woken.latency_ms,
-        session_latency_ms: read.latency_ms,
+        latency_ms: read.latency_ms,
         produce_latency_ms: meter.latencies.percentiles(),
         generator_cpu_seconds: meter.cpu_seconds(),
     })

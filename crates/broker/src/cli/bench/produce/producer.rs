@@ -20,8 +20,10 @@ use super::frame::produce_frame;
 use super::link::{BatchKey, Event, Link};
 use super::outbox::{Batch, Outbox, Verdict};
 
-/// Timeouts, stops and the like are looked after this often.
-const ROUND: Duration = Duration::from_millis(100);
+/// Timeouts and stops are looked after this often.
+const ROUND: Duration = Duration::from_millis(500);
+/// While something has failed, whatever waits for its next try is looked after this often.
+const TROUBLED_ROUND: Duration = Duration::from_millis(10);
 
 /// What all producers of a run have in common.
 #[derive(Clone, Debug)]
@@ -135,7 +137,6 @@ impl Producer {
             if self.stop.is_set() {
                 self.supply.stop();
             }
-            self.add_links(now);
             self.compose(now)?;
             if self.supply.is_over(now) && self.outboxes.iter().all(|outbox| outbox.len() == 0) {
                 return Ok(self.supply.taken());
@@ -166,7 +167,7 @@ impl Producer {
         )))
     }
 
-    /// A link to every leader.
+    /// A link to every leader of a changed cluster.
     fn add_links(&mut self, now: Instant) {
         for partition in 0..self.cluster.leaders.len() {
             if let Some((node, address)) = self.cluster.leader(partition)
@@ -312,7 +313,8 @@ impl Producer {
 
     /// When there may be something to do without an event. A batch that is due but has no room waits for an answer.
     fn wake_at(&self, now: Instant) -> Instant {
-        let round = now + ROUND;
+        let is_troubled = self.failing.is_some() || self.links.values().any(|link| !link.is_up());
+        let round = now + if is_troubled { TROUBLED_ROUND } else { ROUND };
         if self.supply.ready(now).is_some() {
             return round;
         }
@@ -348,12 +350,14 @@ impl Producer {
         };
         self.refresh = None;
         match found {
-            Ok(found) if found.leaders.len() >= self.outboxes.len() => {
+            Ok(mut found) if found.leaders.len() >= self.outboxes.len() => {
+                found.leaders.truncate(self.outboxes.len());
                 if found.leaders.iter().any(Option::is_none) {
                     self.refresh_at = Some(now + RETRY_PAUSE);
                 }
                 self.cluster = found;
                 self.drop_stale_links();
+                self.add_links(now);
             }
             // The brokers are starting, or unreachable: what waits for them notices by itself.
             _ => self.refresh_at = Some(now + RETRY_PAUSE),
