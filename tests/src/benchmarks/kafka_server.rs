@@ -11,7 +11,7 @@ use super::Tools;
 use super::alluvium::remove;
 use super::process::{Process, tail_of};
 use crate::broker::free_address;
-use crate::kafka::{code, list_offset};
+use crate::kafka::{code, create_topic, list_offset};
 use crate::wire::Client;
 
 const START_PATIENCE: Duration = Duration::from_secs(120);
@@ -187,18 +187,25 @@ fn answers(address: SocketAddr) -> bool {
         .is_ok_and(|response| !response.brokers.is_empty())
 }
 
-/// Waits until a partition has a leader that answers.
-pub(crate) fn wait_for_leader(address: SocketAddr, topic: &str, partition: i32) -> Result<(), String> {
+/// Creates a topic and waits until each partition has a leader that answers.
+pub(crate) fn create_with_leaders(
+    broker: SocketAddr,
+    name: &str,
+    partitions: u32,
+    configs: &[(&str, &str)],
+) -> Result<(), String> {
+    let failed = |error: std::io::Error| format!("creating {name}: {error}");
+    let mut client = Client::connect(broker).map_err(failed)?;
+    let partitions = i32::try_from(partitions).map_err(|error| error.to_string())?;
+    create_topic(&mut client, name, partitions, configs).map_err(failed)?;
     let deadline = Instant::now() + START_PATIENCE;
-    loop {
-        let asked =
-            Client::connect(address).and_then(|mut client| list_offset(&mut client, topic, partition, -1));
-        match asked {
-            Ok(_) => return Ok(()),
-            Err(error) if Instant::now() > deadline => {
-                return Err(format!("{topic}-{partition}: {error}"));
+    for partition in 0..partitions {
+        while let Err(error) = list_offset(&mut client, name, partition, -1) {
+            if Instant::now() > deadline {
+                return Err(format!("{name}-{partition}: {error}"));
             }
-            Err(_) => std::thread::sleep(Duration::from_millis(50)),
+            std::thread::sleep(Duration::from_millis(50));
         }
     }
+    Ok(())
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::Tools;
 use super::clients::{Client, Outcome, Reads};
-use super::process::{Process, stat, tail_of};
+use super::process::{Process, stat, tail_of, tied};
 use super::results::Metrics;
 use super::statistics::{GIB, SECONDS_PER_MONTH};
 use super::store::{Requests, Store};
@@ -161,6 +161,7 @@ impl Measurement {
         for (of, prefix) in [
             ("latency_ms", ""),
             ("wake_latency_ms", ""),
+            ("session_latency_ms", ""),
             ("produce_latency_ms", "produce_"),
         ] {
             for part in ["mean", "p50", "p90", "p95", "p99", "p999", "max"] {
@@ -207,10 +208,11 @@ struct Running {
 impl Running {
     fn start(tools: &Tools, client: Client, name: &str) -> Result<Running, String> {
         let Client {
-            mut command,
+            command,
             shown,
             reads,
         } = client;
+        let mut command = tied(command);
         let (output, log) = (tools.log(&format!("{name}-output")), tools.log(name));
         let create =
             |path: &PathBuf| File::create(path).map_err(|error| format!("{}: {error}", path.display()));

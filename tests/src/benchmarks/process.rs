@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 /// Ticks per second of the times in `/proc/PID/stat`: Linux has always told user space 100.
@@ -29,7 +30,8 @@ pub(crate) struct Stat {
 
 impl Process {
     /// Starts a program; what it prints goes to the end of `log`.
-    pub(crate) fn start(name: &str, mut command: Command, log: &Path) -> Result<Process, String> {
+    pub(crate) fn start(name: &str, command: Command, log: &Path) -> Result<Process, String> {
+        let mut command = tied(command);
         let failed = |error: std::io::Error| format!("{name}: {error}");
         let file = File::options()
             .create(true)
@@ -122,6 +124,31 @@ impl Drop for Process {
     }
 }
 
+/// The same command, killed by the kernel when this program ends however it ends: what is left running would take
+/// the next measurement's processors. Where util-linux is not installed it is the command as it was.
+pub(crate) fn tied(command: Command) -> Command {
+    static SETPRIV: OnceLock<bool> = OnceLock::new();
+    let works = || {
+        let mut probe = Command::new("setpriv");
+        probe.args(["--pdeathsig", "KILL", "true"]);
+        let probed = probe.stdout(Stdio::null()).stderr(Stdio::null()).status();
+        probed.is_ok_and(|status| status.success())
+    };
+    if !*SETPRIV.get_or_init(works) {
+        return command;
+    }
+    let mut tied = Command::new("setpriv");
+    tied.args(["--pdeathsig", "KILL", "--"]);
+    tied.arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => tied.env(name, value),
+            None => tied.env_remove(name),
+        };
+    }
+    tied
+}
+
 /// The end of a log, for an error.
 pub(crate) fn tail_of(log: &Path) -> String {
     let bytes = std::fs::read(log).unwrap_or_default();
@@ -189,6 +216,17 @@ mod tests {
         let ended = process.wait_until(Duration::from_secs(30), || false).unwrap_err();
         assert!(ended.contains("sh ended") && ended.contains("words"), "{ended}");
         assert!(process.cpu_seconds().is_err());
+    }
+
+    #[test]
+    fn a_tied_command_keeps_arguments_and_environment() {
+        let mut command = Command::new("sh");
+        command
+            .args(["-c", "echo \"$A-$HOME\""])
+            .env("A", "b")
+            .env_remove("HOME");
+        let output = tied(command).output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "b-");
     }
 
     #[test]

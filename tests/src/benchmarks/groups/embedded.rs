@@ -4,14 +4,12 @@ use std::net::SocketAddr;
 
 use super::super::alluvium::Alluvium;
 use super::super::clients::{Client, Kind, Produce, consume, end_to_end, produce};
-use super::super::kafka_server::{KafkaServer, wait_for_leader};
+use super::super::kafka_server::{KafkaServer, create_with_leaders};
 use super::super::measure::{Plan, settle};
 use super::super::process::Process;
 use super::super::report::{Bound, Column, OURS, Section, Target};
 use super::super::session::{Key, Run, Session, in_turns};
 use super::{BENCH, GroupSpec, KAFKA, KAFKA_FLUSHED, TOPIC, WARM_UP};
-use crate::kafka::create_topic;
-use crate::wire;
 
 const PRODUCE: &str = "embedded.produce";
 const CONSUME: &str = "embedded.consume";
@@ -210,18 +208,6 @@ fn run(session: &mut Session) -> Result<(), String> {
     Ok(())
 }
 
-/// Creates a topic and waits for its leaders.
-fn topic(broker: SocketAddr, name: &str, partitions: u32, configs: &[(&str, &str)]) -> Result<(), String> {
-    let failed = |error: std::io::Error| format!("creating {name}: {error}");
-    let mut client = wire::Client::connect(broker).map_err(failed)?;
-    let partitions = i32::try_from(partitions).map_err(|error| error.to_string())?;
-    create_topic(&mut client, name, partitions, configs).map_err(failed)?;
-    for partition in 0..partitions {
-        wait_for_leader(broker, name, partition)?;
-    }
-    Ok(())
-}
-
 /// Runs a client against a broker and turns what was seen into figures.
 fn measured(session: &Session, client: Client, broker: &Process) -> Run {
     settle();
@@ -243,7 +229,7 @@ fn fill(
     partitions: u32,
     records: u64,
 ) -> Result<(), String> {
-    topic(broker, name, partitions, &[])?;
+    create_with_leaders(broker, name, partitions, &[])?;
     let work = Produce {
         topic: name,
         partitions,
@@ -312,13 +298,13 @@ fn produce_to_alluvium(session: &Session, kind: Kind, job: Produce<'_>) -> Run {
     let (address, process) = (broker.address(), broker.process()?);
     let records = session.scale.warm_up_records(20);
     fill(session, address, process, WARM_UP, 1, records)?;
-    topic(address, job.topic, job.partitions, &[])?;
+    create_with_leaders(address, job.topic, job.partitions, &[])?;
     let client = produce(&session.tools, kind, address, job)?;
     measured(session, client, process)
 }
 
 fn produce_to_kafka(session: &Session, kafka: &KafkaServer, kind: Kind, job: Produce<'_>) -> Run {
-    topic(kafka.address(), job.topic, job.partitions, &[])?;
+    create_with_leaders(kafka.address(), job.topic, job.partitions, &[])?;
     let client = produce(&session.tools, kind, kafka.address(), job)?;
     let done = measured(session, client, kafka.process()?);
     kafka.delete_topic(job.topic)?;
@@ -372,13 +358,13 @@ fn consume_rows(session: &mut Session, partitions: u32) {
 fn end_to_end_row(session: &mut Session, kind: Kind) {
     let seconds = session.scale.seconds(30);
     let once = |session: &Session, broker: SocketAddr, process: &Process, configs: &[(&str, &str)]| {
-        topic(broker, TOPIC, 1, configs)?;
+        create_with_leaders(broker, TOPIC, 1, configs)?;
         let client = end_to_end(&session.tools, kind, broker, TOPIC, E2E_RATE, seconds);
         measured(session, client, process)
     };
     // More records than are measured, for the virtual machine.
     let warm_up = |session: &Session, broker: SocketAddr, process: &Process| {
-        topic(broker, WARM_UP, 1, &[])?;
+        create_with_leaders(broker, WARM_UP, 1, &[])?;
         let client = end_to_end(&session.tools, Kind::Bench, broker, WARM_UP, 1_000, 5);
         measured(session, client, process).map(drop)
     };

@@ -1,20 +1,24 @@
 //! What many clients and partitions cost, beside Apache Kafka.
 
+use std::net::SocketAddr;
+
 use super::super::alluvium::Alluvium;
 use super::super::clients::{RECORD_BYTES, bench, words};
-use super::super::kafka_server::KafkaServer;
+use super::super::kafka_server::{KafkaServer, create_with_leaders};
 use super::super::measure::{Plan, settle};
 use super::super::process::Process;
 use super::super::report::{Column, OURS, Section};
 use super::super::results::Metrics;
 use super::super::session::{Key, Run, Session, in_turns};
-use super::{BENCH, GroupSpec, KAFKA};
+use super::{BENCH, GroupSpec, KAFKA, TOPIC};
 
 const CONNECTIONS: &str = "many.connections";
 const WAKES: &str = "many.wakes";
 
 /// Idle connections where the limit of open files allows them.
 const CONNECTIONS_WANTED: u64 = 10_000;
+/// Partitions of the wide session.
+const WIDE: u32 = 1_000;
 /// Files that a process needs beside its connections.
 const OTHER_FILES: u64 = 200;
 
@@ -27,7 +31,8 @@ pub(super) const GROUP: GroupSpec = GroupSpec {
             id: CONNECTIONS,
             title: "Connections",
             about: "Connections that have asked for the API versions and then stay idle. Memory per connection is the \
-                    growth of the broker's resident memory; the kernel's buffers are not in it.",
+                    growth of the broker's resident memory; the kernel's buffers are not in it, and of a virtual \
+                    machine the garbage is.",
             columns: &[
                 Column::Value("connections", "connections", 0),
                 Column::Value("connected in s", "connect_seconds", 2),
@@ -83,7 +88,7 @@ fn run(session: &mut Session) -> Result<(), String> {
         &waiters,
     );
     let wide =
-        format!("--session-partitions 1000 --rate 100 --record-size {RECORD_BYTES} --seconds {seconds}");
+        format!("--session-partitions {WIDE} --rate 100 --record-size {RECORD_BYTES} --seconds {seconds}");
     rows(session, WAKES, "1,000 partitions in one fetch session", &wide);
     Ok(())
 }
@@ -93,13 +98,11 @@ fn rows(session: &mut Session, section: &'static str, work: &str, arguments: &st
         for system in in_turns(&[OURS, KAFKA], run) {
             // Fresh for each run: memory that an earlier one left would hide what this one needs.
             let done = match system {
-                OURS => alluvium(session).and_then(|broker| {
-                    let client = bench(&session.tools, "many", broker.address(), &words(arguments));
-                    once(session, broker.process()?, client)
-                }),
+                OURS => Alluvium::embedded_with(&session.tools, &[("max.connections", "12000")]).and_then(
+                    |broker| once(session, section, broker.address(), broker.process()?, arguments),
+                ),
                 _ => KafkaServer::start(&session.tools).and_then(|broker| {
-                    let client = bench(&session.tools, "many", broker.address(), &words(arguments));
-                    once(session, broker.process()?, client)
+                    once(session, section, broker.address(), broker.process()?, arguments)
                 }),
             };
             let key = Key {
@@ -113,21 +116,33 @@ fn rows(session: &mut Session, section: &'static str, work: &str, arguments: &st
     }
 }
 
-fn alluvium(session: &Session) -> Result<Alluvium, String> {
-    Alluvium::embedded_with(&session.tools, &[("max.connections", "12000")])
-}
-
-fn once(session: &Session, broker: &Process, client: super::super::clients::Client) -> Run {
-    settle();
-    let plan = Plan {
-        client: Some(client),
-        broker: Some(broker),
-        ..Plan::default()
+fn once(
+    session: &Session,
+    section: &'static str,
+    address: SocketAddr,
+    broker: &Process,
+    arguments: &str,
+) -> Run {
+    let run = |arguments: &str| {
+        settle();
+        let plan = Plan {
+            client: Some(bench(&session.tools, "many", address, &words(arguments))),
+            broker: Some(broker),
+            ..Plan::default()
+        };
+        plan.run(&session.tools)
     };
-    let measurement = plan.run(&session.tools)?;
+    if section == WAKES {
+        create_with_leaders(address, TOPIC, 1, &[])?;
+        create_with_leaders(address, &format!("{TOPIC}-session"), WIDE, &[])?;
+        // For the virtual machine.
+        run(&format!(
+            "--waiters 200 --session-partitions {WIDE} --rate 100 --seconds 5"
+        ))?;
+    }
+    let measurement = run(arguments)?;
     let mut metrics = measurement.metrics();
-    let cpu = measurement.broker_cpu_seconds;
-    metrics.extend(derived(&metrics, cpu));
+    metrics.extend(derived(&metrics, measurement.broker_cpu_seconds));
     Ok((measurement.shown.clone(), metrics))
 }
 
