@@ -132,6 +132,7 @@ fn refusal_hint(code: i16) -> &'static str {
         29..=31 => "; the generator does not authenticate, so allow anonymous clients",
         38 => "; lower --replication-factor or start more brokers",
         40 => "; correct --topic-config",
+        45 => "; the broker lost or reordered batches of an idempotent producer",
         76 => "; the broker does not take this --compression",
         _ => "",
     }

@@ -36,6 +36,10 @@ pub(super) struct Outbox {
     next_sequence: i32,
     /// Nothing is sent before this time, after an error.
     pause_until: Option<Instant>,
+    /// Whether a batch was ever acknowledged. Until then there is only one in flight: a broker that does not know the
+    /// producer takes any first sequence, so that the second batch could get in before the first, for which a new
+    /// partition may not have been ready yet.
+    is_established: bool,
 }
 
 /// What an answer means for its batch.
@@ -69,8 +73,8 @@ impl Outbox {
 
     /// Whether a further batch may be sent at once: older ones that wait go first.
     pub(super) fn is_flowing(&self) -> bool {
-        self.entries.back().is_none_or(|last| last.in_flight)
-            && self.entries.iter().all(|entry| entry.in_flight)
+        let has_window = self.is_established || self.entries.is_empty();
+        has_window && self.entries.iter().all(|entry| entry.in_flight)
     }
 
     /// Whether a batch waits to be sent, perhaps again.
@@ -100,7 +104,8 @@ impl Outbox {
         }
         let first = self.entries.iter().position(|entry| !entry.in_flight)?;
         let overtaken = self.entries.iter().skip(first).any(|entry| entry.in_flight);
-        (!overtaken).then(|| self.entries[first].id)
+        let has_window = self.is_established || first == 0;
+        (has_window && !overtaken).then(|| self.entries[first].id)
     }
 
     /// A batch by its id.
@@ -138,6 +143,7 @@ impl Outbox {
         // A batch in front of it failed; with the sequence unbroken it would mean that the broker lost records.
         let behind_failure = code == ErrorCode::OutOfOrderSequenceNumber.code() && place > 0;
         if done {
+            self.is_established = true;
             let entry = self.entries.remove(place);
             entry.map_or(Verdict::Stray, |entry| Verdict::Acknowledged(entry.batch))
         } else if is_retriable(code) || behind_failure {
@@ -173,7 +179,10 @@ mod tests {
     }
 
     fn filled(count: u64) -> Outbox {
-        let mut outbox = Outbox::default();
+        let mut outbox = Outbox {
+            is_established: true,
+            ..Outbox::default()
+        };
         for expected in 0..count {
             assert_eq!(outbox.push(batch(10)), expected);
             outbox.sent(expected);
@@ -233,6 +242,24 @@ mod tests {
         let mut outbox = filled(2);
         assert!(matches!(outbox.answered(0, 45), Verdict::Refused));
         assert!(matches!(outbox.answered(0, 10), Verdict::Refused));
+    }
+
+    #[test]
+    fn the_first_batch_goes_alone() {
+        let now = Instant::now();
+        let mut outbox = Outbox::default();
+        assert!(outbox.is_flowing());
+        assert_eq!((outbox.push(batch(1)), outbox.push(batch(1))), (0, 1));
+        assert_eq!(outbox.next_to_send(now), Some(0));
+        outbox.sent(0);
+        assert_eq!(outbox.next_to_send(now), None);
+        assert!(matches!(outbox.answered(0, 3), Verdict::Again));
+        assert_eq!(outbox.next_to_send(now), Some(0));
+        outbox.sent(0);
+        assert!(matches!(outbox.answered(0, 0), Verdict::Acknowledged(_)));
+        assert_eq!(outbox.next_to_send(now), Some(1));
+        outbox.sent(1);
+        assert!(outbox.is_flowing());
     }
 
     #[test]
