@@ -34,6 +34,9 @@ pub(super) enum BenchCommand {
     /// Produce records: throughput, and latency to the acknowledgement
     Produce(produce::ProduceArgs),
     /// Consume records: throughput
+    ///
+    /// Without --records and --seconds it reads what the topic holds at the start. Its bytes are those of the batches
+    /// as they are stored, compressed or not, without their headers.
     Consume(consume::ConsumeArgs),
     /// One producer and one tailing consumer: latency from a record's intended time to its arrival
     E2e(e2e::E2eArgs),
@@ -77,7 +80,7 @@ struct RunArgs {
     /// Stop after so many records, those of the warm-up included
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     records: Option<u64>,
-    /// Stop so many seconds after the warm-up
+    /// Stop so many seconds after the warm-up; without this and --records, loads that produce stop after 10
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     seconds: Option<Duration>,
     /// Seconds at the beginning that count in no figure

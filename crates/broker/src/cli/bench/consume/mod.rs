@@ -23,7 +23,7 @@ pub(super) use session::FetchLimits;
 /// Records of one batch, decompressed, are at most this large.
 const RECORDS_BYTES_MAX: usize = 512 * 1024 * 1024;
 
-/// What to consume. Without --records and --seconds: what the topic holds at the start.
+/// What to consume.
 #[derive(clap::Args, Clone, Debug)]
 pub(in crate::cli) struct ConsumeArgs {
     #[command(flatten)]

@@ -167,7 +167,7 @@ impl Producer {
         )))
     }
 
-    /// A link to every leader of a changed cluster.
+    /// A link to every leader, after the cluster has changed.
     fn add_links(&mut self, now: Instant) {
         for partition in 0..self.cluster.leaders.len() {
             if let Some((node, address)) = self.cluster.leader(partition)
