@@ -211,7 +211,7 @@ static void produce(const char *bootstrap, const char *name, long partitions, lo
 }
 
 static rd_kafka_t *consumer(const char *bootstrap, const char *name, long partitions, int64_t offset, int count,
-                            char **pairs) {
+                            char **pairs, int64_t *assigned_at) {
     /* No group: the partitions are assigned. A group id must be there all the same. */
     static const char *const defaults[] = {"group.id", "rdkafka-benchmark", "enable.auto.commit", "false",
                                            "auto.offset.reset", "error", NULL};
@@ -221,9 +221,18 @@ static rd_kafka_t *consumer(const char *bootstrap, const char *name, long partit
     if (!client)
         fail("%s", error);
     rd_kafka_poll_set_consumer(client);
+    rd_kafka_topic_t *topic = topic_of(client, name);
+    const struct rd_kafka_metadata *metadata;
+    rd_kafka_resp_err_t found = rd_kafka_metadata(client, 0, topic, &metadata, 30000);
+    if (found)
+        fail("metadata: %s", rd_kafka_err2str(found));
+    rd_kafka_metadata_destroy(metadata);
+    rd_kafka_topic_destroy(topic);
     rd_kafka_topic_partition_list_t *list = rd_kafka_topic_partition_list_new((int)partitions);
     for (long partition = 0; partition < partitions; partition++)
         rd_kafka_topic_partition_list_add(list, name, (int32_t)partition)->offset = offset;
+    if (assigned_at)
+        *assigned_at = now_ns();
     rd_kafka_resp_err_t assigned = rd_kafka_assign(client, list);
     if (assigned)
         fail("assign: %s", rd_kafka_err2str(assigned));
@@ -236,8 +245,9 @@ static void consume(const char *bootstrap, const char *name, long partitions, lo
     rd_kafka_message_t **messages = malloc(BATCH * sizeof *messages);
     if (!messages)
         fail("no memory");
-    int64_t start = now_ns();
-    rd_kafka_t *client = consumer(bootstrap, name, partitions, RD_KAFKA_OFFSET_BEGINNING, count, pairs);
+    /* The time begins when the partitions are assigned: finding the broker is no part of it. */
+    int64_t start;
+    rd_kafka_t *client = consumer(bootstrap, name, partitions, 0, count, pairs, &start);
     rd_kafka_queue_t *all = rd_kafka_queue_get_consumer(client);
     long got = 0;
     int64_t bytes = 0, first = 0, progress = start;
@@ -307,7 +317,7 @@ static void end_to_end(const char *bootstrap, const char *name, long rate, long 
     struct tail tail = {.expected = records};
     latencies_init(&tail.latencies, (size_t)records);
     latencies_init(&acknowledged, (size_t)records);
-    tail.client = consumer(bootstrap, name, 1, RD_KAFKA_OFFSET_BEGINNING, 0, NULL);
+    tail.client = consumer(bootstrap, name, 1, RD_KAFKA_OFFSET_BEGINNING, 0, NULL, NULL);
     rd_kafka_t *client = producer(bootstrap, count, pairs);
     rd_kafka_topic_t *topic = topic_of(client, name);
     pthread_t thread;

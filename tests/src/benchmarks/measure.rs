@@ -16,7 +16,7 @@ use super::store::{Requests, Store};
 /// Time that one client may take.
 const PATIENCE: Duration = Duration::from_secs(20 * 60);
 /// How often clients and plans are looked at.
-const LOOK: Duration = Duration::from_millis(5);
+const LOOK: Duration = Duration::from_millis(10);
 
 /// What a measurement does at a moment after its start, such as an outage.
 pub(crate) struct Step<'a> {
@@ -130,7 +130,10 @@ impl Measurement {
         let (bytes, seconds) = (self.outcome.bytes(), self.outcome.seconds());
         put("seconds", Some(seconds));
         put("bytes", Some(bytes));
-        put("mb_per_second", (seconds > 0.0).then_some(bytes / seconds / 1e6));
+        put(
+            "mb_per_second",
+            (seconds > 0.0 && bytes > 0.0).then_some(bytes / seconds / 1e6),
+        );
         let per_gb = |cpu: f64| (bytes > 0.0).then_some(cpu / (bytes / 1e9));
         put("broker_cpu_s_per_gb", per_gb(self.broker_cpu_seconds));
         put("client_cpu_s_per_gb", per_gb(self.client_cpu_seconds));

@@ -149,8 +149,8 @@ How to read it:
   the sum comes near its cores, the machine was the limit and not the broker alone.
 - RSS is the most resident memory during the row (VmHWM).
 - Latency of producers is from the time at which a record was to be sent (by the rate's schedule) to its
-  acknowledgement; without a rate, from the time at which its batch was ready. `alluvium bench` corrects for coordinated
-  omission.
+  acknowledgement, so that no wait is left out (coordinated omission). Without a rate it runs from the time at which its
+  batch was ready; with librdkafka and Java from the call that queued it.
 - Every record that Alluvium acknowledges is in the store: on its disk, synced, or in the bucket. Apache Kafka on its
   own acknowledges from memory; \"flush.messages=1\" makes it sync each append.
 - Dollars are requests at the prices of S3 Standard in us-east-1 (PUT, LIST, POST 5e-6, GET, HEAD 4e-7); storage is

@@ -23,7 +23,7 @@ pub(super) const GROUP: GroupSpec = GroupSpec {
     name: "embedded",
     title: "Embedded store beside Apache Kafka",
     about: "Alluvium on `file://`, every acknowledged record synced to the disk; Apache Kafka on the same disk with its \
-            own defaults, which sync nothing. Each run of Alluvium starts on an empty store; Kafka is started for each \
+            own defaults, which sync nothing. There is no request budget: it costs nothing to write. Each run of Alluvium starts on an empty store; Kafka is started for each \
             row, warmed up, and keeps running. Before each run the disk has finished earlier work (`sync`).",
     sections: &[
         Section {
