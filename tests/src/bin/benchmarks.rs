@@ -19,7 +19,7 @@ struct Arguments {
     /// An eighth of the records and a quarter of the time; written below target/benchmarks, not to docs
     #[arg(long)]
     quick: bool,
-    /// Groups to measure, by name; the others keep what the file says of them
+    /// Groups to measure: embedded, store30, s3, idle, many, faults; the others keep what the file says of them
     #[arg(long, value_name = "GROUPS", value_delimiter = ',')]
     only: Vec<String>,
     /// Runs of each row; the page shows medians
@@ -116,4 +116,44 @@ fn measure(arguments: &Arguments) -> Result<String, String> {
         output: arguments.output(),
         command: arguments.command(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn parse(line: &str) -> Arguments {
+        Arguments::parse_from(line.split(' '))
+    }
+
+    #[test]
+    fn help_names_every_group() {
+        let help = Arguments::command().render_long_help().to_string();
+        let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(help.contains(&group_names().join(", ")), "{help}");
+    }
+
+    #[test]
+    fn knows_its_groups_and_its_own_command() {
+        let arguments = parse("benchmarks --quick --only s3,idle --runs 2");
+        assert_eq!(arguments.groups(), Ok(vec!["s3".to_owned(), "idle".to_owned()]));
+        assert_eq!(
+            arguments.command(),
+            "benchmarks/run.sh --quick --only s3,idle --runs 2"
+        );
+        assert!(
+            parse("benchmarks --only disk")
+                .groups()
+                .unwrap_err()
+                .contains("'disk'")
+        );
+        assert_eq!(parse("benchmarks").groups().unwrap(), group_names());
+    }
+
+    #[test]
+    fn a_quick_measurement_leaves_the_docs_alone() {
+        assert!(parse("benchmarks --quick").output().ends_with("quick"));
+        assert!(parse("benchmarks").output().ends_with("docs"));
+    }
 }
