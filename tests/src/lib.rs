@@ -1,7 +1,8 @@
 //! What the tests of Alluvium share: a strict S3 in memory, a harness that runs the real binary, a raw Kafka
-//! client and record batches of every kind of wrong.
+//! client and record batches of every kind of wrong. And what the benchmarks measure with.
 
 pub mod batches;
+pub mod benchmarks;
 pub mod broker;
 pub mod compatibility;
 pub mod installed;

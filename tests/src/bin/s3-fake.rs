@@ -18,7 +18,8 @@ struct Arguments {
     /// Name of the bucket
     #[arg(long, default_value = "alluvium")]
     bucket: String,
-    /// Latency of PUTs and multipart requests in ms: "20" is fixed, "100/195" is log-normal by p50/p99
+    /// Latency of PUTs and multipart requests in ms: "20" is fixed, "100/195" is log-normal by p50/p99,
+    /// "100/195/274" by p50/p99/p99.9
     #[arg(long, default_value = "0", value_name = "MS")]
     put_ms: Latency,
     /// Latency of GETs and HEADs, such as "63/118"

@@ -88,6 +88,12 @@ impl fmt::Display for Latencies {
             Latency::LogNormal { p50, p99 } => {
                 format!("{}/{}", p50.as_secs_f64() * 1e3, p99.as_secs_f64() * 1e3)
             }
+            Latency::Tailed { p50, p99, p999 } => format!(
+                "{}/{}/{}",
+                p50.as_secs_f64() * 1e3,
+                p99.as_secs_f64() * 1e3,
+                p999.as_secs_f64() * 1e3
+            ),
         };
         let Latencies {
             get,
