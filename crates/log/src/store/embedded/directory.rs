@@ -78,12 +78,16 @@ pub(super) struct Directory {
     key_locks: [Mutex<()>; KEY_LOCKS],
 }
 
-/// A file in staging; removed when dropped, whether or not it was given a name elsewhere.
+/// An open file in staging.
 #[derive(Debug)]
 pub(super) struct Staged {
-    path: PathBuf,
+    name: StagedName,
     pub(super) file: File,
 }
+
+/// A file's name in staging; removed when dropped, whether or not the file was given a name elsewhere.
+#[derive(Debug)]
+pub(super) struct StagedName(PathBuf);
 
 /// Marks a name as under change for as long as it lives.
 struct Unsynced<'a> {
@@ -166,14 +170,15 @@ impl Directory {
         let path = self.staging().join(format!("{number}"));
         let file = OpenOptions::new().write(true).create_new(true).open(&path);
         let file = file.map_err(at("creating", &path))?;
-        Ok(Staged { path, file })
+        let name = StagedName(path);
+        Ok(Staged { name, file })
     }
 
     /// A file in staging with these bytes, sealed.
     pub(super) fn stage_bytes(&self, chunks: &[Bytes]) -> Result<(Staged, i64)> {
         let mut staged = self.stage()?;
         self.write(&mut staged.file, chunks)
-            .map_err(at("writing", &staged.path))?;
+            .map_err(at("writing", &staged.name.0))?;
         let version = self.seal(&staged)?;
         Ok((staged, version))
     }
@@ -181,28 +186,56 @@ impl Directory {
     /// Writes all chunks to an empty file.
     fn write(&self, file: &mut File, chunks: &[Bytes]) -> io::Result<()> {
         let total = chunks.iter().map(|chunk| chunk.len() as u64).sum();
-        if self.direct_io.takes(total) {
-            if self.direct_io.write(file, chunks, total)? {
-                return Ok(());
-            }
-            file.set_len(0)?;
+        match self.direct_io.takes(total) && self.write_past_the_cache(file, chunks, total)? {
+            true => Ok(()),
+            false => write_chunks(file, chunks),
         }
-        write_chunks(file, chunks)
     }
 
-    /// A file in staging with these bytes and this version, not durable yet.
-    pub(super) fn stage_as(&self, payload: &Bytes, version: i64) -> Result<Staged> {
+    /// False if that is refused; the file is empty then.
+    fn write_past_the_cache(&self, file: &File, chunks: &[Bytes], total: u64) -> io::Result<bool> {
+        let written = self.direct_io.write(file, chunks, total)?;
+        if !written {
+            file.set_len(0)?;
+        }
+        Ok(written)
+    }
+
+    /// A file in staging with these bytes and this version, closed. It is durable after
+    /// [`Directory::sync_file_system`].
+    pub(super) fn stage_as(&self, payload: &Bytes, version: i64) -> Result<StagedName> {
         let mut staged = self.stage()?;
-        let written = self.write(&mut staged.file, std::slice::from_ref(payload));
-        written.map_err(at("writing", &staged.path))?;
+        let path = staged.name.0.clone();
+        let bytes = payload.len() as u64;
+        let payload = std::slice::from_ref(payload);
+        let direct = match SYNCS_FILE_SYSTEMS && self.direct_io.works() {
+            true => self.write_past_the_cache(&staged.file, payload, bytes),
+            false => Ok(false),
+        };
+        let direct = direct.map_err(at("writing", &path))?;
+        if !direct {
+            write_chunks(&mut staged.file, payload).map_err(at("writing", &path))?;
+        }
         self.read_clock(&staged)?;
-        set_modified(&staged.file, version).map_err(at("setting the time of", &staged.path))?;
-        Ok(staged)
+        set_modified(&staged.file, version).map_err(at("setting the time of", &path))?;
+        if !direct {
+            // What the page cache fails to write, older systems do not tell who syncs the file system.
+            self.sync_staged(&staged)?;
+        }
+        Ok(staged.name)
+    }
+
+    /// Makes durable what is staged, however much it is: one wait instead of one for each file, of which each
+    /// is a commit of the file system's journal. For 64 files on ext4 that is 0.1 ms a file instead of 2.
+    pub(super) fn sync_file_system(&self) -> Result<()> {
+        let staging = self.staging();
+        let directory = File::open(&staging).map_err(at("opening", &staging))?;
+        sync_file_system(&directory).map_err(at("syncing the file system of", &staging))
     }
 
     /// Makes the bytes of a staged file durable.
-    pub(super) fn sync_staged(&self, staged: &Staged) -> Result<()> {
-        staged.file.sync_data().map_err(at("fsyncing", &staged.path))
+    fn sync_staged(&self, staged: &Staged) -> Result<()> {
+        staged.file.sync_data().map_err(at("fsyncing", &staged.name.0))
     }
 
     /// Gives a complete staged file its version and makes its bytes durable.
@@ -210,7 +243,7 @@ impl Directory {
         let natural = self.read_clock(staged)?;
         let version = self.version_after(natural);
         if version != natural {
-            set_modified(&staged.file, version).map_err(at("setting the time of", &staged.path))?;
+            set_modified(&staged.file, version).map_err(at("setting the time of", &staged.name.0))?;
         }
         self.sync_staged(staged)?;
         Ok(version)
@@ -218,7 +251,7 @@ impl Directory {
 
     /// The time that the file system has given to a file that was just written.
     fn read_clock(&self, staged: &Staged) -> Result<i64> {
-        let meta = staged.file.metadata().map_err(at("reading", &staged.path))?;
+        let meta = staged.file.metadata().map_err(at("reading", &staged.name.0))?;
         let now = modified_ns(&meta);
         *self.file_clock.lock() = (now, Instant::now());
         Ok(now)
@@ -250,12 +283,12 @@ impl Directory {
     /// Gives a sealed file the name `path` unless that is taken; false if it is. Durable in both cases.
     pub(super) fn publish_new(&self, staged: &Staged, path: &FilePath) -> Result<bool> {
         let _unsynced = self.unsynced(path);
-        self.change(path, || self.link(staged, path))
+        self.change(path, || self.link(&staged.name, path))
     }
 
     /// Gives a staged file the name `path` unless that is taken; false if it is. Not durable yet.
-    pub(super) fn link(&self, staged: &Staged, path: &FilePath) -> Result<bool> {
-        match fs::hard_link(&staged.path, path) {
+    pub(super) fn link(&self, staged: &StagedName, path: &FilePath) -> Result<bool> {
+        match fs::hard_link(&staged.0, path) {
             Ok(()) => Ok(true),
             Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(false),
             Err(error) => Err(at("linking", path)(error)),
@@ -272,7 +305,7 @@ impl Directory {
     pub(super) fn publish_over(&self, staged: &Staged, path: &FilePath) -> Result<()> {
         let _unsynced = self.unsynced(path);
         self.change(path, || {
-            fs::rename(&staged.path, path).map_err(at("renaming to", path))
+            fs::rename(&staged.name.0, path).map_err(at("renaming to", path))
         })
     }
 
@@ -404,7 +437,7 @@ impl Directory {
         let (staged, version) = self.stage_bytes(&[Bytes::from_static(b"a trial\n")])?;
         self.direct_io.try_out(&staged.file);
         let linked = self.staging().join("linked");
-        fs::hard_link(&staged.path, &linked).map_err(at("linking", &linked))?;
+        fs::hard_link(&staged.name.0, &linked).map_err(at("linking", &linked))?;
         let renamed = self.staging().join("renamed");
         fs::rename(&linked, &renamed).map_err(at("renaming to", &renamed))?;
         sync_directory(&self.staging())?;
@@ -422,10 +455,10 @@ impl Directory {
     }
 }
 
-impl Drop for Staged {
+impl Drop for StagedName {
     fn drop(&mut self) {
         // What is left behind is removed at the next opening.
-        let _ = fs::remove_file(&self.path);
+        let _ = fs::remove_file(&self.0);
     }
 }
 
@@ -462,6 +495,19 @@ pub(super) fn at(action: &'static str, path: &FilePath) -> impl Fn(io::Error) ->
 fn set_modified(file: &File, ns: i64) -> io::Result<()> {
     let since_1970 = Duration::from_nanos(u64::try_from(ns).unwrap_or_default());
     file.set_times(FileTimes::new().set_modified(SystemTime::UNIX_EPOCH + since_1970))
+}
+
+/// Whether [`sync_file_system`] can be used.
+const SYNCS_FILE_SYSTEMS: bool = cfg!(target_os = "linux");
+
+#[cfg(target_os = "linux")]
+fn sync_file_system(directory: &File) -> io::Result<()> {
+    Ok(rustix::fs::syncfs(directory)?)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn sync_file_system(_: &File) -> io::Result<()> {
+    Ok(())
 }
 
 /// Writes all chunks without putting them together first.

@@ -59,8 +59,8 @@ const KEY_BYTES_MAX: usize = 4096;
 const SPARE_BYTES: u64 = 1024 * 1024;
 const SPARE_FILES: u64 = 64;
 
-/// Files that are staged at a time: as many as a process with few descriptors can spare.
-const FILES_AT_ONCE: usize = 64;
+/// Files that share a wait for the disk.
+const FILES_AT_ONCE: usize = 1024;
 
 /// Between attempts to make files of a half.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -576,8 +576,8 @@ fn make_files(directory: &Directory, objects: &[Object]) -> Result<(), DiskError
                 }
                 staged.push((directory.stage_as(&object.payload, object.version)?, path));
             }
-            for (staged, _) in &staged {
-                directory.sync_staged(staged)?;
+            if !staged.is_empty() {
+                directory.sync_file_system()?;
             }
             for (staged, path) in &staged {
                 directory.link(staged, path)?;
