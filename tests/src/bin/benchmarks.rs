@@ -19,7 +19,7 @@ struct Arguments {
     /// An eighth of the records and a quarter of the time; written below target/benchmarks, not to docs
     #[arg(long)]
     quick: bool,
-    /// Groups to measure, by name; the others keep what the file says of them
+    /// Groups to measure: embedded, store30, s3, idle, many, faults; the others keep what the file says of them
     #[arg(long, value_name = "GROUPS", value_delimiter = ',')]
     only: Vec<String>,
     /// Runs of each row; the page shows medians
@@ -66,7 +66,7 @@ impl Arguments {
     }
 
     /// The command that measures this again.
-    fn command(&self) -> String {
+    fn command_line(&self) -> String {
         let mut command = "benchmarks/run.sh".to_owned();
         if self.quick {
             command.push_str(" --quick");
@@ -114,6 +114,46 @@ fn measure(arguments: &Arguments) -> Result<String, String> {
             .megabytes
             .map_or(bytes, |megabytes| megabytes.saturating_mul(1_000_000)),
         output: arguments.output(),
-        command: arguments.command(),
+        command: arguments.command_line(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn parse(line: &str) -> Arguments {
+        Arguments::parse_from(line.split(' '))
+    }
+
+    #[test]
+    fn help_names_every_group() {
+        let help = Arguments::command().render_long_help().to_string();
+        let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(help.contains(&group_names().join(", ")), "{help}");
+    }
+
+    #[test]
+    fn knows_its_groups_and_its_own_command() {
+        let arguments = parse("benchmarks --quick --only s3,idle --runs 2");
+        assert_eq!(arguments.groups(), Ok(vec!["s3".to_owned(), "idle".to_owned()]));
+        assert_eq!(
+            arguments.command_line(),
+            "benchmarks/run.sh --quick --only s3,idle --runs 2"
+        );
+        assert!(
+            parse("benchmarks --only disk")
+                .groups()
+                .unwrap_err()
+                .contains("'disk'")
+        );
+        assert_eq!(parse("benchmarks").groups().unwrap(), group_names());
+    }
+
+    #[test]
+    fn a_quick_measurement_leaves_the_docs_alone() {
+        assert!(parse("benchmarks --quick").output().ends_with("quick"));
+        assert!(parse("benchmarks").output().ends_with("docs"));
+    }
 }
