@@ -66,7 +66,7 @@ impl Arguments {
     }
 
     /// The command that measures this again.
-    fn command(&self) -> String {
+    fn command_line(&self) -> String {
         let mut command = "benchmarks/run.sh".to_owned();
         if self.quick {
             command.push_str(" --quick");
@@ -114,7 +114,7 @@ fn measure(arguments: &Arguments) -> Result<String, String> {
             .megabytes
             .map_or(bytes, |megabytes| megabytes.saturating_mul(1_000_000)),
         output: arguments.output(),
-        command: arguments.command(),
+        command: arguments.command_line(),
     })
 }
 
@@ -139,7 +139,7 @@ mod tests {
         let arguments = parse("benchmarks --quick --only s3,idle --runs 2");
         assert_eq!(arguments.groups(), Ok(vec!["s3".to_owned(), "idle".to_owned()]));
         assert_eq!(
-            arguments.command(),
+            arguments.command_line(),
             "benchmarks/run.sh --quick --only s3,idle --runs 2"
         );
         assert!(
