@@ -509,7 +509,6 @@ fn recovered(directory: &Directory, found: &mut [Option<Found>]) -> Result<Vec<O
 
 /// The halves under new headers. Those that exist MUST get one: an object that is in them would come back at
 /// the next opening although it may be deleted by then. New ones are not made if that fails.
-#[expect(clippy::type_complexity, reason = "a pair that is taken apart at once")]
 fn prepare(
     directory: &Directory,
     found: &[Option<Found>],
