@@ -10,6 +10,7 @@ mod direct;
 mod directory;
 mod journal;
 mod listing;
+mod staging;
 
 use std::fmt;
 use std::fs::File;
@@ -32,9 +33,10 @@ use object_store::{
 
 use super::StoreError;
 use direct::ReadFile;
-use directory::{Directory, DiskError, PRIVATE, Staged, at, modified_ns};
+use directory::{Directory, DiskError, PRIVATE, at, modified_ns};
 use journal::{Created, Journal};
 use listing::Entry;
+use staging::Staged;
 
 const STORE: &str = "embedded";
 

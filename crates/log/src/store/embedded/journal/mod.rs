@@ -563,6 +563,7 @@ fn make_files(directory: &Directory, objects: &[Object]) -> Result<(), DiskError
     let mut parents = BTreeSet::new();
     let mut made = || {
         for objects in objects.chunks(FILES_AT_ONCE) {
+            let batch = directory.batch()?;
             let mut staged = Vec::new();
             for object in objects {
                 let path = directory.root().join(&object.key);
@@ -574,10 +575,10 @@ fn make_files(directory: &Directory, objects: &[Object]) -> Result<(), DiskError
                     Err(error) if error.kind() == ErrorKind::NotFound => {}
                     Err(error) => return Err(at("looking for", &path)(error)),
                 }
-                staged.push((directory.stage_as(&object.payload, object.version)?, path));
+                staged.push((batch.stage(&object.payload, object.version)?, path));
             }
             if !staged.is_empty() {
-                directory.sync_file_system()?;
+                batch.sync()?;
             }
             for (staged, path) in &staged {
                 directory.link(staged, path)?;
