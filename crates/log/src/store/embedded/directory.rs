@@ -20,7 +20,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File, FileTimes, OpenOptions};
-use std::io::{self, ErrorKind, IoSlice, Read, Seek, Write};
+use std::io::{self, ErrorKind, Read, Seek, Write};
 use std::path::{Path as FilePath, PathBuf};
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -32,12 +32,10 @@ use rustix::fs::{FlockOperation, flock};
 
 use super::super::StoreError;
 use super::direct::DirectIo;
+use super::staging::{Staged, StagedName, syncs_whole};
 
 /// Holds what is not an object. No key may start with it.
 pub(super) const PRIVATE: &str = ".alluvium";
-
-/// Buffers handed to one `writev`.
-const IO_SLICES_MAX: usize = 1024;
 
 /// Granularities of file times that exist: Linux file systems, NTFS and SMB, some network ones, HFS+, FAT.
 const GRANULES_NS: [i64; 6] = [1, 100, 1_000, 1_000_000, 1_000_000_000, 2_000_000_000];
@@ -54,7 +52,7 @@ pub(super) struct DiskError {
     pub(super) source: io::Error,
 }
 
-type Result<T, E = DiskError> = std::result::Result<T, E>;
+pub(super) type Result<T, E = DiskError> = std::result::Result<T, E>;
 
 /// An open directory.
 #[derive(Debug)]
@@ -62,13 +60,16 @@ pub(super) struct Directory {
     root: PathBuf,
     /// Held for its flock; `None` if opened for reading only.
     lock: Option<File>,
-    staged: AtomicU64,
+    /// Files staged so far, for their names.
+    pub(super) staged: AtomicU64,
     /// The newest version given or seen.
     newest_version_ns: AtomicI64,
     granule_ns: i64,
     /// A time that the file system gave to a file, and when that was.
     file_clock: Mutex<(i64, Instant)>,
     direct_io: Arc<DirectIo>,
+    /// Whether one sync of the file system stands for many.
+    pub(super) syncs_whole: bool,
     /// Directories known to exist durably.
     durable: Mutex<HashSet<PathBuf>>,
     /// Names under change whose directory is not fsynced yet, with the number of writers at it.
@@ -76,13 +77,6 @@ pub(super) struct Directory {
     /// Why nothing can be trusted any more.
     broken: OnceLock<String>,
     key_locks: [Mutex<()>; KEY_LOCKS],
-}
-
-/// A file in staging; removed when dropped, whether or not it was given a name elsewhere.
-#[derive(Debug)]
-pub(super) struct Staged {
-    path: PathBuf,
-    pub(super) file: File,
 }
 
 /// Marks a name as under change for as long as it lives.
@@ -130,6 +124,7 @@ impl Directory {
             granule_ns: 1,
             file_clock: Mutex::new((0, Instant::now())),
             direct_io: Arc::new(DirectIo::new()),
+            syncs_whole: syncs_whole(),
             durable: Mutex::default(),
             unsynced: Mutex::default(),
             broken: OnceLock::new(),
@@ -160,68 +155,9 @@ impl Directory {
         &self.key_locks[crc32c::crc32c(key.as_bytes()) as usize % KEY_LOCKS]
     }
 
-    /// A new file in staging.
-    pub(super) fn stage(&self) -> Result<Staged> {
-        let number = self.staged.fetch_add(1, Ordering::Relaxed);
-        let path = self.staging().join(format!("{number}"));
-        let file = OpenOptions::new().write(true).create_new(true).open(&path);
-        let file = file.map_err(at("creating", &path))?;
-        Ok(Staged { path, file })
-    }
-
-    /// A file in staging with these bytes, sealed.
-    pub(super) fn stage_bytes(&self, chunks: &[Bytes]) -> Result<(Staged, i64)> {
-        let mut staged = self.stage()?;
-        self.write(&mut staged.file, chunks)
-            .map_err(at("writing", &staged.path))?;
-        let version = self.seal(&staged)?;
-        Ok((staged, version))
-    }
-
-    /// Writes all chunks to an empty file.
-    fn write(&self, file: &mut File, chunks: &[Bytes]) -> io::Result<()> {
-        let total = chunks.iter().map(|chunk| chunk.len() as u64).sum();
-        if self.direct_io.takes(total) {
-            if self.direct_io.write(file, chunks, total)? {
-                return Ok(());
-            }
-            file.set_len(0)?;
-        }
-        write_chunks(file, chunks)
-    }
-
-    /// A file in staging with these bytes and this version, not durable yet.
-    pub(super) fn stage_as(&self, payload: &Bytes, version: i64) -> Result<Staged> {
-        let mut staged = self.stage()?;
-        let written = self.write(&mut staged.file, std::slice::from_ref(payload));
-        written.map_err(at("writing", &staged.path))?;
-        self.read_clock(&staged)?;
-        set_modified(&staged.file, version).map_err(at("setting the time of", &staged.path))?;
-        Ok(staged)
-    }
-
-    /// Makes the bytes of a staged file durable.
-    pub(super) fn sync_staged(&self, staged: &Staged) -> Result<()> {
-        staged.file.sync_data().map_err(at("fsyncing", &staged.path))
-    }
-
-    /// Gives a complete staged file its version and makes its bytes durable.
-    pub(super) fn seal(&self, staged: &Staged) -> Result<i64> {
-        let natural = self.read_clock(staged)?;
-        let version = self.version_after(natural);
-        if version != natural {
-            set_modified(&staged.file, version).map_err(at("setting the time of", &staged.path))?;
-        }
-        self.sync_staged(staged)?;
-        Ok(version)
-    }
-
-    /// The time that the file system has given to a file that was just written.
-    fn read_clock(&self, staged: &Staged) -> Result<i64> {
-        let meta = staged.file.metadata().map_err(at("reading", &staged.path))?;
-        let now = modified_ns(&meta);
+    /// The file system has just given this time to a file.
+    pub(super) fn set_clock(&self, now: i64) {
         *self.file_clock.lock() = (now, Instant::now());
-        Ok(now)
     }
 
     /// A version for an object that has no file yet: about the time that the file system would give it.
@@ -233,7 +169,7 @@ impl Directory {
     }
 
     /// The version of what is written at the time `natural`: that, or later if need be.
-    fn version_after(&self, natural: i64) -> i64 {
+    pub(super) fn version_after(&self, natural: i64) -> i64 {
         let next = |newest: i64| natural.max(newest.saturating_add(self.granule_ns));
         let order = Ordering::Relaxed;
         let before = self
@@ -250,12 +186,12 @@ impl Directory {
     /// Gives a sealed file the name `path` unless that is taken; false if it is. Durable in both cases.
     pub(super) fn publish_new(&self, staged: &Staged, path: &FilePath) -> Result<bool> {
         let _unsynced = self.unsynced(path);
-        self.change(path, || self.link(staged, path))
+        self.change(path, || self.link(&staged.name, path))
     }
 
     /// Gives a staged file the name `path` unless that is taken; false if it is. Not durable yet.
-    pub(super) fn link(&self, staged: &Staged, path: &FilePath) -> Result<bool> {
-        match fs::hard_link(&staged.path, path) {
+    pub(super) fn link(&self, staged: &StagedName, path: &FilePath) -> Result<bool> {
+        match fs::hard_link(&staged.0, path) {
             Ok(()) => Ok(true),
             Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(false),
             Err(error) => Err(at("linking", path)(error)),
@@ -272,7 +208,7 @@ impl Directory {
     pub(super) fn publish_over(&self, staged: &Staged, path: &FilePath) -> Result<()> {
         let _unsynced = self.unsynced(path);
         self.change(path, || {
-            fs::rename(&staged.path, path).map_err(at("renaming to", path))
+            fs::rename(&staged.name.0, path).map_err(at("renaming to", path))
         })
     }
 
@@ -384,27 +320,13 @@ impl Directory {
         ));
     }
 
-    fn staging(&self) -> PathBuf {
-        self.root.join(PRIVATE).join("staging")
-    }
-
-    fn clean_staging(&self) -> Result<()> {
-        let staging = self.staging();
-        create_durably(&staging)?;
-        for entry in fs::read_dir(&staging).map_err(at("listing", &staging))? {
-            let path = entry.map_err(at("listing", &staging))?.path();
-            fs::remove_file(&path).map_err(at("removing", &path))?;
-        }
-        Ok(())
-    }
-
     /// Writes, names and removes a file once, so that a full or unsuitable disk is found now and not by the
     /// first record. Returns the granularity of file times.
     fn try_out(&self) -> Result<i64> {
         let (staged, version) = self.stage_bytes(&[Bytes::from_static(b"a trial\n")])?;
         self.direct_io.try_out(&staged.file);
         let linked = self.staging().join("linked");
-        fs::hard_link(&staged.path, &linked).map_err(at("linking", &linked))?;
+        fs::hard_link(&staged.name.0, &linked).map_err(at("linking", &linked))?;
         let renamed = self.staging().join("renamed");
         fs::rename(&linked, &renamed).map_err(at("renaming to", &renamed))?;
         sync_directory(&self.staging())?;
@@ -419,13 +341,6 @@ impl Directory {
         granule.ok_or_else(|| {
             at("setting the time of", &renamed)(io::Error::other("the file system does not keep file times"))
         })
-    }
-}
-
-impl Drop for Staged {
-    fn drop(&mut self) {
-        // What is left behind is removed at the next opening.
-        let _ = fs::remove_file(&self.path);
     }
 }
 
@@ -459,30 +374,9 @@ pub(super) fn at(action: &'static str, path: &FilePath) -> impl Fn(io::Error) ->
     }
 }
 
-fn set_modified(file: &File, ns: i64) -> io::Result<()> {
+pub(super) fn set_modified(file: &File, ns: i64) -> io::Result<()> {
     let since_1970 = Duration::from_nanos(u64::try_from(ns).unwrap_or_default());
     file.set_times(FileTimes::new().set_modified(SystemTime::UNIX_EPOCH + since_1970))
-}
-
-/// Writes all chunks without putting them together first.
-fn write_chunks(file: &mut File, chunks: &[Bytes]) -> io::Result<()> {
-    for group in chunks.chunks(IO_SLICES_MAX) {
-        let mut slices: Vec<_> = group
-            .iter()
-            .filter(|c| !c.is_empty())
-            .map(|c| IoSlice::new(c))
-            .collect();
-        let mut rest = slices.as_mut_slice();
-        while !rest.is_empty() {
-            match file.write_vectored(rest) {
-                Ok(0) => return Err(ErrorKind::WriteZero.into()),
-                Ok(written) => IoSlice::advance_slices(&mut rest, written),
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-    }
-    Ok(())
 }
 
 pub(super) fn sync_directory(path: &FilePath) -> Result<()> {

@@ -3,13 +3,14 @@
 //! One process at a time has it, by a lock; any number may look at it read-only. Keys are paths below the
 //! directory, byte for byte, so that the directory can be copied to a bucket and back. Two limits follow from
 //! that: a key cannot be a prefix segment of another (`a` and `a/b`), and a segment has at most 255 bytes.
-//! Small new objects are in a [`journal`] for about a second before they are such files, and in a directory
-//! that was not closed until it is opened again.
+//! Small new objects are in a [`journal`] for some seconds before they are such files, and in a directory that
+//! was not closed until it is opened again.
 
 mod direct;
 mod directory;
 mod journal;
 mod listing;
+mod staging;
 
 use std::fmt;
 use std::fs::File;
@@ -32,9 +33,10 @@ use object_store::{
 
 use super::StoreError;
 use direct::ReadFile;
-use directory::{Directory, DiskError, PRIVATE, Staged, at, modified_ns};
+use directory::{Directory, DiskError, PRIVATE, at, modified_ns};
 use journal::{Created, Journal};
 use listing::Entry;
+use staging::Staged;
 
 const STORE: &str = "embedded";
 
