@@ -197,6 +197,22 @@ fn a_lost_store_is_told_and_does_not_hold_up_a_stop() {
 }
 
 #[test]
+fn after_a_clean_stop_every_object_is_a_file_of_its_own() {
+    let mut broker = Broker::start(BrokerOptions::embedded());
+    produce_one(&broker, "mine");
+    let wal = broker.directory().join("data/wal");
+    // A small segment goes to the journal first, and would stay there alone for seconds.
+    let holds =
+        |files: &BTreeMap<String, Vec<u8>>| files.values().any(|f| f.windows(4).any(|w| w == b"mine"));
+    assert!(
+        !holds(&files(&wal)),
+        "the journal is no longer in front of the files: this test tests nothing"
+    );
+    broker.terminate();
+    assert!(holds(&files(&wal)));
+}
+
+#[test]
 fn a_place_that_cannot_be_written_is_refused() {
     // Not even root may create anything there.
     let output = serve("file:///proc/alluvium-data", &[]);

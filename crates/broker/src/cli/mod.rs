@@ -7,6 +7,7 @@ mod serve;
 mod store;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 
@@ -61,12 +62,16 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// How long file work of a command that is over may take.
+const LAST_WORK_TIMEOUT: Duration = Duration::from_secs(5);
+
 fn on_runtime(command: impl Future<Output = Result<(), String>>) -> Result<(), String> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(|e| format!("cannot start threads: {e}"))?;
     let done = runtime.block_on(command);
-    // Blocking file work of a command that is over must not hold the process.
-    runtime.shutdown_background();
+    // What still holds the store ends here, so that the embedded one can make files of what is only in its journal;
+    // blocking file work that hangs must not hold the process for ever.
+    runtime.shutdown_timeout(LAST_WORK_TIMEOUT);
     done
 }
 
