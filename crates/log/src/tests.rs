@@ -472,7 +472,7 @@ async fn a_reader_who_goes_on_finds_what_comes_next_in_memory() {
         let missed = metrics.cache_misses.get() - brought.0;
         match offset {
             0 => assert_eq!((missed, ahead), (1, 0), "the first read could be the only one"),
-            1 => assert!(ahead == 4 && missed == 5, "{ahead} {missed}"),
+            1 => assert!(ahead == 8 && missed == 9, "{ahead} {missed}"),
             _ => assert_eq!(missed, ahead, "nothing is waited for at offset {offset}"),
         }
     }

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use crate::{Offset, TopicPartition};
 
 /// Blocks that a reader who was seen going on gets first.
-const FIRST_WINDOW: usize = 4;
+const FIRST_WINDOW: usize = 8;
 /// Blocks that one reader gets at most.
 const WINDOW_MAX: usize = 32;
 /// Readers that are remembered.
@@ -37,6 +37,8 @@ pub(crate) struct Reader {
 pub(crate) struct ReadAhead {
     /// By where the next read will begin.
     readers: HashMap<(TopicPartition, Offset), Reader>,
+    /// When those who left were last looked for: they would hold a share for ever.
+    swept: Option<Instant>,
     /// Blocks for all windows together.
     budget: usize,
 }
@@ -46,12 +48,21 @@ impl ReadAhead {
     pub(crate) fn new(budget: usize) -> ReadAhead {
         ReadAhead {
             readers: HashMap::new(),
+            swept: None,
             budget,
         }
     }
 
     /// The reader that begins at `offset`: one that goes on, with a larger window, or a new one with none.
     pub(crate) fn begin(&mut self, partition: TopicPartition, offset: Offset, now: Instant) -> Reader {
+        if self
+            .swept
+            .is_none_or(|at| now.saturating_duration_since(at) >= FORGOTTEN_AFTER)
+        {
+            self.readers
+                .retain(|_, r| now.saturating_duration_since(r.seen) < FORGOTTEN_AFTER);
+            self.swept = Some(now);
+        }
         let known = self.readers.remove(&(partition, offset));
         let share = self.budget / (self.readers.len() + 1);
         Reader {
@@ -63,10 +74,6 @@ impl ReadAhead {
 
     /// Remembers a reader whose next read will begin at `next`.
     pub(crate) fn end(&mut self, partition: TopicPartition, next: Offset, reader: Reader) {
-        if self.readers.len() >= READERS_MAX {
-            self.readers
-                .retain(|_, r| reader.seen.saturating_duration_since(r.seen) < FORGOTTEN_AFTER);
-        }
         let known = self.readers.len();
         match self.readers.entry((partition, next)) {
             // Another one is at the same place: what is read ahead serves both.
@@ -107,7 +114,7 @@ mod tests {
             offset += 10;
             ahead.end(partition(0), offset, reader);
         }
-        assert_eq!(windows, [0, 4, 8, 16, 32, 32]);
+        assert_eq!(windows, [0, 8, 16, 32, 32, 32]);
         assert_eq!(ahead.begin(partition(0), offset, now).ahead_to, offset + 40);
         assert_eq!(
             ahead.begin(partition(0), offset, now).window,
@@ -134,9 +141,15 @@ mod tests {
             ahead.end(partition(n), 10, reader);
         }
         assert_eq!(ahead.readers.len(), READERS_MAX);
+        assert_eq!(
+            ahead.begin(partition(7), 10, Instant::now()).window,
+            0,
+            "no share is left"
+        );
         tokio::time::advance(FORGOTTEN_AFTER).await;
         let reader = ahead.begin(partition(0), 0, Instant::now());
         ahead.end(partition(0), 10, reader);
         assert_eq!(ahead.readers.len(), 1);
+        assert_eq!(ahead.begin(partition(0), 10, Instant::now()).window, FIRST_WINDOW);
     }
 }

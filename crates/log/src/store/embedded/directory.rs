@@ -117,6 +117,7 @@ impl Directory {
 
     fn new(root: PathBuf, lock: Option<File>) -> Directory {
         Directory {
+            syncs_whole: syncs_whole(&root),
             root,
             lock,
             staged: AtomicU64::new(0),
@@ -124,7 +125,6 @@ impl Directory {
             granule_ns: 1,
             file_clock: Mutex::new((0, Instant::now())),
             direct_io: Arc::new(DirectIo::new()),
-            syncs_whole: syncs_whole(),
             durable: Mutex::default(),
             unsynced: Mutex::default(),
             broken: OnceLock::new(),

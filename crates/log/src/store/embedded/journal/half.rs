@@ -23,6 +23,8 @@ const HALF_BYTES_MAX: u64 = 64 * 1024 * 1024;
 pub(super) struct Half {
     path: PathBuf,
     file: File,
+    /// Whether a write may be told to be durable by itself: not where only an fsync is known to be.
+    writes_through: bool,
     #[cfg(test)]
     pub(super) fails: std::sync::atomic::AtomicBool,
 }
@@ -39,7 +41,7 @@ impl Half {
     /// Opens a half that [`read`] has found and makes what it holds invalid.
     pub(super) fn reuse(directory: &Directory, path: PathBuf, header: Header) -> Result<Half, DiskError> {
         let file = OpenOptions::new().read(true).write(true).open(&path);
-        let half = Half::new(file.map_err(at("opening", &path))?, path);
+        let half = Half::new(directory, file.map_err(at("opening", &path))?, path);
         half.past_the_cache(directory);
         half.write_header(header)?;
         Ok(half)
@@ -56,7 +58,7 @@ impl Half {
         let new = path.with_extension("new");
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(true);
-        let half = Half::new(options.open(&new).map_err(at("creating", &new))?, new);
+        let half = Half::new(directory, options.open(&new).map_err(at("creating", &new))?, new);
         half.past_the_cache(directory);
         let made = half
             .write_zeros(bytes)
@@ -65,7 +67,7 @@ impl Half {
             .and_then(|()| half.file.sync_all().map_err(at("fsyncing", &half.path)))
             .and_then(|()| fs::rename(&half.path, &path).map_err(at("renaming to", &path)));
         match made {
-            Ok(()) => Ok(Half::new(half.file, path)),
+            Ok(()) => Ok(Half::new(directory, half.file, path)),
             Err(error) => {
                 let _ = fs::remove_file(&half.path);
                 Err(error)
@@ -73,10 +75,11 @@ impl Half {
         }
     }
 
-    fn new(file: File, path: PathBuf) -> Half {
+    fn new(directory: &Directory, file: File, path: PathBuf) -> Half {
         Half {
             path,
             file,
+            writes_through: directory.syncs_whole,
             #[cfg(test)]
             fails: Default::default(),
         }
@@ -108,8 +111,9 @@ impl Half {
         let block = &mut block.bytes_mut()[..BLOCK];
         let encoded = header.encode();
         block[..encoded.len()].copy_from_slice(&encoded);
-        let written =
-            write_durably(&self.file, block, 0).and_then(|()| write_durably(&self.file, block, BLOCK as u64));
+        let written = self
+            .write(block, 0)
+            .and_then(|()| self.write(block, BLOCK as u64));
         written.map_err(at("writing", &self.path))
     }
 
@@ -121,7 +125,16 @@ impl Half {
                 "as if the disk were dead",
             )));
         }
-        write_durably(&self.file, record.bytes(), offset).map_err(at("writing", &self.path))
+        self.write(record.bytes(), offset)
+            .map_err(at("writing", &self.path))
+    }
+
+    /// Writes and waits until the bytes are durable.
+    fn write(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        match self.writes_through {
+            true => write_through(&self.file, bytes, offset),
+            false => write_and_sync(&self.file, bytes, offset),
+        }
     }
 
     /// Whether the file system has room for `bytes` more in `files` new files.
@@ -175,7 +188,7 @@ pub(super) fn read(root: &FilePath, path: &FilePath) -> Result<Option<Found>, St
 /// Writes and waits until the bytes are durable, without the file's times. `RWF_DSYNC` is `O_DSYNC` for one
 /// write: with it the device is told to write through where it can, instead of being told to flush.
 #[cfg(target_os = "linux")]
-fn write_durably(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
+fn write_through(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
     use rustix::io::{Errno, ReadWriteFlags, pwritev2};
     let mut written = 0;
     while written < bytes.len() {
@@ -193,7 +206,7 @@ fn write_durably(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
 }
 
 #[cfg(not(target_os = "linux"))]
-fn write_durably(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
+fn write_through(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
     write_and_sync(file, bytes, offset)
 }
 
