@@ -556,7 +556,12 @@ mod tests {
                     stream.read_exact(&mut length).unwrap();
                     let mut request = vec![0; i32::from_be_bytes(length) as usize];
                     stream.read_exact(&mut request).unwrap();
-                    let Some((code, offset)) = answer else { break };
+                    let Some((code, offset)) = answer else {
+                        // Closed with requests unread, it would be reset, and take the answers on their way with it.
+                        stream.shutdown(std::net::Shutdown::Write).unwrap();
+                        let _ = std::io::copy(&mut stream, &mut std::io::sink());
+                        break;
+                    };
                     let mut partition = PartitionProduceResponse::default();
                     partition.error_code = code;
                     partition.base_offset = offset;

@@ -1,12 +1,13 @@
 //! When a segment is closed and written: the pure part.
 //!
-//! A segment goes when it is full, or when fewer than `puts_in_flight` writes are under way, the request
-//! budget lasts, and either nothing arrived for [`QUIET`] and no segment of the last `interval` is still under way, or
-//! the oldest append has waited `interval`. So what comes alone goes at once, and what comes steadily goes every `interval`:
-//! segments are published in order, and at S3's latency ten small ones under way wait for the slowest of ten (272 ms
-//! end to end at 100 records a second, where one in 80 ms takes 150). A full
-//! segment costs no token, so the budget bounds the bill of a trickle and never slows a load. `puts_in_flight` is a limit of small
-//! segments; full ones may use twice as many, and beyond that appends gather (memory is bounded elsewhere).
+//! A segment goes when it is full, or when fewer than `puts_in_flight` writes are under way, the request budget lasts,
+//! and either nothing arrived for [`QUIET`] and no segment of the last `interval` is still under way, or the oldest
+//! append has waited `interval`. So what comes alone goes at once, and what comes steadily goes every `interval`:
+//! segments are published in order, and at S3's latency ten small ones under way wait for the slowest of ten.
+//!
+//! A segment of 1 MiB costs no token, so the budget bounds the bill of a trickle and hardly slows a load.
+//! `puts_in_flight` is a limit of small segments; full ones may use twice as many, and beyond that appends gather
+//! (memory is bounded elsewhere).
 
 use std::time::Duration;
 
