@@ -1,8 +1,8 @@
 //! When a segment is closed and written: the pure part.
 //!
 //! A segment goes when it is full, or when fewer than `puts_in_flight` writes are under way, the request budget lasts,
-//! and either nothing arrived for [`QUIET`] and no segment of the last `interval` is still under way, or the oldest
-//! append has waited `interval`. So what comes alone goes at once, and what comes steadily goes every `interval`:
+//! and either nothing arrived for [`QUIET`] and no two segments are under way of which one is younger than
+//! `interval`, or the oldest append has waited `interval`. So what comes alone goes at once, and what comes steadily goes every `interval`:
 //! segments are published in order, and at S3's latency ten small ones under way wait for the slowest of ten.
 //!
 //! A segment of 1 MiB costs no token, so the budget bounds the bill of a trickle and hardly slows a load.
@@ -113,8 +113,9 @@ impl FlushPolicy {
         if in_flight >= self.puts_in_flight {
             return FlushDecision::WhenWriteEnds;
         }
-        // With nothing under way, who waits for it may be all there is.
-        let last = tokens.last.filter(|_| in_flight > 0);
+        // Not with one under way: a producer whose window is full has sent its first batch in that one, all others
+        // in this one, and nothing more comes.
+        let last = tokens.last.filter(|_| in_flight > 1);
         let paced = last.map_or(now, |last| last + self.interval);
         let due = (gathering.newest + QUIET)
             .max(paced)
@@ -219,17 +220,17 @@ mod tests {
         };
         let mut tokens = Tokens::full(&S3, t0);
         tokens.spend(&S3, 1000, t0);
-        // One every 10 ms: quiet after each of them, and yet they wait for the interval.
+        // One every 10 ms: quiet after each of them, and yet the third waits for the interval.
         assert_eq!(
-            S3.decide(g(10, 10), 1, tokens, t0 + ms(12)),
+            S3.decide(g(10, 10), 2, tokens, t0 + ms(12)),
             FlushDecision::At(t0 + ms(80))
         );
         assert_eq!(
-            S3.decide(g(10, 70), 1, tokens, t0 + ms(79)),
+            S3.decide(g(10, 70), 2, tokens, t0 + ms(79)),
             FlushDecision::At(t0 + ms(80))
         );
-        assert_eq!(S3.decide(g(10, 70), 1, tokens, t0 + ms(80)), FlushDecision::Now);
-        // Everything is durable: a producer that waited for that sends all that it ever will.
+        assert_eq!(S3.decide(g(10, 70), 2, tokens, t0 + ms(80)), FlushDecision::Now);
+        assert_eq!(S3.decide(g(10, 10), 1, tokens, t0 + ms(12)), FlushDecision::Now);
         assert_eq!(S3.decide(g(10, 10), 0, tokens, t0 + ms(12)), FlushDecision::Now);
         // The next one after a pause.
         assert_eq!(
