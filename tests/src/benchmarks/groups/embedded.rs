@@ -45,7 +45,7 @@ pub(super) const GROUP: GroupSpec = GroupSpec {
             id: CONSUME,
             title: "Consume from the start",
             about: "One consumer reads a topic that `alluvium bench produce` filled, from its beginning to its end. The \
-                    system's page cache holds the data of both brokers.",
+                    system's page cache holds what Kafka wrote; Alluvium writes and reads past it.",
             columns: &[
                 Column::Value("MB/s", "mb_per_second", 0),
                 Column::Ratio("x Kafka", "mb_per_second", KAFKA),
