@@ -450,11 +450,17 @@ pub fn free_address() -> SocketAddr {
 
 /// Status and body of a plain HTTP GET.
 pub fn http_get(address: SocketAddr, path: &str) -> io::Result<(u16, String)> {
+    http(address, "GET", path, "")
+}
+
+/// Status and body of the answer to a plain HTTP request.
+pub fn http(address: SocketAddr, method: &str, path: &str, body: &str) -> io::Result<(u16, String)> {
     let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(5))?;
     stream.set_read_timeout(Some(Duration::from_secs(10)))?;
     write!(
         stream,
-        "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n"
+        "{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
     )?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer)?;

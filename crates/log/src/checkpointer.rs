@@ -136,12 +136,7 @@ impl Checkpointer {
     pub(crate) async fn write_checkpoint(&self) -> Result<(), NotWritten> {
         let manifest = self.keeper.current();
         // A checkpoint of a stream that lost its slots would cover nothing and hide what came before it.
-        if self.stream.is_fenced()
-            || !manifest
-                .streams
-                .get(&self.stream.incarnation)
-                .is_some_and(|s| s.is_live())
-        {
+        if self.stream.is_fenced() || !manifest.is_live(self.stream.incarnation) {
             return Err(NotWritten::Odd("this broker was taken over".into()));
         }
         let snapshot = self.snapshot(&manifest);
@@ -225,41 +220,49 @@ impl Checkpointer {
     /// Writes the head: naming a new checkpoint, or only as a sign of life.
     async fn write_head(&self, checkpoint: Option<(CheckpointRef, Option<Seq>)>) -> Result<(), NotWritten> {
         let mut state = self.state.lock().await;
-        let mut head = state.head.clone();
+        let key = self.stream.store.key(&keys::head(self.stream.incarnation));
+        let (cluster, incarnation): (Uuid, Incarnation) = (self.stream.cluster, self.stream.incarnation);
+        let patience = Patience::For(Duration::from_secs(60));
+        // Nobody else writes here: one earlier write of ours can be in the way, given up as unknown or with its task,
+        // and landed since.
+        for _ in 0..2 {
+            let head = self.next_head(&state.head, checkpoint.as_ref());
+            let commit = head.commit_id;
+            let landed =
+                |b: &Bytes| Head::decode(b, cluster, incarnation).is_ok_and(|h| h.commit_id == commit);
+            let (body, expected) = (Bytes::from(head.encode()), state.version.as_ref());
+            match conditional::update(&self.stream.store, &key, body, expected, landed, patience).await {
+                UpdateOutcome::Committed(now) => {
+                    state.version = Some(now.version);
+                    state.head = head;
+                    return Ok(());
+                }
+                UpdateOutcome::Lost(Some(now)) => {
+                    let found = Head::decode(&now.bytes, cluster, incarnation);
+                    state.head = found.map_err(|e| NotWritten::Odd(format!("{key}: {e}")))?;
+                    state.version = Some(now.version);
+                }
+                UpdateOutcome::Lost(None) => {
+                    state.version = None;
+                    return Err(NotWritten::Odd(format!("{key} is gone")));
+                }
+                UpdateOutcome::Unknown(why) => return Err(NotWritten::StoreSilent(why)),
+            }
+        }
+        Err(NotWritten::Odd(format!("{key} was behind an earlier write")))
+    }
+
+    /// The head after `last`.
+    fn next_head(&self, last: &Head, checkpoint: Option<&(CheckpointRef, Option<Seq>)>) -> Head {
+        let mut head = last.clone();
         head.commit_id = Uuid::new_v4();
         head.heartbeat += 1;
         head.tip = *self.stream.published_next.lock();
         head.manifest_version = self.stream.manifest_version.load(Ordering::Relaxed);
         if let Some((checkpoint, oldest_needed)) = checkpoint {
-            head.floor = floor(head.floor, checkpoint.next, oldest_needed);
-            head.checkpoint = Some(checkpoint);
+            head.floor = floor(head.floor, checkpoint.next, *oldest_needed);
+            head.checkpoint = Some(checkpoint.clone());
         }
-        let key = self.stream.store.key(&keys::head(self.stream.incarnation));
-        let (cluster, incarnation): (Uuid, Incarnation) = (self.stream.cluster, self.stream.incarnation);
-        let commit = head.commit_id;
-        let landed = |b: &Bytes| Head::decode(b, cluster, incarnation).is_ok_and(|h| h.commit_id == commit);
-        let (body, expected) = (Bytes::from(head.encode()), state.version.as_ref());
-        let patience = Patience::For(Duration::from_secs(60));
-        match conditional::update(&self.stream.store, &key, body, expected, landed, patience).await {
-            UpdateOutcome::Committed(now) => {
-                state.version = Some(now.version);
-                state.head = head;
-                Ok(())
-            }
-            UpdateOutcome::Lost(Some(now)) => match Head::decode(&now.bytes, cluster, incarnation) {
-                // An earlier write of ours, given up as unknown, has landed since. Nobody else writes here.
-                Ok(found) => {
-                    state.version = Some(now.version);
-                    state.head = found;
-                    Err(NotWritten::Odd(format!("{key} was behind an earlier write")))
-                }
-                Err(e) => Err(NotWritten::Odd(format!("{key}: {e}"))),
-            },
-            UpdateOutcome::Lost(None) => {
-                state.version = None;
-                Err(NotWritten::Odd(format!("{key} is gone")))
-            }
-            UpdateOutcome::Unknown(why) => Err(NotWritten::StoreSilent(why)),
-        }
+        head
     }
 }

@@ -272,7 +272,7 @@ impl Log {
             let verdicts = inner
                 .keeper
                 .change(|m| {
-                    if !m.streams.get(&incarnation).is_some_and(|s| s.is_live()) {
+                    if !m.is_live(incarnation) {
                         return Err(Refused::Sealed);
                     }
                     let verdicts: Vec<_> = changes.iter().zip(&ids).map(|(c, id)| m.apply(c, *id)).collect();
@@ -370,12 +370,7 @@ impl Log {
         for task in std::mem::take(&mut *self.inner.background.lock()) {
             task.abort();
         }
-        // The task that was just ended may have been writing a head, which then lands late: once more is enough.
-        let checkpointer = &self.inner.checkpointer;
-        let mut written = checkpointer.write_checkpoint().await;
-        if written.is_err() {
-            written = checkpointer.write_checkpoint().await;
-        }
+        let written = self.inner.checkpointer.write_checkpoint().await;
         // The seal is right also without a checkpoint: everything is published.
         stream.seal_itself(self.inner.options.node_id).await;
         written.map_err(|e| OpenError::Unusable(e.to_string()))
@@ -424,8 +419,7 @@ impl Inner {
         if stream.manifest_version.load(Ordering::Relaxed) >= version {
             return;
         }
-        let live = |i| manifest.streams.get(i).is_some_and(|s| s.is_live());
-        if !live(&stream.incarnation) {
+        if !manifest.is_live(stream.incarnation) {
             // The version is not taken over: whoever comes next must find this too, and not think it was handled.
             drop(partitions);
             let by = manifest.streams.last_key_value().map_or(0, |(i, _)| *i);

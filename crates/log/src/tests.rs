@@ -441,6 +441,30 @@ async fn a_damaged_manifest_comes_with_a_next_step_and_a_newer_one_does_not() {
 }
 
 #[tokio::test]
+async fn a_head_that_landed_late_does_not_fail_the_next_one() {
+    let store = store().await;
+    let log = open(&store).await;
+    let id = topic(&log, "t", 1).await;
+    append(&log, &log.partition(&id, 0).unwrap(), &["v0"]).await;
+    let checkpointer = &log.inner.checkpointer;
+    checkpointer.write_checkpoint().await.unwrap();
+    let key = store.key(&keys::head(log.incarnation()));
+    let read = async || {
+        let bytes = store.bulk.get(&key).await.unwrap().bytes().await.unwrap();
+        head::Head::decode(&bytes, log.manifest().cluster_id, log.incarnation()).unwrap()
+    };
+    // A sign of life that its writer did not see land.
+    let mut late = read().await;
+    late.heartbeat += 1;
+    late.commit_id = uuid::Uuid::new_v4();
+    store.bulk.put(&key, late.encode().into()).await.unwrap();
+    checkpointer.write_checkpoint().await.unwrap();
+    let now = read().await;
+    assert_eq!(now.heartbeat, late.heartbeat + 1);
+    assert_ne!(now.checkpoint, late.checkpoint, "the newer checkpoint is named");
+}
+
+#[tokio::test]
 async fn a_reader_who_goes_on_finds_what_comes_next_in_memory() {
     let store = store().await;
     let log = open(&store).await;

@@ -153,12 +153,7 @@ fn shortest_failure<M: Checked>(m: &M) -> Option<(String, Vec<String>)> {
     while !frontier.is_empty() {
         let mut next = vec![];
         for (i, s) in frontier {
-            let mut acts = vec![];
-            m.actions(&s, &mut acts);
-            for a in acts {
-                let Some(t) = m.next_state(&s, a.clone()) else {
-                    continue;
-                };
+            for (a, t) in successors(m, &s) {
                 if !seen.insert(fingerprint(&t)) {
                     continue;
                 }
@@ -179,6 +174,17 @@ fn shortest_failure<M: Checked>(m: &M) -> Option<(String, Vec<String>)> {
         frontier = next;
     }
     None
+}
+
+/// The states that can follow, each with what leads there.
+pub fn successors<M: Model<Action: Clone>>(
+    m: &M,
+    s: &M::State,
+) -> impl Iterator<Item = (M::Action, M::State)> {
+    let mut acts = vec![];
+    m.actions(s, &mut acts);
+    acts.into_iter()
+        .filter_map(move |a| m.next_state(s, a.clone()).map(|t| (a, t)))
 }
 
 /// 64 bits of a state.

@@ -1,8 +1,8 @@
 //! The S3 fake as a process of its own, so that its processor time is not the broker's.
 
 use std::collections::BTreeMap;
-use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::io;
+use std::net::SocketAddr;
 use std::process::Command;
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::Tools;
 use super::process::Process;
 use super::statistics::dollars;
-use crate::broker::{free_address, http_get};
+use crate::broker::{self, free_address, http_get};
 use crate::s3_fake::environment;
 
 /// Bytes that the fake may hold: more than any row writes, less than would take the machine down.
@@ -121,21 +121,7 @@ impl Store {
     }
 
     fn exchange(&self, method: &str, name: &str, body: &str) -> io::Result<(u16, String)> {
-        let mut stream = TcpStream::connect_timeout(&self.address, Duration::from_secs(5))?;
-        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-        write!(
-            stream,
-            "{method} /_fake/{name} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
-            self.address,
-            body.len()
-        )?;
-        let mut answer = Vec::new();
-        stream.read_to_end(&mut answer)?;
-        let answer = String::from_utf8_lossy(&answer).into_owned();
-        let bad = || io::Error::new(io::ErrorKind::InvalidData, "not an HTTP answer");
-        let (head, body) = answer.split_once("\r\n\r\n").ok_or_else(bad)?;
-        let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
-        Ok((status.ok_or_else(bad)?, body.to_owned()))
+        broker::http(self.address, method, &format!("/_fake/{name}"), body)
     }
 }
 

@@ -270,12 +270,7 @@ fn describe_partition(manifest: &Manifest, topic: &Topic, index: i32) -> Metadat
     answer.partition_index = index;
     let leader = manifest.leader(&topic.id, index);
     match leader {
-        Some(leader)
-            if manifest
-                .streams
-                .get(&leader.incarnation)
-                .is_some_and(|stream| stream.is_live()) =>
-        {
+        Some(leader) if manifest.is_live(leader.incarnation) => {
             answer.leader_id = leader.node_id;
             answer.leader_epoch = leader.leader_epoch;
             answer.replica_nodes = vec![leader.node_id];

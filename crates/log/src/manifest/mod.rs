@@ -317,6 +317,11 @@ impl Manifest {
         self.live().next()
     }
 
+    /// Whether this broker start owns a stream that nobody has sealed.
+    pub fn is_live(&self, incarnation: Incarnation) -> bool {
+        self.streams.get(&incarnation).is_some_and(StreamEntry::is_live)
+    }
+
     /// Live streams, oldest first.
     pub fn live(&self) -> impl Iterator<Item = (Incarnation, &StreamEntry)> {
         self.streams

@@ -222,20 +222,23 @@ pub(crate) async fn read(
     max_bytes: usize,
     isolation: Isolation,
 ) -> Result<ReadResult, ReadError> {
-    let (watermarks, ranges, end, mut reader, next) = {
+    let (watermarks, ranges, end, reader) = {
         let image = partition.published.lock();
         let end = partition.check_offset(&image, offset, isolation)?;
         let ranges = plan(&image, offset, end, max_bytes);
         let cold = ranges.first().is_some_and(|r| blocks.is_cold(r));
-        let reader = cold.then(|| blocks.ahead.lock().begin(partition.id(), offset, Instant::now()));
-        let after = image.range_from(offset) + ranges.len();
-        let window = reader.map_or(0, |r| r.window);
-        let next: Vec<StoredRange> = image.ranges.range(after..).take(window).copied().collect();
-        (partition.watermarks_of(&image), ranges, end, reader, next)
+        let reader = cold.then(|| {
+            let reader = blocks.ahead.lock().begin(partition.id(), offset, Instant::now());
+            let after = image.range_from(offset) + ranges.len();
+            let next: Vec<StoredRange> = image.ranges.range(after..).take(reader.window).copied().collect();
+            (reader, next)
+        });
+        (partition.watermarks_of(&image), ranges, end, reader)
     };
-    if let Some(reader) = &mut reader {
-        read_ahead(blocks, reader, &next);
-    }
+    let reader = reader.map(|(mut reader, next)| {
+        read_ahead(blocks, &mut reader, &next);
+        reader
+    });
     let mut result = ReadResult {
         watermarks,
         chunks: vec![],

@@ -40,8 +40,6 @@ pub struct FlushPolicy {
 pub struct Tokens {
     held: f64,
     as_of: Instant,
-    /// When the last segment went.
-    last: Option<Instant>,
 }
 
 /// What is known of the segment that gathers.
@@ -53,6 +51,15 @@ pub struct Gathering {
     pub oldest: Instant,
     /// When its newest append came.
     pub newest: Instant,
+}
+
+/// What is known of the segments that went before it and are not published.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct UnderWay {
+    /// Writes whose outcome is open.
+    pub writes: usize,
+    /// When the newest of them went.
+    pub newest: Option<Instant>,
 }
 
 /// What to do.
@@ -72,7 +79,6 @@ impl Tokens {
         Tokens {
             held: policy.token_burst,
             as_of: now,
-            last: None,
         }
     }
 
@@ -85,7 +91,6 @@ impl Tokens {
     /// Pays for a segment.
     pub fn spend(&mut self, policy: &FlushPolicy, bytes: usize, now: Instant) {
         self.refill(policy, now);
-        self.last = Some(now);
         if policy.tokens_per_second > 0.0 {
             self.held = (self.held - cost(bytes)).max(0.0);
         }
@@ -102,21 +107,21 @@ impl FlushPolicy {
     pub fn decide(
         &self,
         gathering: Gathering,
-        in_flight: usize,
+        under_way: UnderWay,
         tokens: Tokens,
         now: Instant,
     ) -> FlushDecision {
         let full = gathering.bytes >= self.bytes;
-        if full && in_flight < self.puts_in_flight * 2 {
+        if full && under_way.writes < self.puts_in_flight * 2 {
             return FlushDecision::Now;
         }
-        if in_flight >= self.puts_in_flight {
+        if under_way.writes >= self.puts_in_flight {
             return FlushDecision::WhenWriteEnds;
         }
         // Not with one under way: a producer whose window is full has sent its first batch in that one, all others
         // in this one, and nothing more comes.
-        let last = tokens.last.filter(|_| in_flight > 1);
-        let paced = last.map_or(now, |last| last + self.interval);
+        let newest = under_way.newest.filter(|_| under_way.writes > 1);
+        let paced = newest.map_or(now, |newest| newest + self.interval);
         let due = (gathering.newest + QUIET)
             .max(paced)
             .min(gathering.oldest + self.interval);
@@ -162,6 +167,11 @@ mod tests {
         ..S3
     };
 
+    /// So many writes, of which none is young.
+    fn writes(writes: usize) -> UnderWay {
+        UnderWay { writes, newest: None }
+    }
+
     fn ms(n: u64) -> Duration {
         Duration::from_millis(n)
     }
@@ -175,24 +185,36 @@ mod tests {
             oldest: t0 + ms(oldest),
             newest: t0 + ms(newest),
         };
-        assert_eq!(S3.decide(g(4 << 20, 0, 0), 7, full, t0), FlushDecision::Now);
-        assert_eq!(S3.decide(g(4 << 20, 0, 0), 15, full, t0), FlushDecision::Now);
         assert_eq!(
-            S3.decide(g(4 << 20, 0, 0), 16, full, t0),
+            S3.decide(g(4 << 20, 0, 0), writes(7), full, t0),
+            FlushDecision::Now
+        );
+        assert_eq!(
+            S3.decide(g(4 << 20, 0, 0), writes(15), full, t0),
+            FlushDecision::Now
+        );
+        assert_eq!(
+            S3.decide(g(4 << 20, 0, 0), writes(16), full, t0),
             FlushDecision::WhenWriteEnds
         );
         assert_eq!(
-            S3.decide(g(100, 0, 0), 0, full, t0),
+            S3.decide(g(100, 0, 0), writes(0), full, t0),
             FlushDecision::At(t0 + ms(2))
         );
-        assert_eq!(S3.decide(g(100, 0, 0), 0, full, t0 + ms(2)), FlushDecision::Now);
         assert_eq!(
-            S3.decide(g(100, 0, 79), 0, full, t0 + ms(79)),
+            S3.decide(g(100, 0, 0), writes(0), full, t0 + ms(2)),
+            FlushDecision::Now
+        );
+        assert_eq!(
+            S3.decide(g(100, 0, 79), writes(0), full, t0 + ms(79)),
             FlushDecision::At(t0 + ms(80))
         );
-        assert_eq!(S3.decide(g(100, 0, 80), 0, full, t0 + ms(80)), FlushDecision::Now);
         assert_eq!(
-            S3.decide(g(100, 0, 0), 8, full, t0 + ms(500)),
+            S3.decide(g(100, 0, 80), writes(0), full, t0 + ms(80)),
+            FlushDecision::Now
+        );
+        assert_eq!(
+            S3.decide(g(100, 0, 0), writes(8), full, t0 + ms(500)),
             FlushDecision::WhenWriteEnds
         );
     }
@@ -206,8 +228,11 @@ mod tests {
             newest: t0,
         };
         let none = Tokens::full(&EMBEDDED, t0);
-        assert_eq!(EMBEDDED.decide(g, 0, none, t0), FlushDecision::Now);
-        assert_eq!(EMBEDDED.decide(g, 1, none, t0), FlushDecision::WhenWriteEnds);
+        assert_eq!(EMBEDDED.decide(g, writes(0), none, t0), FlushDecision::Now);
+        assert_eq!(
+            EMBEDDED.decide(g, writes(1), none, t0),
+            FlushDecision::WhenWriteEnds
+        );
     }
 
     #[tokio::test(start_paused = true)]
@@ -218,32 +243,45 @@ mod tests {
             oldest: t0 + ms(oldest),
             newest: t0 + ms(newest),
         };
+        let went = |writes| UnderWay {
+            writes,
+            newest: Some(t0),
+        };
         let mut tokens = Tokens::full(&S3, t0);
         tokens.spend(&S3, 1000, t0);
         // One every 10 ms: quiet after each of them, and yet the third waits for the interval.
         assert_eq!(
-            S3.decide(g(10, 10), 2, tokens, t0 + ms(12)),
+            S3.decide(g(10, 10), went(2), tokens, t0 + ms(12)),
             FlushDecision::At(t0 + ms(80))
         );
         assert_eq!(
-            S3.decide(g(10, 70), 2, tokens, t0 + ms(79)),
+            S3.decide(g(10, 70), went(2), tokens, t0 + ms(79)),
             FlushDecision::At(t0 + ms(80))
         );
-        assert_eq!(S3.decide(g(10, 70), 2, tokens, t0 + ms(80)), FlushDecision::Now);
-        assert_eq!(S3.decide(g(10, 10), 1, tokens, t0 + ms(12)), FlushDecision::Now);
-        assert_eq!(S3.decide(g(10, 10), 0, tokens, t0 + ms(12)), FlushDecision::Now);
+        assert_eq!(
+            S3.decide(g(10, 70), went(2), tokens, t0 + ms(80)),
+            FlushDecision::Now
+        );
+        assert_eq!(
+            S3.decide(g(10, 10), went(1), tokens, t0 + ms(12)),
+            FlushDecision::Now
+        );
+        assert_eq!(
+            S3.decide(g(10, 10), went(0), tokens, t0 + ms(12)),
+            FlushDecision::Now
+        );
         // The next one after a pause.
         assert_eq!(
-            S3.decide(g(100, 100), 1, tokens, t0 + ms(100)),
+            S3.decide(g(100, 100), went(1), tokens, t0 + ms(100)),
             FlushDecision::At(t0 + ms(102))
         );
         assert_eq!(
-            S3.decide(g(100, 100), 1, tokens, t0 + ms(102)),
+            S3.decide(g(100, 100), went(1), tokens, t0 + ms(102)),
             FlushDecision::Now
         );
         let mut none = Tokens::full(&EMBEDDED, t0);
         none.spend(&EMBEDDED, 1000, t0);
-        assert_eq!(EMBEDDED.decide(g(0, 0), 0, none, t0), FlushDecision::Now);
+        assert_eq!(EMBEDDED.decide(g(0, 0), went(0), none, t0), FlushDecision::Now);
     }
 
     #[tokio::test(start_paused = true)]
@@ -260,7 +298,7 @@ mod tests {
             });
             g.bytes += 100;
             g.newest = now;
-            if S3.decide(*g, 0, tokens, now + ms(2)) == FlushDecision::Now {
+            if S3.decide(*g, writes(0), tokens, now + ms(2)) == FlushDecision::Now {
                 tokens.spend(&S3, g.bytes, now + ms(2));
                 gathering = None;
                 flushed += 1;
@@ -270,11 +308,7 @@ mod tests {
             (14_000..=14_700).contains(&flushed),
             "4 a second and the burst: {flushed}"
         );
-        let mut tokens = Tokens {
-            held: 0.0,
-            as_of: t0,
-            last: None,
-        };
+        let mut tokens = Tokens { held: 0.0, as_of: t0 };
         tokens.spend(&S3, 4 << 20, t0);
         assert_eq!(tokens.held, 0.0);
         let g = Gathering {
@@ -283,7 +317,7 @@ mod tests {
             newest: t0,
         };
         assert_eq!(
-            S3.decide(g, 0, tokens, t0 + ms(2)),
+            S3.decide(g, writes(0), tokens, t0 + ms(2)),
             FlushDecision::Now,
             "a nearly full one needs no token"
         );

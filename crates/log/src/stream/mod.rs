@@ -31,7 +31,7 @@ use crate::read::blocks::Blocks;
 use crate::store::Store;
 use crate::store::conditional::{self, CreateOutcome, Patience};
 use crate::{Incarnation, Offset, Partition, Seq, TopicPartition};
-use flush::{FlushDecision, FlushPolicy, Gathering, Tokens};
+use flush::{FlushDecision, FlushPolicy, Gathering, Tokens, UnderWay};
 use window::Window;
 use writer::{AssignedBatch, SegmentBytes};
 
@@ -306,9 +306,13 @@ impl Stream {
         if assigning.status == Status::Stopping {
             return Some(FlushDecision::Now);
         }
+        let under_way = UnderWay {
+            writes: window.in_flight(),
+            newest: window.newest().map(|w| w.started),
+        };
         Some(
             self.policy
-                .decide(open.gathering, window.in_flight(), tokens, Instant::now()),
+                .decide(open.gathering, under_way, tokens, Instant::now()),
         )
     }
 

@@ -72,6 +72,11 @@ impl<T> Window<T> {
             .collect()
     }
 
+    /// What was added last, if it is not published.
+    pub fn newest(&self) -> Option<&T> {
+        self.slots.back().map(|(segment, _)| segment)
+    }
+
     /// What is under way or waits.
     pub fn iter(&self) -> impl Iterator<Item = &T> {
         self.slots.iter().map(|(segment, _)| segment)

@@ -7,7 +7,7 @@ use stateright::Model;
 
 use super::model::{Act, Protocol};
 use super::state::*;
-use crate::check::fingerprint;
+use crate::check::{fingerprint, successors};
 
 pub struct Report {
     pub states: usize,
@@ -59,12 +59,7 @@ pub fn analyse(m: &Protocol) -> Report {
     while !frontier.is_empty() {
         let mut next = vec![];
         for (i, s) in frontier {
-            let mut acts = vec![];
-            m.actions(&s, &mut acts);
-            for a in acts {
-                let Some(t) = m.next_state(&s, a.clone()) else {
-                    continue;
-                };
+            for (a, t) in successors(m, &s) {
                 let n = index.len() as u32;
                 let j = *index.entry(fingerprint(&t)).or_insert(n);
                 back.push((j, i));

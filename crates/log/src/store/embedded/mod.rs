@@ -17,7 +17,7 @@ use std::fs::File;
 use std::io::ErrorKind;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path as FilePath, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -255,7 +255,7 @@ impl ObjectStore for EmbeddedStore {
                 Ok((staged, version))
             };
             match options.mode {
-                CopyMode::Create => create(store, to, stage),
+                CopyMode::Create => create(store, to, &placed(store, to)?, stage),
                 CopyMode::Overwrite => overwrite(store, to, stage),
             }?;
             Ok(())
@@ -328,19 +328,24 @@ fn put_new(store: &EmbeddedStore, key: &Path, chunks: &[Bytes]) -> Result<i64> {
     match created.map_err(|e| failed(key, e))? {
         Created::Committed(version) => Ok(version),
         Created::Exists => Err(exists(key)),
-        Created::NotTaken => create(store, key, |directory| directory.stage_bytes(chunks)),
+        Created::NotTaken => create(store, key, &path, |directory| directory.stage_bytes(chunks)),
     }
 }
 
-fn create(store: &EmbeddedStore, key: &Path, stage: impl FnOnce(&Directory) -> Stage) -> Result<i64> {
+/// Creates an object as the file `path`, whose directory exists.
+fn create(
+    store: &EmbeddedStore,
+    key: &Path,
+    path: &FilePath,
+    stage: impl FnOnce(&Directory) -> Stage,
+) -> Result<i64> {
     let directory = &store.directory;
-    let path = placed(store, key)?;
     // Looked up first only to spare a repeated attempt the writing; the link decides.
     if store.journal.holds(key.as_ref()) {
         return Err(exists(key));
     }
     if path.symlink_metadata().is_ok() {
-        directory.confirm(&path).map_err(|e| failed(key, e))?;
+        directory.confirm(path).map_err(|e| failed(key, e))?;
         return Err(exists(key));
     }
     let (staged, version) = stage(directory).map_err(|e| failed(key, e))?;
@@ -349,10 +354,7 @@ fn create(store: &EmbeddedStore, key: &Path, stage: impl FnOnce(&Directory) -> S
     if store.journal.holds(key.as_ref()) {
         return Err(exists(key));
     }
-    match directory
-        .publish_new(&staged, &path)
-        .map_err(|e| failed(key, e))?
-    {
+    match directory.publish_new(&staged, path).map_err(|e| failed(key, e))? {
         true => Ok(version),
         false => Err(exists(key)),
     }
@@ -498,7 +500,7 @@ fn open_file(store: &EmbeddedStore, key: &Path) -> Result<(File, ObjectMeta)> {
 fn read_piece(source: &Source, key: &Path, range: &Range<u64>) -> Result<Bytes> {
     let piece = range.start..range.end.min(range.start + READ_CHUNK_BYTES);
     let read = source.read(piece);
-    read.map_err(|e| failed(key, at("reading", std::path::Path::new(key.as_ref()))(e)))
+    read.map_err(|e| failed(key, at("reading", FilePath::new(key.as_ref()))(e)))
 }
 
 fn read_pieces(source: Source, key: Path, range: Range<u64>) -> BoxStream<'static, Result<Bytes>> {

@@ -238,7 +238,7 @@ impl Producers {
         })
     }
 
-    /// The schedule of the first producer.
+    /// When the producer with this index sends what; `None` as fast as possible.
     pub(super) fn schedule(plan: &ProducersPlan, start: Instant, index: u64) -> Option<Schedule> {
         let rate = plan.rate?;
         Some(Schedule::new(start, rate, plan.producers, index))
