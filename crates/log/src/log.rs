@@ -53,18 +53,18 @@ pub struct LogOptions {
 
 impl LogOptions {
     /// The defaults for a kind of store: a local directory is flushed at once and for nothing, a bucket every
-    /// 80 ms and within a request budget.
+    /// 30 ms and within a request budget.
     pub fn for_store(kind: StoreKind) -> LogOptions {
         let bucket = kind == StoreKind::S3;
         LogOptions {
             node_id: 1,
             rack: None,
             endpoints: BTreeMap::new(),
-            flush_interval: Duration::from_millis(if bucket { 80 } else { 0 }),
+            flush_interval: Duration::from_millis(if bucket { 30 } else { 0 }),
             flush_bytes: 4 << 20,
             puts_in_flight: if bucket { 8 } else { 2 },
             request_budget_per_second: if bucket { 4.0 } else { 0.0 },
-            request_budget_burst: 240.0,
+            request_budget_burst: 900.0,
             tail_bytes: 128 << 20,
             cache_bytes: 128 << 20,
             read_concurrency: 32,

@@ -156,11 +156,11 @@ static NETWORK: &[BrokerKey] = &[
 ];
 
 static WRITING: &[BrokerKey] = &[
-    key("flush.interval.ms", Long, Rule::Whole(0, 60_000), "", "The oldest record of a segment waits at most this long for others before the segment is written, as long as the request budget lasts. 0: a segment is written as soon as an earlier one is through.").by_store("80", "0").ms(),
+    key("flush.interval.ms", Long, Rule::Whole(0, 60_000), "", "The oldest record of a segment waits at most this long for others before the segment is written, as long as the request budget lasts. 0: a segment is written as soon as an earlier one is through.").by_store("30", "0").ms(),
     key("flush.bytes", Int, Rule::Whole(64 * 1024, 64 * 1024 * 1024), "4194304", "A segment is written as soon as it has this many bytes.").bytes(),
     key("flush.puts.in.flight", Int, Rule::Whole(1, 256), "", "Segments that are written at the same time. They are acknowledged in their order.").by_store("8", "2"),
     key("request.budget.per.second", Double, Rule::Decimal(0.0, 1_000_000.0), "", "Small write requests to the store that may be spent per second, in the mean; large segments cost nothing. It limits what a trickle of records costs. 0: no limit.").by_store("4.0", "0.0"),
-    key("request.budget.burst", Double, Rule::Decimal(1.0, 1_000_000_000.0), "240.0", "Unspent write requests that may be saved up."),
+    key("request.budget.burst", Double, Rule::Decimal(1.0, 1_000_000_000.0), "900.0", "Unspent write requests that may be saved up."),
     key("tail.bytes", Long, Rule::Whole(1024 * 1024, 1 << 40), "134217728", "Memory for the newest segments, from which consumers that keep up are served.").bytes(),
     key("cache.bytes", Long, Rule::Whole(0, 1 << 40), "134217728", "Memory for blocks that were read back from the store.").bytes(),
     key("store.read.concurrency", Int, Rule::Whole(1, 1024), "32", "Reads from the store that may be under way at once for consumers that lag."),

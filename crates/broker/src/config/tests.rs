@@ -213,12 +213,12 @@ fn defaults_without_anything() {
 #[test]
 fn defaults_depend_on_the_store() {
     let settings = Settings::from_pairs([("store.url", "s3://bucket/x")]).unwrap();
-    assert_eq!(settings.log.flush_interval, Duration::from_millis(80));
+    assert_eq!(settings.log.flush_interval, Duration::from_millis(30));
     assert_eq!(settings.log.puts_in_flight, 8);
     assert_eq!(settings.log.request_budget_per_second, 4.0);
-    assert_eq!(settings.log.request_budget_burst, 240.0);
+    assert_eq!(settings.log.request_budget_burst, 900.0);
     let rows = Config::new(settings).describe_broker(&manifest(0), Some(1));
-    assert_eq!(row(&rows, "flush.interval.ms").value.as_deref(), Some("80"));
+    assert_eq!(row(&rows, "flush.interval.ms").value.as_deref(), Some("30"));
     let embedded = config(&[("store.url", "memory://")]).describe_broker(&manifest(0), Some(1));
     assert_eq!(row(&embedded, "flush.interval.ms").value.as_deref(), Some("0"));
     let set = Settings::from_pairs([("store.url", "s3://b"), ("flush.interval.ms", "250")]).unwrap();
