@@ -72,6 +72,8 @@ impl From<&Rejection> for Refusal {
                     format!("Topic '{name}' already exists."),
                 );
             }
+            // As Kafka while it deletes a topic.
+            Rejection::DeletionUnderWay(_) => ErrorCode::TopicAlreadyExists,
             Rejection::UnknownTopic => ErrorCode::UnknownTopicOrPartition,
             Rejection::InvalidPartitions(_) => ErrorCode::InvalidPartitions,
             // The write may still land, so the answer must be one that clients read as "unknown".
@@ -244,6 +246,7 @@ pub(crate) mod testing {
             node_id,
             rack: None,
             endpoints,
+            released: vec![],
             state: if live {
                 StreamState::Live
             } else {

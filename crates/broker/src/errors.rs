@@ -109,7 +109,7 @@ impl From<&BatchError> for ErrorCode {
 impl From<&Rejection> for ErrorCode {
     fn from(rejection: &Rejection) -> ErrorCode {
         match rejection {
-            Rejection::TopicExists(_) => ErrorCode::TopicAlreadyExists,
+            Rejection::TopicExists(_) | Rejection::DeletionUnderWay(_) => ErrorCode::TopicAlreadyExists,
             Rejection::UnknownTopic => ErrorCode::UnknownTopicOrPartition,
             Rejection::InvalidPartitions(_) => ErrorCode::InvalidPartitions,
             // The outcome is not known here; Kafka's clients try again after this one.

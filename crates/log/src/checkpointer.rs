@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -22,8 +22,8 @@ use crate::keys;
 use crate::manifest::Manifest;
 use crate::manifest::keeper::ManifestKeeper;
 use crate::store::conditional::{self, CreateOutcome, Patience, UpdateOutcome};
-use crate::stream::Stream;
-use crate::{Incarnation, Seq};
+use crate::stream::{Owned, Stream};
+use crate::{Incarnation, Seq, Slot};
 
 /// A head is written at least this often.
 const HEARTBEAT: Duration = Duration::from_secs(30);
@@ -41,6 +41,8 @@ pub(crate) struct Checkpointer {
     keeper: Arc<ManifestKeeper>,
     producer_expiration: Duration,
     state: Mutex<Written>,
+    /// While set, the floor stands still: somebody else reads this stream from below.
+    floor_held: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -86,7 +88,13 @@ impl Checkpointer {
             keeper,
             producer_expiration,
             state,
+            floor_held: AtomicBool::new(false),
         }
+    }
+
+    /// From now on the floor stands still, or moves again.
+    pub(crate) fn hold_floor(&self, held: bool) {
+        self.floor_held.store(held, Ordering::Release);
     }
 
     /// Runs until the task is aborted or the stream is lost.
@@ -170,21 +178,19 @@ impl Checkpointer {
     fn snapshot(&self, manifest: &Manifest) -> Snapshot {
         let now_ms = self.stream.clock.now_ms();
         let incarnation = self.stream.incarnation;
-        let mut slots: BTreeMap<_, SlotImage> = BTreeMap::new();
-        for run in manifest.slots.iter().filter(|r| r.owner == incarnation) {
-            for slot in run.first..run.first + run.count {
-                slots.insert(
-                    slot,
-                    SlotImage {
-                        epoch: run.epoch,
-                        partitions: vec![],
-                    },
-                );
-            }
-        }
         let (mut ranges, mut oldest_needed) = (0, None::<Seq>);
         let published = self.stream.published_next.lock();
         let partitions = self.stream.partitions.read();
+        // Every slot that may have entries, and no other: one that is listed covers what came before it.
+        let covered = |(slot, owned): (&Slot, &Owned)| {
+            let image = SlotImage {
+                epoch: owned.epoch,
+                partitions: vec![],
+            };
+            owned.is_covered().then_some((*slot, image))
+        };
+        let mut slots: BTreeMap<Slot, SlotImage> =
+            self.stream.owned.lock().iter().filter_map(covered).collect();
         for p in partitions.values() {
             p.assigned
                 .lock()
@@ -260,7 +266,9 @@ impl Checkpointer {
         head.tip = *self.stream.published_next.lock();
         head.manifest_version = self.stream.manifest_version.load(Ordering::Relaxed);
         if let Some((checkpoint, oldest_needed)) = checkpoint {
-            head.floor = floor(head.floor, checkpoint.next, *oldest_needed);
+            if !self.floor_held.load(Ordering::Acquire) {
+                head.floor = floor(head.floor, checkpoint.next, *oldest_needed);
+            }
             head.checkpoint = Some(checkpoint.clone());
         }
         head

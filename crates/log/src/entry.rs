@@ -1,6 +1,8 @@
 //! Entries: everything that is ordered and fenced in a stream is one of these.
 
-use crate::{Offset, TopicPartition};
+use bytes::Bytes;
+
+use crate::{Offset, Slot, TopicPartition};
 
 /// One entry of a segment's index. The index is authoritative for offset, epoch and append time.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -16,18 +18,29 @@ pub enum Entry {
         /// The new log start.
         offset: Offset,
     },
+    /// The owner appends to the slot no more; whoever gets it next goes on from here.
+    Release {
+        /// The slot.
+        slot: Slot,
+        /// Epoch of the leader that released it.
+        leader_epoch: i32,
+        /// All that is to know of the slot, as a checkpoint keeps it ([`crate::format::checkpoint::encode_slot`]).
+        image: Bytes,
+    },
 }
 
 impl Entry {
-    /// Partition and epoch; entries of an epoch that the stream was not granted are ignored.
-    pub fn scope(&self) -> (TopicPartition, i32) {
+    /// Partition and epoch of an entry that changes a partition; entries of an epoch that the stream was not granted
+    /// are ignored.
+    pub fn scope(&self) -> Option<(TopicPartition, i32)> {
         match self {
-            Entry::Batches(r) => (r.partition, r.leader_epoch),
+            Entry::Batches(r) => Some((r.partition, r.leader_epoch)),
             Entry::LogStart {
                 partition,
                 leader_epoch,
                 ..
-            } => (*partition, *leader_epoch),
+            } => Some((*partition, *leader_epoch)),
+            Entry::Release { .. } => None,
         }
     }
 }

@@ -130,6 +130,13 @@ fn entry_json(e: &Entry) -> Value {
             "kind": "log_start", "topic": partition.topic, "partition": partition.partition,
             "leader_epoch": leader_epoch, "offset": offset,
         }),
+        Entry::Release {
+            slot,
+            leader_epoch,
+            image,
+        } => json!({
+            "kind": "release", "slot": slot, "leader_epoch": leader_epoch, "image_bytes": image.len(),
+        }),
         Entry::Batches(r) => json!({
             "kind": "batches", "topic": r.partition.topic, "partition": r.partition.partition,
             "leader_epoch": r.leader_epoch, "position": r.position, "append_time_ms": r.append_time_ms,

@@ -24,6 +24,8 @@ mod clock;
 pub mod codec;
 pub mod entry;
 pub mod format;
+mod grants;
+mod handover;
 pub mod head;
 pub mod inspect;
 pub mod keys;
@@ -31,6 +33,7 @@ mod log;
 pub mod manifest;
 mod metrics;
 pub mod partition;
+mod placement;
 pub mod read;
 pub mod recover;
 mod start;
@@ -45,6 +48,7 @@ pub use clock::{Clock, SystemClock};
 pub use log::{AppendError, Appended, Log, LogOptions, OpenError, PendingAppend};
 pub use partition::{ActiveProducer, AppendWaiter, Partition, Watermarks};
 pub use read::{FoundOffset, Isolation, OffsetLookup, ReadError, ReadResult};
+pub use stream::Fenced;
 
 /// Id of a topic; never reused, unlike its name.
 pub type TopicId = uuid::Uuid;

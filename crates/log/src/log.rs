@@ -13,20 +13,23 @@ use crate::checkpointer::Checkpointer;
 use crate::manifest::keeper::{ManifestError, ManifestKeeper};
 use crate::manifest::{Change, Endpoint, Manifest, Rejection};
 use crate::partition::Partition;
-use crate::partition::image::PartitionImage;
 use crate::read::{self, FoundOffset, Isolation, OffsetLookup, ReadError, ReadResult};
+use crate::recover::StreamRead;
 use crate::store::{StoreError, StoreKind};
-use crate::stream::{Fate, Stream};
+use crate::stream::{Fate, Fenced, Stream};
 use crate::{Incarnation, Offset, RecordBatch, TopicId, TopicPartition};
 
 /// A leader answers reads so long after the start of the last store call that proved its ownership.
 const READ_LEASE: Duration = Duration::from_secs(3);
+/// How long the name of a deleted topic is waited for, and how often it is looked at.
+const DELETION_PATIENCE: Duration = Duration::from_secs(60);
+const DELETION_LOOK: Duration = Duration::from_millis(50);
 
 /// Settings of the engine.
 #[derive(Clone, Debug)]
 pub struct LogOptions {
-    /// Kafka's broker id.
-    pub node_id: i32,
+    /// Kafka's broker id; one is assigned if there is none.
+    pub node_id: Option<i32>,
     /// `broker.rack`
     pub rack: Option<String>,
     /// Advertised endpoints by listener name.
@@ -57,7 +60,7 @@ impl LogOptions {
     pub fn for_store(kind: StoreKind) -> LogOptions {
         let bucket = kind == StoreKind::S3;
         LogOptions {
-            node_id: 1,
+            node_id: None,
             rack: None,
             endpoints: BTreeMap::new(),
             flush_interval: Duration::from_millis(if bucket { 30 } else { 0 }),
@@ -143,15 +146,18 @@ impl PendingAppend {
 
     /// Waits until the append, and everything before it, is durable and visible.
     pub async fn published(self) -> Result<Appended, AppendError> {
-        wait(self.fate).await.map(|()| self.appended)
+        wait_published(self.fate).await.map(|_| self.appended)
     }
 }
 
-async fn wait(fate: Option<watch::Receiver<Fate>>) -> Result<(), AppendError> {
-    let Some(mut fate) = fate else { return Ok(()) };
+/// Waits for a segment's publication; its seq, if there was anything to wait for.
+pub(crate) async fn wait_published(
+    fate: Option<watch::Receiver<Fate>>,
+) -> Result<Option<crate::Seq>, AppendError> {
+    let Some(mut fate) = fate else { return Ok(None) };
     let settled = fate.wait_for(|f| *f != Fate::Pending).await;
     match settled.as_deref() {
-        Ok(Fate::Published) => Ok(()),
+        Ok(Fate::Published(seq)) => Ok(Some(*seq)),
         Ok(Fate::Failed(e)) => Err(e.clone()),
         // The sender went away without a word: the stream's task is gone.
         Ok(Fate::Pending) | Err(_) => Err(AppendError::NotLeader),
@@ -166,12 +172,22 @@ pub struct Log {
 
 #[derive(Debug)]
 pub(crate) struct Inner {
-    pub(crate) options: LogOptions,
+    /// Kafka's broker id, as given or assigned.
+    pub(crate) node_id: i32,
     pub(crate) keeper: Arc<ManifestKeeper>,
     pub(crate) stream: Arc<Stream>,
     pub(crate) checkpointer: Arc<Checkpointer>,
     pub(crate) stream_task: tokio::sync::Mutex<Option<tokio::task::JoinHandle<()>>>,
     pub(crate) next_producer: AtomicI64,
+    /// Streams that this broker has just ended and read: they need not be read again to recover their slots.
+    pub(crate) ended: parking_lot::Mutex<BTreeMap<Incarnation, StreamRead>>,
+    /// Why slots are quarantined, for a start that must not go on without them.
+    pub(crate) last_failure: parking_lot::Mutex<Option<String>>,
+    pub(crate) handing_over: tokio::sync::Mutex<()>,
+    /// Newest manifest version that each other broker has said that it applied.
+    pub(crate) applied: parking_lot::Mutex<BTreeMap<Incarnation, u64>>,
+    /// Told when others should look at the manifest.
+    pub(crate) nudges: tokio::sync::Notify,
     /// Tasks that end with the log.
     pub(crate) background: parking_lot::Mutex<Vec<tokio::task::JoinHandle<()>>>,
 }
@@ -189,7 +205,7 @@ impl Log {
 
     /// Kafka's broker id.
     pub fn node_id(&self) -> i32 {
-        self.inner.options.node_id
+        self.inner.node_id
     }
 
     /// This broker start; Kafka's broker epoch.
@@ -236,6 +252,9 @@ impl Log {
         if let Err(ReadError::OffsetOutOfRange { .. }) = &result {
             // Clients reset their position on this: it must not come from a state that is out of date.
             self.confirm_leadership().await?;
+            if partition.is_gone() {
+                return Err(ReadError::NotLeader);
+            }
         }
         result
     }
@@ -258,32 +277,38 @@ impl Log {
         to: Offset,
     ) -> Result<Offset, AppendError> {
         let fate = self.inner.stream.advance_log_start(partition, to)?;
-        wait(fate).await?;
+        wait_published(fate).await?;
         Ok(partition.watermarks().log_start_offset)
     }
 
     /// Makes the changes in one compare-and-swap; each gets its own verdict. Returns once they are durable and in
     /// use here. Dropping the future does not stop a change that was begun.
+    ///
+    /// A topic whose name was deleted is created once every live broker knows of the deletion: one that does not would
+    /// still take records for the old topic, and acknowledge what nobody will read.
     pub async fn change(&self, changes: Vec<Change>) -> Vec<Result<Arc<Manifest>, Rejection>> {
         let (count, inner) = (changes.len(), self.inner.clone());
         let ids: Vec<TopicId> = changes.iter().map(|_| Uuid::new_v4()).collect();
         let made = tokio::spawn(async move {
-            let incarnation = inner.stream.incarnation;
-            let verdicts = inner
-                .keeper
-                .change(|m| {
-                    if !m.is_live(incarnation) {
-                        return Err(Refused::Sealed);
+            let patience = Instant::now() + DELETION_PATIENCE;
+            loop {
+                let verdicts = inner.change_once(&changes, &ids).await;
+                inner.apply_manifest();
+                let waits = |v: &Result<(), Rejection>| matches!(v, Err(Rejection::DeletionUnderWay(_)));
+                match &verdicts {
+                    Err(ManifestError::Refused(Refused::All(v)))
+                        if v.iter().any(waits) && Instant::now() < patience =>
+                    {
+                        inner.nudge();
+                        tokio::time::sleep(DELETION_LOOK).await;
                     }
-                    let verdicts: Vec<_> = changes.iter().zip(&ids).map(|(c, id)| m.apply(c, *id)).collect();
-                    if verdicts.iter().all(Result::is_err) {
-                        return Err(Refused::All(verdicts));
+                    Ok(_) => {
+                        inner.nudge();
+                        return verdicts;
                     }
-                    Ok((verdicts, Some(incarnation)))
-                })
-                .await;
-            inner.apply_manifest();
-            verdicts
+                    Err(_) => return verdicts,
+                }
+            }
         });
         let unavailable = |why: String| vec![Err(Rejection::Unavailable(why)); count];
         let verdicts = match made.await {
@@ -342,7 +367,8 @@ impl Log {
     }
 
     /// Proves, by a manifest read that starts after this call, that this broker still owns its partitions.
-    /// OffsetFetch and OFFSET_OUT_OF_RANGE need it: clients act on them for good.
+    /// OffsetFetch and OFFSET_OUT_OF_RANGE need it: clients act on them for good. A single partition may have moved all
+    /// the same: look at [`Partition::is_gone`] afterwards.
     pub async fn confirm_leadership(&self) -> Result<(), ReadError> {
         if self.inner.stream.store.kind == StoreKind::S3 {
             let refreshed = self.inner.refresh_manifest().await;
@@ -355,29 +381,42 @@ impl Log {
         }
     }
 
-    /// Graceful stop: takes no more appends, publishes what is under way, writes a checkpoint and seals the
-    /// stream, so that a successor starts at once.
+    /// Graceful stop: takes no more appends, publishes what is under way, seals the stream and gives its slots to the
+    /// other brokers. Whoever comes next starts from a checkpoint.
     pub async fn close(&self) -> Result<(), OpenError> {
-        let stream = &self.inner.stream;
+        let (inner, stream) = (&self.inner, &self.inner.stream);
+        let alone = inner.exclusive() || self.manifest().live().count() <= 1;
+        // With others waiting for the slots, the checkpoint comes first: they read little, and nobody waits for it.
+        if !alone && let Err(e) = inner.checkpointer.write_checkpoint().await {
+            tracing::info!(error = %e, "no checkpoint before the stop; the next owners will read more");
+        }
         stream.stop();
-        if let Some(task) = self.inner.stream_task.lock().await.take() {
+        if let Some(task) = inner.stream_task.lock().await.take() {
             task.await
                 .map_err(|e| OpenError::Unusable(format!("the stream's task failed: {e}")))?;
         }
         if stream.is_fenced() {
-            return Err(OpenError::Unusable(stream.fenced().await));
+            return Err(OpenError::Unusable(stream.fenced().await.why));
         }
-        for task in std::mem::take(&mut *self.inner.background.lock()) {
+        for task in std::mem::take(&mut *inner.background.lock()) {
             task.abort();
         }
-        let written = self.inner.checkpointer.write_checkpoint().await;
+        let written = if alone {
+            inner.checkpointer.write_checkpoint().await
+        } else {
+            Ok(())
+        };
         // The seal is right also without a checkpoint: everything is published.
-        stream.seal_itself(self.inner.options.node_id).await;
+        if let Some(at) = stream.seal_itself().await
+            && !inner.exclusive()
+        {
+            inner.retire(at).await;
+        }
         written.map_err(|e| OpenError::Unusable(e.to_string()))
     }
 
-    /// Resolves, with a sentence that says why, when this broker has lost its stream.
-    pub async fn fenced(&self) -> String {
+    /// Resolves, with the reason, when this broker has lost its stream.
+    pub async fn fenced(&self) -> Fenced {
         self.inner.stream.fenced().await
     }
 }
@@ -398,8 +437,52 @@ impl std::fmt::Display for Refused {
 }
 
 impl Inner {
+    async fn change_once(
+        &self,
+        changes: &[Change],
+        ids: &[TopicId],
+    ) -> Result<Vec<Result<(), Rejection>>, ManifestError<Refused>> {
+        let incarnation = self.stream.incarnation;
+        self.keeper
+            .change(|m| {
+                if !m.is_live(incarnation) {
+                    return Err(Refused::Sealed);
+                }
+                // Judged in the version that is changed: a broker that joins later reads a newer one.
+                let free = self.applied_by_all(m);
+                let one = |(c, id): (&Change, &TopicId)| match c {
+                    Change::CreateTopic { name, .. }
+                        if m.deleted_names.get(name).is_some_and(|version| *version > free) =>
+                    {
+                        Err(Rejection::DeletionUnderWay(name.clone()))
+                    }
+                    _ => m.apply(c, *id),
+                };
+                let verdicts: Vec<_> = changes.iter().zip(ids).map(one).collect();
+                if verdicts.iter().all(Result::is_err) {
+                    return Err(Refused::All(verdicts));
+                }
+                Ok((verdicts, Some(incarnation)))
+            })
+            .await
+    }
+
+    /// The manifest version that every live broker is known to have applied.
+    fn applied_by_all(&self, manifest: &Manifest) -> u64 {
+        let applied = self.applied.lock();
+        let own = self.stream.manifest_version.load(Ordering::Relaxed);
+        let of = |i: Incarnation| {
+            if i == self.stream.incarnation {
+                own
+            } else {
+                applied.get(&i).copied().unwrap_or(0)
+            }
+        };
+        manifest.live().map(|(i, _)| of(i)).min().unwrap_or(own)
+    }
+
     /// Reads the manifest from the store if it changed, and brings the partitions in line with it.
-    pub(crate) async fn refresh_manifest(&self) -> Result<(), StoreError> {
+    pub(crate) async fn refresh_manifest(self: &Arc<Inner>) -> Result<(), StoreError> {
         let started = Instant::now();
         self.keeper.refresh().await?;
         self.apply_manifest();
@@ -407,51 +490,5 @@ impl Inner {
             self.stream.prove(started);
         }
         Ok(())
-    }
-
-    /// Brings the partitions in line with the manifest in use.
-    pub(crate) fn apply_manifest(&self) {
-        let stream = &self.stream;
-        let mut partitions = stream.partitions.write();
-        // Under the lock, so that an older manifest is never applied over a newer one.
-        let manifest = self.keeper.current();
-        let version = manifest.version;
-        if stream.manifest_version.load(Ordering::Relaxed) >= version {
-            return;
-        }
-        if !manifest.is_live(stream.incarnation) {
-            // The version is not taken over: whoever comes next must find this too, and not think it was handled.
-            drop(partitions);
-            let by = manifest.streams.last_key_value().map_or(0, |(i, _)| *i);
-            stream.fence(&format!(
-                "the manifest (version {version}) says that incarnation {by} took over"
-            ));
-            return;
-        }
-        stream.manifest_version.store(version, Ordering::Relaxed);
-        stream.metrics.manifest_version.set(version as i64);
-        let topics: hashbrown::HashMap<_, _> =
-            manifest.topics.values().map(|t| (t.id, t.partitions)).collect();
-        partitions.retain(|tp, p| {
-            let keep = topics.get(&tp.topic).is_some_and(|n| (tp.partition as u32) < *n);
-            if !keep {
-                p.leave();
-            }
-            keep
-        });
-        for (topic, count) in topics {
-            for partition in 0..count as i32 {
-                let tp = TopicPartition { topic, partition };
-                let Some(leader) = manifest.leader(&topic, partition) else {
-                    continue;
-                };
-                if leader.incarnation == stream.incarnation && !partitions.contains_key(&tp) {
-                    // New since this broker recovered its slots, so it has no past.
-                    let new = Partition::new(tp, leader.leader_epoch, PartitionImage::default());
-                    partitions.insert(tp, Arc::new(new));
-                }
-            }
-        }
-        stream.metrics.partitions.set(partitions.len() as i64);
     }
 }

@@ -29,6 +29,10 @@ pub(crate) struct LogMetrics {
     pub(crate) manifest_version: Gauge,
     pub(crate) partitions: Gauge,
     pub(crate) recovery_seconds: Gauge<f64, std::sync::atomic::AtomicU64>,
+    pub(crate) recovering_slots: Gauge,
+    pub(crate) quarantined_slots: Gauge,
+    pub(crate) slots_moved: Counter,
+    pub(crate) takeovers: Counter,
 }
 
 impl LogMetrics {
@@ -56,6 +60,10 @@ impl LogMetrics {
             manifest_version: Gauge::default(),
             partitions: Gauge::default(),
             recovery_seconds: Gauge::default(),
+            recovering_slots: Gauge::default(),
+            quarantined_slots: Gauge::default(),
+            slots_moved: Counter::default(),
+            takeovers: Counter::default(),
         };
         let r = registry.sub_registry_with_prefix("alluvium_log");
         r.register(
@@ -140,8 +148,28 @@ impl LogMetrics {
         );
         r.register(
             "recovery_seconds",
-            "Time that taking over and recovering took at start",
+            "Time that the newest recovery of slots took",
             m.recovery_seconds.clone(),
+        );
+        r.register(
+            "recovering_slots",
+            "Slots that this broker owns and is rebuilding",
+            m.recovering_slots.clone(),
+        );
+        r.register(
+            "quarantined_slots",
+            "Slots that this broker owns and cannot rebuild",
+            m.quarantined_slots.clone(),
+        );
+        r.register(
+            "slots_moved",
+            "Slots that this broker handed over",
+            m.slots_moved.clone(),
+        );
+        r.register(
+            "takeovers",
+            "Dead brokers whose streams this broker ended",
+            m.takeovers.clone(),
         );
         m
     }

@@ -1,16 +1,20 @@
 //! Recovery: a pure function of the manifest and what was read of the streams.
 //!
-//! A slot's log goes through its *links*, oldest first. Recovery starts at the newest link whose checkpoint
-//! covers the slot in the epoch that was granted to that stream, and applies the entries of that epoch from
-//! there on, up to each seal. Entries after a seal, and checkpoints as of the seal or later, are not part of
-//! the log; entries of an epoch that was not granted to their stream are ignored.
+//! A slot's log goes through its *links*, oldest first. Recovery starts at the newest link that holds all there is to
+//! know of the slot: one by which it was *released* (the entry carries its image), or one whose stream's checkpoint
+//! covers the slot in the epoch that was granted to that stream. From there on the entries of each link's epoch are
+//! applied, up to each seal. Entries after a seal, and checkpoints as of the seal or later, are not part of the log;
+//! entries of an epoch that was not granted to their stream are ignored.
+//!
+//! A checkpoint covers every slot that its stream could append to when it was taken. So where a slot is *not* covered,
+//! all of its entries in that stream lie behind the checkpoint.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use hashbrown::HashMap;
 
 use crate::entry::{Entry, Place};
-use crate::format::checkpoint::Checkpoint;
+use crate::format::checkpoint::{Checkpoint, SlotImage};
 use crate::manifest::{Link, Manifest, slot_of};
 use crate::partition::image::PartitionImage;
 use crate::partition::state::Misfit;
@@ -25,15 +29,61 @@ pub struct StreamRead {
     pub segments: Vec<(Seq, Vec<Entry>)>,
 }
 
+/// All that was read so far.
+#[derive(Clone, Debug, Default)]
+pub struct Sources {
+    /// Sealed streams, whole from their checkpoint on.
+    pub streams: BTreeMap<Incarnation, StreamRead>,
+    /// Slots as the segment before a bound released them.
+    pub releases: BTreeMap<(Incarnation, Seq), BTreeMap<Slot, SlotImage>>,
+}
+
+impl Sources {
+    fn has(&self, source: Source) -> bool {
+        match source {
+            Source::Stream { stream, .. } => self.streams.contains_key(&stream),
+            Source::Release { stream, bound } => self.releases.contains_key(&(stream, bound)),
+        }
+    }
+
+    fn covers(&self, slot: Slot, link: &Link) -> bool {
+        covering(self, slot, link).is_some_and(|i| i.epoch == link.epoch)
+    }
+}
+
+/// Something that must be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Source {
+    /// A sealed stream from its newest checkpoint on.
+    Stream {
+        /// Which.
+        stream: Incarnation,
+        /// Seq of its seal.
+        bound: Seq,
+    },
+    /// The segment before `bound`, for its RELEASE entries.
+    Release {
+        /// Which stream.
+        stream: Incarnation,
+        /// The seq after the segment.
+        bound: Seq,
+    },
+}
+
+impl Source {
+    fn of(link: &Link) -> Source {
+        let (stream, bound) = (link.stream, link.bound);
+        if link.released {
+            Source::Release { stream, bound }
+        } else {
+            Source::Stream { stream, bound }
+        }
+    }
+}
+
 impl StreamRead {
     fn first_unread(&self) -> Seq {
         self.checkpoint.as_ref().map_or(0, |c| c.next)
-    }
-
-    fn covers(&self, slot: Slot, epoch: i32) -> bool {
-        self.checkpoint
-            .as_ref()
-            .is_some_and(|c| c.slots.get(&slot).is_some_and(|s| s.epoch == epoch))
     }
 }
 
@@ -53,6 +103,9 @@ pub enum RecoveryError {
         /// The seal.
         bound: Seq,
     },
+    /// A link's stream was not read.
+    #[error("{0:?} was not read")]
+    Unread(Source),
     /// A segment between checkpoint and seal was not read.
     #[error("stream {stream}: segment {seq} is missing")]
     Missing {
@@ -73,92 +126,103 @@ pub enum RecoveryError {
     },
 }
 
-/// Which streams must still be read before `slots` can be recovered: from the newest link of each slot back
-/// to the first one that covers it. Call it again with what was read until it is empty.
-pub fn streams_to_read(
-    manifest: &Manifest,
-    slots: &[Slot],
-    read: &BTreeMap<Incarnation, StreamRead>,
-) -> BTreeMap<Incarnation, Seq> {
-    let mut wanted = BTreeMap::new();
+/// What must still be read before `slots` can be recovered: from the newest link of each slot back to the first one
+/// that covers it. Call it again with what was read until it is empty.
+pub fn to_read(manifest: &Manifest, slots: &[Slot], read: &Sources) -> BTreeSet<Source> {
+    let mut wanted = BTreeSet::new();
     for slot in slots {
         for link in manifest.links(*slot).iter().rev() {
-            match read.get(&link.stream) {
-                None => {
-                    wanted.insert(link.stream, link.bound);
-                    break;
-                }
-                Some(r) if r.covers(*slot, link.epoch) => break,
-                Some(_) => {}
+            let source = Source::of(link);
+            if !read.has(source) {
+                wanted.insert(source);
+                break;
+            }
+            if read.covers(*slot, link) {
+                break;
             }
         }
     }
     wanted
 }
 
+/// Entries of a stream by slot and epoch, in order.
+type BySlot<'a> = HashMap<(Slot, i32), Vec<(Seq, &'a Entry)>>;
+
+fn by_slot(r: &StreamRead, slot_count: u32) -> BySlot<'_> {
+    let mut entries = BySlot::new();
+    for (seq, of_segment) in &r.segments {
+        for e in of_segment {
+            if let Some((tp, epoch)) = e.scope() {
+                let of_slot = entries.entry((slot_of(&tp, slot_count), epoch)).or_default();
+                of_slot.push((*seq, e));
+            }
+        }
+    }
+    entries
+}
+
 /// Rebuilds every partition of `slots` from what was read. Partitions of deleted topics are left out.
 pub fn recover(
     manifest: &Manifest,
     slots: &[Slot],
-    read: &BTreeMap<Incarnation, StreamRead>,
+    read: &Sources,
 ) -> Result<HashMap<TopicPartition, PartitionImage>, RecoveryError> {
     let known: BTreeSet<_> = manifest.topics.values().map(|t| t.id).collect();
     let mut images: HashMap<TopicPartition, PartitionImage> = HashMap::new();
-    // Per slot: its links from the covering one on. The first of them may bring a checkpoint.
-    let mut granted: HashMap<(Incarnation, Slot), i32> = HashMap::new();
+    let mut indexed: BTreeMap<Incarnation, BySlot<'_>> = BTreeMap::new();
     for slot in slots {
         let links = manifest.links(*slot);
-        let start = links
-            .iter()
-            .rposition(|l| read.get(&l.stream).is_some_and(|r| r.covers(*slot, l.epoch)));
+        let start = links.iter().rposition(|l| read.covers(*slot, l));
         if start.is_none() && links.first().is_some_and(|l| l.epoch != 1) {
             return Err(RecoveryError::NotCovered(*slot));
         }
         for (i, link) in links.iter().enumerate().skip(start.unwrap_or(0)) {
-            let r = read.get(&link.stream).ok_or(RecoveryError::Missing {
-                stream: link.stream,
-                seq: 0,
-            })?;
-            check_whole(link, r)?;
-            // Only the covering checkpoint stands for what came before it; below another one entries would be lost.
-            if Some(i) != start && r.first_unread() != 0 {
-                return Err(RecoveryError::NotCovered(*slot));
-            }
-            granted.insert((link.stream, *slot), link.epoch);
             if Some(i) == start {
-                let covered = r.checkpoint.as_ref().and_then(|c| c.slots.get(slot));
-                for (tp, image) in covered.into_iter().flat_map(|s| &s.partitions) {
-                    if known.contains(&tp.topic) {
-                        images.insert(*tp, image.clone());
-                    }
-                }
+                let covering = covering(read, *slot, link)
+                    .into_iter()
+                    .flat_map(|s| &s.partitions);
+                let still = covering.filter(|(tp, _)| known.contains(&tp.topic));
+                images.extend(still.map(|(tp, image)| (*tp, image.clone())));
             }
-        }
-    }
-    // A slot's epochs grow from stream to stream, and incarnations grow with time: in that order every slot
-    // sees its links oldest first.
-    for (stream, r) in read {
-        for (seq, entries) in &r.segments {
-            for e in entries {
-                let (tp, epoch) = e.scope();
-                let slot = slot_of(&tp, manifest.slot_count);
-                if granted.get(&(*stream, slot)) != Some(&epoch) || !known.contains(&tp.topic) {
-                    continue;
+            if link.released {
+                // It holds everything, or it is not what the manifest says.
+                if Some(i) != start {
+                    return Err(RecoveryError::NotCovered(*slot));
                 }
-                let place = Place {
-                    incarnation: *stream,
-                    seq: *seq,
+                continue;
+            }
+            let stream = link.stream;
+            if !indexed.contains_key(&stream) {
+                let missing = RecoveryError::Unread(Source::of(link));
+                let r = read.streams.get(&stream).ok_or(missing)?;
+                check_whole(link, r)?;
+                indexed.insert(stream, by_slot(r, manifest.slot_count));
+            }
+            let entries = &indexed[&stream];
+            for (seq, e) in entries.get(&(*slot, link.epoch)).into_iter().flatten() {
+                let (seq, incarnation) = (*seq, stream);
+                let Some((tp, _)) = e.scope().filter(|(tp, _)| known.contains(&tp.topic)) else {
+                    continue;
                 };
-                let applied = images.entry(tp).or_default().apply(e, place);
-                applied.map_err(|misfit| RecoveryError::Misfit {
-                    stream: *stream,
-                    seq: *seq,
-                    misfit,
-                })?;
+                let applied = images.entry(tp).or_default().apply(e, Place { incarnation, seq });
+                applied.map_err(|misfit| RecoveryError::Misfit { stream, seq, misfit })?;
             }
         }
     }
     Ok(images)
+}
+
+fn covering<'a>(read: &'a Sources, slot: Slot, link: &Link) -> Option<&'a SlotImage> {
+    if link.released {
+        read.releases.get(&(link.stream, link.bound))?.get(&slot)
+    } else {
+        read.streams
+            .get(&link.stream)?
+            .checkpoint
+            .as_ref()?
+            .slots
+            .get(&slot)
+    }
 }
 
 fn check_whole(link: &Link, r: &StreamRead) -> Result<(), RecoveryError> {
@@ -248,6 +312,17 @@ mod tests {
         m
     }
 
+    fn sources<const N: usize>(streams: [(Incarnation, StreamRead); N]) -> Sources {
+        Sources {
+            streams: BTreeMap::from(streams),
+            releases: BTreeMap::new(),
+        }
+    }
+
+    fn stream(stream: Incarnation, bound: Seq) -> BTreeSet<Source> {
+        BTreeSet::from([Source::Stream { stream, bound }])
+    }
+
     fn slots(m: &Manifest) -> Vec<Slot> {
         (0..m.slot_count).collect()
     }
@@ -255,10 +330,10 @@ mod tests {
     #[test]
     fn it_reads_back_to_the_covering_checkpoint_and_no_further() {
         let m = manifest();
-        let mut read = BTreeMap::new();
-        assert_eq!(streams_to_read(&m, &slots(&m), &read), BTreeMap::from([(2, 0)]));
-        read.insert(2, StreamRead::default());
-        assert_eq!(streams_to_read(&m, &slots(&m), &read), BTreeMap::from([(1, 2)]));
+        let mut read = Sources::default();
+        assert_eq!(to_read(&m, &slots(&m), &read), stream(2, 0));
+        read.streams.insert(2, StreamRead::default());
+        assert_eq!(to_read(&m, &slots(&m), &read), stream(1, 2));
         let covered = |epoch| {
             let slots = (0..4)
                 .map(|s| {
@@ -279,15 +354,15 @@ mod tests {
                 slots,
             }
         };
-        read.insert(
+        read.streams.insert(
             2,
             StreamRead {
                 checkpoint: Some(covered(2)),
                 segments: vec![],
             },
         );
-        assert!(streams_to_read(&m, &slots(&m), &read).is_empty());
-        read.insert(
+        assert!(to_read(&m, &slots(&m), &read).is_empty());
+        read.streams.insert(
             2,
             StreamRead {
                 checkpoint: Some(covered(1)),
@@ -295,7 +370,7 @@ mod tests {
             },
         );
         assert_eq!(
-            streams_to_read(&m, &slots(&m), &read).len(),
+            to_read(&m, &slots(&m), &read).len(),
             1,
             "another epoch does not cover"
         );
@@ -305,7 +380,7 @@ mod tests {
     fn entries_are_applied_through_all_links_and_other_epochs_are_ignored() {
         let m = manifest();
         let segments = vec![(0, vec![record(1, 0), record(9, 55)]), (1, vec![record(1, 1)])];
-        let mut read = BTreeMap::from([
+        let mut read = sources([
             (
                 1,
                 StreamRead {
@@ -325,7 +400,7 @@ mod tests {
             }
         );
 
-        read.insert(
+        read.streams.insert(
             1,
             StreamRead {
                 checkpoint: None,
@@ -336,7 +411,7 @@ mod tests {
             recover(&m, &slots(&m), &read),
             Err(RecoveryError::Missing { stream: 1, seq: 1 })
         );
-        read.insert(
+        read.streams.insert(
             1,
             StreamRead {
                 checkpoint: None,
@@ -348,7 +423,7 @@ mod tests {
             Err(RecoveryError::Missing { stream: 1, seq: 0 })
         );
         let bad = vec![(0, vec![record(1, 0)]), (1, vec![record(1, 5)])];
-        read.insert(
+        read.streams.insert(
             1,
             StreamRead {
                 checkpoint: None,
@@ -359,36 +434,7 @@ mod tests {
             recover(&m, &slots(&m), &read),
             Err(RecoveryError::Misfit { seq: 1, .. })
         ));
-        let other = (0..4)
-            .map(|s| {
-                (
-                    s,
-                    SlotImage {
-                        epoch: 9,
-                        partitions: vec![],
-                    },
-                )
-            })
-            .collect();
-        let hides = Checkpoint {
-            incarnation: 1,
-            next: 1,
-            manifest_version: 1,
-            written_ms: 0,
-            slots: other,
-        };
-        read.insert(
-            1,
-            StreamRead {
-                checkpoint: Some(hides),
-                segments: vec![(1, vec![])],
-            },
-        );
-        assert!(
-            matches!(recover(&m, &slots(&m), &read), Err(RecoveryError::NotCovered(_))),
-            "a checkpoint that does not cover the slot must not hide what came before it"
-        );
-        read.remove(&1);
+        read.streams.remove(&1);
         assert!(recover(&m, &slots(&m), &read).is_err());
     }
 
@@ -435,7 +481,7 @@ mod tests {
             written_ms: 0,
             slots: slots_covered,
         };
-        let mut read = BTreeMap::from([
+        let mut read = sources([
             (
                 1,
                 StreamRead {
@@ -451,10 +497,99 @@ mod tests {
             (2, 1),
             "the deleted topic is left out"
         );
-        read.get_mut(&1).unwrap().checkpoint.as_mut().unwrap().next = 3;
+        read.streams
+            .get_mut(&1)
+            .unwrap()
+            .checkpoint
+            .as_mut()
+            .unwrap()
+            .next = 3;
         assert!(matches!(
             recover(&m, &slots(&m), &read),
             Err(RecoveryError::CheckpointBeyondSeal { .. })
         ));
+    }
+
+    fn image_of(entries: &[Entry]) -> PartitionImage {
+        let mut image = PartitionImage::default();
+        for (seq, e) in entries.iter().enumerate() {
+            let place = Place {
+                incarnation: 1,
+                seq: seq as Seq,
+            };
+            image.apply(e, place).unwrap();
+        }
+        image
+    }
+
+    /// Broker 1 hands the slot to broker 2, which dies; broker 1 takes it back.
+    #[test]
+    fn a_released_slot_goes_on_from_its_image_whatever_the_order_of_incarnations() {
+        let mut m = Manifest::new(Uuid::from_u128(1), Uuid::from_u128(2), 4);
+        let create = Change::CreateTopic {
+            name: "t".into(),
+            partitions: 1,
+            replication_factor: 1,
+            configs: BTreeMap::new(),
+        };
+        m.apply(&create, TOPIC).unwrap();
+        let (one, two) = (
+            m.register(1, None, BTreeMap::new()),
+            m.register(2, None, BTreeMap::new()),
+        );
+        m.take_over(two, &[]).unwrap();
+        let slot = m.slot_of(&tp());
+        let released = |epoch, bound| [crate::manifest::change::Released { slot, epoch, bound }];
+        // Two to one, one to two: the incarnations do not grow with the epochs.
+        assert_eq!(m.set_desired(&[(slot, one)]), 1);
+        assert_eq!(m.move_slots(two, &released(1, 5)).unwrap(), vec![slot]);
+        assert_eq!(m.set_desired(&[(slot, two)]), 1);
+        let third = m.register(3, None, BTreeMap::new());
+        m.take_over(third, &[(one, 3)]).unwrap();
+        let links = m.links(slot);
+        assert_eq!(
+            links
+                .iter()
+                .map(|l| (l.stream, l.bound, l.epoch, l.released))
+                .collect::<Vec<_>>(),
+            [(two, 5, 1, true), (one, 3, 2, false)]
+        );
+        let mut read = Sources::default();
+        assert_eq!(to_read(&m, &[slot], &read), stream(one, 3));
+        // Its checkpoint is older than the grant: all that it has of the slot lies behind.
+        let checkpoint = Checkpoint {
+            incarnation: one,
+            next: 2,
+            manifest_version: 1,
+            written_ms: 0,
+            slots: BTreeMap::new(),
+        };
+        let behind = StreamRead {
+            checkpoint: Some(checkpoint),
+            segments: vec![(2, vec![record(1, 0), record(2, 2), record(3, 9)])],
+        };
+        read.streams.insert(one, behind);
+        let release = Source::Release {
+            stream: two,
+            bound: 5,
+        };
+        assert_eq!(to_read(&m, &[slot], &read), BTreeSet::from([release]));
+        let image = |epoch| SlotImage {
+            epoch,
+            partitions: vec![(tp(), image_of(&[record(1, 0), record(1, 1)]))],
+        };
+        read.releases.insert((two, 5), BTreeMap::from([(slot, image(1))]));
+        assert!(to_read(&m, &[slot], &read).is_empty());
+        let images = recover(&m, &[slot], &read).unwrap();
+        assert_eq!(images[&tp()].state.end, 3);
+        assert_eq!(images[&tp()].state.epochs, vec![(1, 0), (2, 2)]);
+        // A segment that does not release the slot as the manifest says is an error, and hides nothing.
+        for wrong in [BTreeMap::new(), BTreeMap::from([(slot, image(7))])] {
+            read.releases.insert((two, 5), wrong);
+            assert!(matches!(
+                recover(&m, &[slot], &read),
+                Err(RecoveryError::NotCovered(_))
+            ));
+        }
     }
 }

@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt;
-use hashbrown::HashMap;
 use object_store::{GetOptions, GetRange, ObjectStoreExt};
 use prometheus_client::registry::Registry;
 use tokio::time::Instant;
@@ -18,6 +17,7 @@ use uuid::Uuid;
 use crate::checkpointer::Checkpointer;
 use crate::clock::Clock;
 use crate::entry::Entry;
+use crate::format::checkpoint::SlotImage;
 use crate::format::segment::{Seal, SegmentHeader, SegmentIndex, decode_index, encode_seal, read_header};
 use crate::format::{IndexOrMore, ObjectKind, SUFFIX_GUESS, checkpoint, index_of};
 use crate::head::Head;
@@ -27,16 +27,15 @@ use crate::manifest::Manifest;
 use crate::manifest::change::TakeoverRefused;
 use crate::manifest::keeper::{ManifestError, ManifestKeeper};
 use crate::metrics::LogMetrics;
-use crate::partition::Partition;
 use crate::read::blocks::Blocks;
 use crate::read::tail::TailRing;
-use crate::recover::{StreamRead, recover, streams_to_read};
-use crate::store::Store;
+use crate::recover::{Source, Sources, StreamRead};
 use crate::store::conditional::{self, CreateOutcome, Patience};
+use crate::store::{Store, StoreKind};
 use crate::stream::Stream;
 use crate::stream::flush::FlushPolicy;
 use crate::takeover::{Found, HeadSeen, Takeover};
-use crate::{Incarnation, Seq, Slot, TopicPartition};
+use crate::{Incarnation, Seq, Slot};
 
 /// Segment indexes read at once.
 const READ_AHEAD: usize = 32;
@@ -46,76 +45,133 @@ const PATIENCE: Duration = Duration::from_secs(300);
 const POLL: Duration = Duration::from_secs(1);
 
 impl Log {
-    /// Opens the log of the cluster in `store`, which is created if there is none. This broker start becomes the
-    /// owner of every slot: streams of earlier starts are sealed first, and whoever still runs on one of them
-    /// finds its next write refused and stops.
+    /// Opens the log of the cluster in `store`, which is created if there is none. The broker joins with a stream of its
+    /// own; the streams of its predecessors (same `node.id`; on a store of this process alone, all) are sealed first,
+    /// and whoever still runs on one of them finds its next write refused and stops. Returns once the slots that it
+    /// owns at the start are recovered.
     pub async fn open(
         store: Store,
         options: LogOptions,
         clock: Arc<dyn Clock>,
         registry: &mut Registry,
     ) -> Result<Log, OpenError> {
-        let started = Instant::now();
         let metrics = LogMetrics::register(registry);
         let keeper = Arc::new(ManifestKeeper::open(store.clone()).await.map_err(unusable)?);
-        let cluster = keeper.current().cluster_id;
-        let reader = Reader {
-            store: store.clone(),
-            cluster,
-        };
-        // Streams of another cluster under this manifest: found out before anything is written.
-        let present: Vec<Incarnation> = keeper.current().live().map(|(i, _)| i).collect();
-        for stream in present {
-            reader.head(stream).await?;
+        let joined = join(&store, &keeper, &options, clock.as_ref()).await?;
+        let inner = Inner::assemble(store, options, clock, metrics, keeper, joined);
+        inner.apply_manifest();
+        if !inner.recovered().await && inner.exclusive() {
+            // Nobody else can serve what is missing: better not to start than to hide it.
+            let why = inner.last_failure.lock().clone();
+            return Err(OpenError::Unusable(why.unwrap_or_default()));
         }
-        let register = |m: &mut Manifest| {
-            let i = m.register(options.node_id, options.rack.clone(), options.endpoints.clone());
-            Ok::<_, Infallible>((i, Some(i)))
-        };
-        let incarnation = keeper.change(register).await.map_err(unusable)?;
+        if inner.stream.is_fenced() {
+            return Err(OpenError::Unusable(inner.stream.fenced().await.why));
+        }
+        let inherited = inner.stream.owned.lock().values().any(|o| o.epoch > 1);
+        let tasks = [
+            tokio::spawn(inner.checkpointer.clone().run(inherited)),
+            tokio::spawn(poll_manifest(Arc::downgrade(&inner))),
+        ];
+        inner.background.lock().extend(tasks);
+        Ok(Log { inner })
+    }
+}
 
-        let mut read = BTreeMap::new();
-        let proven = loop {
-            let proven = Instant::now();
-            let before: Vec<Incarnation> = keeper
-                .current()
-                .live()
-                .map(|(i, _)| i)
-                .filter(|i| *i < incarnation)
-                .collect();
-            let mut sealed = vec![];
-            for victim in before {
-                let by = Taker {
-                    incarnation,
-                    node_id: options.node_id,
-                    now_ms: clock.now_ms(),
-                };
-                let (seal, stream) = reader.end_stream(victim, &by).await?;
-                sealed.push((victim, seal));
-                read.insert(victim, stream);
+/// A start that has its stream.
+struct Joined {
+    incarnation: Incarnation,
+    node_id: i32,
+    /// When the manifest read was begun on which all of this rests.
+    proven: Instant,
+    /// Streams of predecessors, as they were read when they were ended.
+    ended: BTreeMap<Incarnation, StreamRead>,
+}
+
+/// Registers, ends the streams of predecessors and takes their slots, and those that nobody owns.
+async fn join(
+    store: &Store,
+    keeper: &ManifestKeeper,
+    options: &LogOptions,
+    clock: &dyn Clock,
+) -> Result<Joined, OpenError> {
+    let reader = Reader {
+        store: store.clone(),
+        cluster: keeper.current().cluster_id,
+    };
+    // Streams of another cluster under this manifest: found out before anything is written.
+    let present: Vec<Incarnation> = keeper.current().live().map(|(i, _)| i).collect();
+    for stream in present {
+        reader.head(stream).await?;
+    }
+    let exclusive = store.kind != StoreKind::S3;
+    let register = |m: &mut Manifest| {
+        let node_id = options.node_id.unwrap_or_else(|| {
+            if exclusive {
+                1
+            } else {
+                m.free_node_id(&options.endpoints)
             }
-            let take = |m: &mut Manifest| {
-                m.take_over(incarnation, &sealed)
-                    .map(|()| ((), Some(incarnation)))
-            };
-            match keeper.change(take).await {
-                Ok(()) => break proven,
-                Err(ManifestError::Refused(TakeoverRefused::VictimNotLive(_))) => {}
-                Err(e) => return Err(unusable(e)),
-            }
-        };
+        });
+        let i = m.register(node_id, options.rack.clone(), options.endpoints.clone());
+        Ok::<_, Infallible>(((i, node_id), Some(i)))
+    };
+    let (incarnation, node_id) = keeper.change(register).await.map_err(unusable)?;
+    let mut ended = BTreeMap::new();
+    loop {
+        let proven = Instant::now();
         let manifest = keeper.current();
-        let images = reader.recover(&manifest, incarnation, read).await?;
-        let inherited = !images.is_empty();
-        let partitions = lead(&manifest, incarnation, images);
-        tracing::info!(
-            incarnation,
-            partitions = partitions.len(),
-            seconds = started.elapsed().as_secs_f64(),
-            "recovered the log"
-        );
-        metrics.recovery_seconds.set(started.elapsed().as_secs_f64());
+        let before = manifest
+            .live()
+            .filter(|(i, s)| *i < incarnation && (exclusive || s.node_id == node_id));
+        let predecessors: Vec<Incarnation> = before.map(|(i, _)| i).collect();
+        let mut sealed = vec![];
+        for victim in predecessors {
+            let by = Taker {
+                incarnation,
+                node_id,
+                now_ms: clock.now_ms(),
+                reason: "a newer start of the same broker took over".to_owned(),
+            };
+            let (seal, stream) = reader.end_stream(victim, &by).await?;
+            sealed.push((victim, seal));
+            ended.insert(victim, stream);
+        }
+        let take = |m: &mut Manifest| {
+            m.take_over(incarnation, &sealed)
+                .map(|()| ((), Some(incarnation)))
+        };
+        let unowned = manifest.slots.iter().any(|r| r.owner == 0);
+        let taken = if sealed.is_empty() && !unowned {
+            Ok(())
+        } else {
+            keeper.change(take).await
+        };
+        match taken {
+            Ok(()) => {
+                return Ok(Joined {
+                    incarnation,
+                    node_id,
+                    proven,
+                    ended,
+                });
+            }
+            Err(ManifestError::Refused(TakeoverRefused::VictimNotLive(_))) => {}
+            Err(e) => return Err(unusable(e)),
+        }
+    }
+}
 
+impl Inner {
+    fn assemble(
+        store: Store,
+        options: LogOptions,
+        clock: Arc<dyn Clock>,
+        metrics: LogMetrics,
+        keeper: Arc<ManifestKeeper>,
+        joined: Joined,
+    ) -> Arc<Inner> {
+        let (incarnation, node_id) = (joined.incarnation, joined.node_id);
         let policy = FlushPolicy {
             bytes: options.flush_bytes,
             interval: options.flush_interval,
@@ -134,33 +190,36 @@ impl Log {
         ));
         let stream = Arc::new(Stream::new(
             store,
-            cluster,
-            incarnation,
+            keeper.current().cluster_id,
+            (incarnation, node_id),
             clock,
-            partitions,
             blocks,
             metrics,
             policy,
         ));
-        stream.prove(proven);
+        stream.prove(joined.proven);
         let expiration = options.producer_id_expiration;
-        let checkpointer = Arc::new(Checkpointer::new(stream.clone(), keeper.clone(), expiration));
-        let inner = Arc::new(Inner {
-            options,
+        Arc::new(Inner {
+            node_id,
+            checkpointer: Arc::new(Checkpointer::new(stream.clone(), keeper.clone(), expiration)),
             keeper,
-            checkpointer: checkpointer.clone(),
             stream_task: tokio::sync::Mutex::new(Some(tokio::spawn(stream.clone().run()))),
             next_producer: AtomicI64::new(0),
+            ended: parking_lot::Mutex::new(joined.ended),
+            last_failure: parking_lot::Mutex::default(),
+            handing_over: tokio::sync::Mutex::default(),
+            applied: parking_lot::Mutex::default(),
+            nudges: tokio::sync::Notify::new(),
             background: parking_lot::Mutex::default(),
             stream,
-        });
-        inner.apply_manifest();
-        let tasks = [
-            tokio::spawn(checkpointer.run(inherited)),
-            tokio::spawn(poll_manifest(Arc::downgrade(&inner))),
-        ];
-        inner.background.lock().extend(tasks);
-        Ok(Log { inner })
+        })
+    }
+
+    pub(crate) fn reader(&self) -> Reader {
+        Reader {
+            store: self.stream.store.clone(),
+            cluster: self.stream.cluster,
+        }
     }
 }
 
@@ -185,36 +244,27 @@ async fn poll_manifest(inner: std::sync::Weak<Inner>) {
     }
 }
 
-/// Every partition of the manifest that `incarnation` owns, with what was recovered of it.
-fn lead(
-    manifest: &Manifest,
-    incarnation: Incarnation,
-    mut images: HashMap<TopicPartition, crate::partition::image::PartitionImage>,
-) -> HashMap<TopicPartition, Arc<Partition>> {
-    let mut partitions = HashMap::new();
-    for topic in manifest.topics.values() {
-        for partition in 0..topic.partitions as i32 {
-            let tp = TopicPartition {
-                topic: topic.id,
-                partition,
-            };
-            let Some(leader) = manifest.leader(&topic.id, partition) else {
-                continue;
-            };
-            if leader.incarnation == incarnation {
-                let image = images.remove(&tp).unwrap_or_default();
-                partitions.insert(tp, Arc::new(Partition::new(tp, leader.leader_epoch, image)));
-            }
-        }
-    }
-    partitions
+/// Who seals, and why.
+pub(crate) struct Taker {
+    pub(crate) incarnation: Incarnation,
+    pub(crate) node_id: i32,
+    pub(crate) now_ms: i64,
+    pub(crate) reason: String,
 }
 
-/// Who seals.
-struct Taker {
-    incarnation: Incarnation,
-    node_id: i32,
-    now_ms: i64,
+/// What was read of one source.
+pub(crate) enum SourceRead {
+    Stream(Incarnation, StreamRead),
+    Release((Incarnation, Seq), BTreeMap<Slot, SlotImage>),
+}
+
+impl SourceRead {
+    pub(crate) fn add_to(self, sources: &mut Sources) {
+        match self {
+            SourceRead::Stream(stream, read) => drop(sources.streams.insert(stream, read)),
+            SourceRead::Release(at, slots) => drop(sources.releases.insert(at, slots)),
+        }
+    }
 }
 
 /// What stands at a key of a stream.
@@ -231,7 +281,11 @@ pub(crate) struct Reader {
 
 impl Reader {
     /// Ends a stream with a seal, ours or one that is there, and returns where, with all that was read of it.
-    async fn end_stream(&self, victim: Incarnation, by: &Taker) -> Result<(Seq, StreamRead), OpenError> {
+    pub(crate) async fn end_stream(
+        &self,
+        victim: Incarnation,
+        by: &Taker,
+    ) -> Result<(Seq, StreamRead), OpenError> {
         let mut state = Takeover::Begin;
         let mut read = StreamRead::default();
         loop {
@@ -290,7 +344,6 @@ impl Reader {
 
     async fn seal(&self, victim: Incarnation, at: Seq, by: &Taker) -> Result<Found, OpenError> {
         let nonce = Uuid::new_v4();
-        let reason = "a newer broker start took over".to_owned();
         let header = SegmentHeader {
             incarnation: victim,
             seq: at,
@@ -302,7 +355,7 @@ impl Reader {
             seal: Some(Seal {
                 taker: by.incarnation,
                 taker_node: by.node_id,
-                reason,
+                reason: by.reason.clone(),
             }),
         };
         let key = self.store.key(&keys::segment(victim, at));
@@ -321,31 +374,36 @@ impl Reader {
         }
     }
 
-    /// Reads what `slots` of a new owner need beyond what the takeover has read, and rebuilds them.
-    async fn recover(
-        &self,
-        manifest: &Manifest,
-        owner: Incarnation,
-        mut read: BTreeMap<Incarnation, StreamRead>,
-    ) -> Result<HashMap<TopicPartition, crate::partition::image::PartitionImage>, OpenError> {
-        let slots: Vec<Slot> = manifest
-            .slots
-            .iter()
-            .filter(|r| r.owner == owner)
-            .flat_map(|r| r.first..r.first + r.count)
-            .collect();
-        loop {
-            let wanted = streams_to_read(manifest, &slots, &read);
-            if wanted.is_empty() {
-                break;
+    /// Reads one source of a recovery.
+    pub(crate) async fn source(&self, source: Source) -> Result<SourceRead, OpenError> {
+        match source {
+            Source::Stream { stream, bound } => {
+                let read = self.sealed_stream(stream, bound).await?;
+                Ok(SourceRead::Stream(stream, read))
             }
-            for (stream, bound) in wanted {
-                read.insert(stream, self.sealed_stream(stream, bound).await?);
+            Source::Release { stream, bound } => {
+                let seq = bound.saturating_sub(1);
+                let key = self.store.key(&keys::segment(stream, seq));
+                let At::Segment(index) = self.index(stream, seq).await? else {
+                    return Err(OpenError::Unusable(format!("{key} is missing")));
+                };
+                let mut slots = BTreeMap::new();
+                for entry in index.entries {
+                    let Entry::Release {
+                        slot,
+                        leader_epoch: epoch,
+                        image,
+                    } = entry
+                    else {
+                        continue;
+                    };
+                    let partitions = checkpoint::decode_slot(image)
+                        .map_err(|e| OpenError::Unusable(format!("{key}: slot {slot}: {e}")))?;
+                    slots.insert(slot, SlotImage { epoch, partitions });
+                }
+                Ok(SourceRead::Release((stream, bound), slots))
             }
         }
-        recover(manifest, &slots, &read).map_err(|e| {
-            OpenError::Unusable(format!("{}: the log cannot be rebuilt: {e}", self.store.display))
-        })
     }
 
     /// Reads a stream that is sealed at `bound`.

@@ -123,9 +123,9 @@ async fn a_zombie_is_fenced_and_acknowledges_nothing() {
         .await;
     assert_eq!(lost, Err(AppendError::NotLeader));
     assert!(
-        old.fenced().await.contains("incarnation 2"),
+        old.fenced().await.why.contains("incarnation 2"),
         "{}",
-        old.fenced().await
+        old.fenced().await.why
     );
     assert!(matches!(
         old.append(&zombie, batch(&["x"], None), false),
@@ -430,7 +430,7 @@ async fn a_damaged_manifest_comes_with_a_next_step_and_a_newer_one_does_not() {
     assert!(cut.contains("cluster/history/") && !cut.contains('\n'), "{cut}");
     let text = String::from_utf8(good.to_vec()).unwrap();
     let newer = refused(
-        text.replace("\"feature_level\":1", "\"feature_level\":9")
+        text.replace("\"feature_level\":2", "\"feature_level\":9")
             .into_bytes(),
     )
     .await;

@@ -579,7 +579,7 @@ mod tests {
         let (text, warnings) = shown(&["--set", "num.partitions=3", "--set", "log.dirs=/x"], 60);
         assert!(text.contains("\n  num.partitions = 3   [--set]\n"), "{text}");
         assert!(text.contains("\n  broker.rack is unset\n") && text.contains("\n  retention.ms\n"));
-        assert!(text.contains("Default: 80 on S3, else 0."));
+        assert!(text.contains("Default: 30 on S3, else 0."));
         assert!(
             warnings.starts_with(
                 "warning: --set: log.dirs is not used: data goes to store.url (file:///home/me/"
@@ -638,7 +638,7 @@ mod tests {
             .iter()
             .find(|row| row["name"] == "flush.interval.ms")
             .unwrap();
-        assert_eq!(flush["default"], json!({"s3": "80", "else": "0"}));
+        assert_eq!(flush["default"], json!({"s3": "30", "else": "0"}));
     }
 
     #[test]

@@ -88,8 +88,9 @@ pub(super) async fn run(args: SettingsArgs) -> Result<(), String> {
     };
     broker.readiness.drain();
     if let Some(why) = lost {
+        let why = why.why;
         return Err(format!(
-            "stopped: {why}. One broker serves a bucket at a time; nothing acknowledged is lost"
+            "stopped: {why}. nothing acknowledged is lost"
         ));
     }
     tracing::info!("stopping");

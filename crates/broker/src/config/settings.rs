@@ -252,7 +252,7 @@ fn build(layered: Layered, surroundings: &Surroundings<'_>) -> Result<(Settings,
 
     let bad_http = |problem| ConfigError::new(read.place("http.listen"), problem);
     let log = LogOptions {
-        node_id: read.parsed("node.id"),
+        node_id: Some(read.parsed("node.id")),
         rack: read.text("broker.rack").filter(|rack| !rack.is_empty()),
         endpoints: endpoints(&advertised_listeners),
         flush_interval: read.millis("flush.interval.ms"),
@@ -266,7 +266,7 @@ fn build(layered: Layered, surroundings: &Surroundings<'_>) -> Result<(Settings,
         producer_id_expiration: read.millis("producer.id.expiration.ms"),
     };
     let settings = Settings {
-        node_id: log.node_id,
+        node_id: log.node_id.unwrap_or(1),
         rack: log.rack.clone(),
         store_url,
         listeners,

@@ -441,7 +441,7 @@ fn contradictions_are_told_where_they_were_made() {
 #[test]
 fn broker_id_is_an_alias_in_every_layer() {
     let (settings, _) = load(Some("broker.id=5"), &[], &[]).unwrap();
-    assert_eq!((settings.node_id, settings.log.node_id), (5, 5));
+    assert_eq!((settings.node_id, settings.log.node_id), (5, Some(5)));
     let (settings, _) = load(Some("broker.id=5\nnode.id=5"), &[("ALLUVIUM_NODE_ID", "6")], &[]).unwrap();
     assert_eq!(settings.node_id, 6);
     assert_eq!(settings.value(broker_key("broker.id").unwrap()).unwrap().0, "6");

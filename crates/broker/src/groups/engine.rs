@@ -95,9 +95,9 @@ pub(crate) trait Engine: Send + Sync + 'static {
     /// Published records from an offset on, or from the log start.
     fn read(&self, partition: i32, from: Option<i64>) -> BoxFuture<'_, Result<Chunk, EngineError>>;
 
-    /// Resolves once it is proven that this broker still leads what it led when this was called; false if it
-    /// does not, or if that cannot be found out now.
-    fn confirm_leadership(&self) -> BoxFuture<'_, bool>;
+    /// Resolves once it is proven that this broker led the partition, in that epoch, at some time after the call; false
+    /// if it does not, or if that cannot be found out now.
+    fn confirm_leadership(&self, partition: i32, epoch: i32) -> BoxFuture<'_, bool>;
 
     /// High watermark of any topic's partition, when it is known here.
     fn high_watermark(&self, topic: &str, partition: i32) -> Option<i64>;
@@ -219,8 +219,14 @@ impl From<AppendError> for EngineError {
 }
 
 impl Engine for LogEngine {
-    fn confirm_leadership(&self) -> BoxFuture<'_, bool> {
-        Box::pin(async { self.log.confirm_leadership().await.is_ok() })
+    fn confirm_leadership(&self, partition: i32, epoch: i32) -> BoxFuture<'_, bool> {
+        Box::pin(async move {
+            // The stream may be ours and the partition another broker's since.
+            self.log.confirm_leadership().await.is_ok()
+                && self
+                    .partition(partition)
+                    .is_ok_and(|p| p.leader_epoch() == epoch && !p.is_gone())
+        })
     }
 
     fn topic(&self, name: &str) -> Option<TopicInfo> {

@@ -112,7 +112,7 @@ impl MemoryEngine {
 }
 
 impl Engine for MemoryEngine {
-    fn confirm_leadership(&self) -> BoxFuture<'_, bool> {
+    fn confirm_leadership(&self, _partition: i32, _epoch: i32) -> BoxFuture<'_, bool> {
         let led = !self.stored.lock().deposed;
         Box::pin(async move { led })
     }

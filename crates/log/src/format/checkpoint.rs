@@ -149,6 +149,18 @@ pub fn decode(object: &Bytes, cluster: Option<Uuid>) -> Result<Checkpoint, Forma
     })
 }
 
+/// One slot by itself, as a RELEASE entry carries it.
+pub fn encode_slot(slot: &SlotImage) -> Bytes {
+    let mut out = BytesMut::new();
+    encode_body(&mut out, slot);
+    out.freeze()
+}
+
+/// Partitions of a slot that [`encode_slot`] has encoded.
+pub fn decode_slot(bytes: Bytes) -> Result<Vec<(TopicPartition, PartitionImage)>, FormatError> {
+    decode_body(bytes)
+}
+
 fn encode_body(out: &mut BytesMut, slot: &SlotImage) {
     out.put_u8(BODY_VERSION);
     put_unsigned(out, slot.partitions.len() as u64);

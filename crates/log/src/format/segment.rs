@@ -21,6 +21,7 @@ pub const HEAD_LEN: u64 = 256;
 const INDEX_VERSION: u8 = 1;
 const ENTRY_BATCHES: u8 = 1;
 const ENTRY_LOG_START: u8 = 2;
+const ENTRY_RELEASE: u8 = 3;
 /// Longest reason text in a seal.
 const MAX_REASON: usize = 120;
 
@@ -167,7 +168,8 @@ pub fn encode_tail(index: &SegmentIndex, so_far: u64) -> Bytes {
     let header = encode_header(&index.header);
     put_unsigned(&mut body, header.len() as u64);
     body.put_slice(&header);
-    let mut topics: Vec<Uuid> = index.entries.iter().map(|e| e.scope().0.topic).collect();
+    let scopes = index.entries.iter().filter_map(Entry::scope);
+    let mut topics: Vec<Uuid> = scopes.map(|(tp, _)| tp.topic).collect();
     topics.sort_unstable();
     topics.dedup();
     put_unsigned(&mut body, topics.len() as u64);
@@ -202,11 +204,23 @@ pub fn encode_seal(header: &SegmentHeader, cluster: Uuid) -> Bytes {
 }
 
 fn encode_entry(out: &mut BytesMut, e: &Entry, topics: &[Uuid], written_ms: i64) -> u8 {
-    let (tp, epoch) = e.scope();
-    put_unsigned(out, topics.binary_search(&tp.topic).unwrap_or(0) as u64);
-    put_unsigned(out, tp.partition as u64);
-    put_unsigned(out, epoch as u64);
+    if let Some((tp, epoch)) = e.scope() {
+        put_unsigned(out, topics.binary_search(&tp.topic).unwrap_or(0) as u64);
+        put_unsigned(out, tp.partition as u64);
+        put_unsigned(out, epoch as u64);
+    }
     match e {
+        Entry::Release {
+            slot,
+            leader_epoch,
+            image,
+        } => {
+            put_unsigned(out, u64::from(*slot));
+            put_unsigned(out, *leader_epoch as u64);
+            put_unsigned(out, image.len() as u64);
+            out.put_slice(image);
+            ENTRY_RELEASE
+        }
         Entry::LogStart { offset, .. } => {
             put_unsigned(out, *offset as u64);
             ENTRY_LOG_START
@@ -272,6 +286,16 @@ pub fn decode_index(index: Bytes) -> Result<SegmentIndex, FormatError> {
 }
 
 fn decode_entry(code: u8, r: &mut Reader, topics: &[Uuid], written_ms: i64) -> Result<Entry, FormatError> {
+    if code == ENTRY_RELEASE {
+        let slot = r.u32v("slot")?;
+        let leader_epoch = r.i32v("leader epoch")?;
+        let n = r.count(1)?;
+        return Ok(Entry::Release {
+            slot,
+            leader_epoch,
+            image: r.bytes(n)?,
+        });
+    }
     let topic = *topics
         .get(r.unsigned()? as usize)
         .ok_or(FormatError::Invalid("topic number"))?;

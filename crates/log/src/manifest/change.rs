@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 
 use uuid::Uuid;
 
-use super::{Endpoint, LinkRun, Manifest, SlotRun, StreamEntry, StreamState, Topic};
-use crate::{Incarnation, Seq, TopicId};
+use super::{Endpoint, LinkRun, Manifest, ReleasedRun, SlotRun, StreamEntry, StreamState, Topic};
+use crate::{Incarnation, Seq, Slot, TopicId};
 
 /// Partitions of one topic, at most.
 pub const MAX_PARTITIONS_PER_TOPIC: u32 = 100_000;
@@ -63,6 +63,9 @@ pub enum Rejection {
     /// The name is taken.
     #[error("Topic '{0}' already exists.")]
     TopicExists(String),
+    /// A topic of that name was deleted, and some broker may not know it yet.
+    #[error("Topic '{0}' is being deleted.")]
+    DeletionUnderWay(String),
     /// No such topic (any more).
     #[error("This server does not host this topic-partition.")]
     UnknownTopic,
@@ -96,6 +99,7 @@ impl Manifest {
                     unknown: BTreeMap::new(),
                 };
                 self.topics.insert(name.clone(), topic);
+                self.deleted_names.remove(name);
             }
             Change::DeleteTopic { id } => {
                 let name = self
@@ -103,7 +107,9 @@ impl Manifest {
                     .map(|(n, _)| n.to_owned())
                     .ok_or(Rejection::UnknownTopic)?;
                 self.topics.remove(&name);
-                self.tombstones.insert(*id, self.version);
+                // The version that this change becomes.
+                self.tombstones.insert(*id, self.version + 1);
+                self.deleted_names.insert(name, self.version + 1);
             }
             Change::CreatePartitions { name, count } => {
                 let now = self.topics.get(name).ok_or(Rejection::UnknownTopic)?.partitions;
@@ -166,70 +172,229 @@ impl Manifest {
                 rack,
                 endpoints,
                 state: StreamState::Live,
+                released: vec![],
             },
         );
         incarnation
     }
 
     /// Takes over all slots of `victims`, each sealed at a seq, and all slots that nobody owns.
-    ///
-    /// Refused unless taker and victims are live in this very version (rule 9 of the model: a slot is never
-    /// granted to a stream that the same version says is sealed).
     pub fn take_over(
         &mut self,
         taker: Incarnation,
         victims: &[(Incarnation, Seq)],
     ) -> Result<(), TakeoverRefused> {
-        if !self.streams.get(&taker).is_some_and(StreamEntry::is_live) {
+        self.take_over_for(taker, victims, |_| taker)
+    }
+
+    /// Gives all slots of `victims`, each sealed at a seq, and all slots that nobody owns, to the brokers that
+    /// `owner_of` names; to the taker where it names one that is not live.
+    ///
+    /// Refused unless taker and victims are live in this very version (rule 9 of the model: a slot is never
+    /// granted to a stream that the same version says is sealed).
+    pub fn take_over_for(
+        &mut self,
+        taker: Incarnation,
+        victims: &[(Incarnation, Seq)],
+        owner_of: impl Fn(Slot) -> Incarnation,
+    ) -> Result<(), TakeoverRefused> {
+        if !self.is_live(taker) {
             return Err(TakeoverRefused::TakerNotLive);
         }
         for (victim, _) in victims {
-            if *victim == taker || !self.streams.get(victim).is_some_and(StreamEntry::is_live) {
+            if *victim == taker || !self.is_live(*victim) {
                 return Err(TakeoverRefused::VictimNotLive(*victim));
             }
         }
-        let mut links: BTreeMap<Incarnation, Vec<LinkRun>> = BTreeMap::new();
-        for run in &mut self.slots {
-            let dead = victims.iter().any(|(v, _)| *v == run.owner);
-            if dead {
-                let link = LinkRun {
-                    first: run.first,
-                    count: run.count,
-                    epoch: run.epoch,
-                };
-                links.entry(run.owner).or_default().push(link);
-            }
-            if dead || run.owner == 0 {
-                *run = SlotRun {
-                    owner: taker,
-                    epoch: run.epoch + 1,
-                    desired: None,
-                    ..*run
-                };
-            }
-        }
-        self.join_runs();
-        for (victim, at) in victims {
-            if let Some(stream) = self.streams.get_mut(victim) {
-                let links = links.remove(victim).unwrap_or_default();
-                stream.state = StreamState::Sealed { at: *at, links };
-            }
-            self.last_commits.remove(victim);
-        }
-        // A sealed stream that no slot's log goes through is no longer needed.
-        self.streams
-            .retain(|_, s| !matches!(&s.state, StreamState::Sealed { links, .. } if links.is_empty()));
+        let dead = |owner: Incarnation| victims.iter().any(|(v, _)| *v == owner);
+        let live: Vec<Incarnation> = self.live().map(|(i, _)| i).filter(|i| !dead(*i)).collect();
+        self.end_streams(victims, |slot| {
+            let wanted = owner_of(slot);
+            Some(if live.contains(&wanted) { wanted } else { taker })
+        });
         Ok(())
     }
 
-    fn join_runs(&mut self) {
-        self.slots.dedup_by(|next, run| {
-            let same = (run.owner, run.epoch, run.desired) == (next.owner, next.epoch, next.desired);
-            if same {
-                run.count += next.count;
-            }
-            same
+    /// A broker has sealed its own stream at `at` and gives its slots to those that `owner_of` names, or to nobody:
+    /// the next start takes those.
+    pub fn retire(
+        &mut self,
+        incarnation: Incarnation,
+        at: Seq,
+        owner_of: impl Fn(Slot) -> Option<Incarnation>,
+    ) -> Result<(), TakeoverRefused> {
+        if !self.is_live(incarnation) {
+            return Err(TakeoverRefused::VictimNotLive(incarnation));
+        }
+        let live: Vec<Incarnation> = self
+            .live()
+            .map(|(i, _)| i)
+            .filter(|i| *i != incarnation)
+            .collect();
+        self.end_streams(&[(incarnation, at)], |slot| {
+            owner_of(slot).filter(|owner| live.contains(owner))
         });
+        Ok(())
+    }
+
+    /// Marks streams as sealed, links their slots to them and gives the slots, and those without an owner, away.
+    fn end_streams(&mut self, ended: &[(Incarnation, Seq)], owner_of: impl Fn(Slot) -> Option<Incarnation>) {
+        let mut links: BTreeMap<Incarnation, Vec<LinkRun>> = BTreeMap::new();
+        self.each_slot(|slot, run| {
+            if ended.iter().any(|(stream, _)| *stream == run.owner) {
+                let link = LinkRun {
+                    first: slot,
+                    count: 1,
+                    epoch: run.epoch,
+                };
+                links.entry(run.owner).or_default().push(link);
+                run.owner = 0;
+            }
+            if run.owner != 0 {
+                // What was asked of a broker that is no more is not asked any more.
+                run.desired = run
+                    .desired
+                    .filter(|to| !ended.iter().any(|(stream, _)| stream == to));
+            } else {
+                run.desired = None;
+                if let Some(owner) = owner_of(slot) {
+                    (run.owner, run.epoch) = (owner, run.epoch + 1);
+                }
+            }
+        });
+        for (stream, at) in ended {
+            if let Some(entry) = self.streams.get_mut(stream) {
+                let links = join_links(links.remove(stream).unwrap_or_default());
+                entry.state = StreamState::Sealed { at: *at, links };
+            }
+            self.last_commits.remove(stream);
+        }
+        self.forget_drained();
+    }
+
+    /// Asks owners to hand slots over. What is asked for already, or makes no sense in this version, is left out;
+    /// returns how many slots were changed.
+    pub fn set_desired(&mut self, moves: &[(Slot, Incarnation)]) -> usize {
+        let wanted: BTreeMap<Slot, Incarnation> = moves.iter().copied().collect();
+        let live: Vec<Incarnation> = self.live().map(|(i, _)| i).collect();
+        let mut changed = 0;
+        self.each_slot(|slot, run| {
+            let Some(to) = wanted.get(&slot).filter(|to| live.contains(to)) else {
+                return;
+            };
+            let desired = Some(*to).filter(|to| *to != run.owner);
+            if live.contains(&run.owner) && run.desired != desired {
+                run.desired = desired;
+                changed += 1;
+            }
+        });
+        changed
+    }
+
+    /// `from` has released slots: each goes to whom it is desired for, or back to `from` in a new epoch if that
+    /// broker is gone. What is not `from`'s in the released epoch is left out; returns what was moved.
+    pub fn move_slots(
+        &mut self,
+        from: Incarnation,
+        released: &[Released],
+    ) -> Result<Vec<Slot>, TakeoverRefused> {
+        if !self.is_live(from) {
+            return Err(TakeoverRefused::VictimNotLive(from));
+        }
+        let by_slot: BTreeMap<Slot, Released> = released.iter().map(|r| (r.slot, *r)).collect();
+        let live: Vec<Incarnation> = self.live().map(|(i, _)| i).collect();
+        let (mut moved, mut runs) = (vec![], vec![]);
+        self.each_slot(|slot, run| {
+            let ours = |r: &&Released| (run.owner, run.epoch) == (from, r.epoch);
+            let Some(r) = by_slot.get(&slot).filter(ours) else {
+                return;
+            };
+            runs.push(ReleasedRun {
+                first: slot,
+                count: 1,
+                epoch: run.epoch,
+                bound: r.bound,
+            });
+            run.owner = run.desired.filter(|to| live.contains(to)).unwrap_or(from);
+            (run.epoch, run.desired) = (run.epoch + 1, None);
+            moved.push(slot);
+        });
+        if let Some(entry) = self.streams.get_mut(&from) {
+            entry.released.extend(runs);
+            entry.released = join_released(std::mem::take(&mut entry.released));
+        }
+        Ok(moved)
+    }
+
+    /// `owner` has a durable checkpoint that holds all of these slots, given with their epochs, and their data lies in
+    /// no other stream any more: their logs no longer go through those. Returns how many slots were unlinked.
+    pub fn drop_links(&mut self, owner: Incarnation, covered: &[(Slot, i32)]) -> usize {
+        let covered: BTreeMap<Slot, i32> = covered.iter().copied().collect();
+        let mut unlinked = std::collections::BTreeSet::new();
+        for (slot, epoch) in self.slots_of(owner) {
+            if covered.get(&slot) == Some(&epoch) && self.has_links(slot) {
+                unlinked.insert(slot);
+            }
+        }
+        for entry in self.streams.values_mut() {
+            if let StreamState::Sealed { links, .. } = &mut entry.state {
+                let single = links.iter().flat_map(|l| {
+                    let one = move |first| LinkRun {
+                        first,
+                        count: 1,
+                        ..*l
+                    };
+                    (l.first..l.first + l.count).map(one)
+                });
+                let kept = single.filter(|l| !unlinked.contains(&l.first)).collect();
+                *links = join_links(kept);
+            }
+            let single = entry.released.iter().flat_map(|r| {
+                let one = move |first| ReleasedRun {
+                    first,
+                    count: 1,
+                    ..*r
+                };
+                (r.first..r.first + r.count).map(one)
+            });
+            let kept = single.filter(|r| !unlinked.contains(&r.first)).collect();
+            entry.released = join_released(kept);
+        }
+        self.forget_drained();
+        unlinked.len()
+    }
+
+    /// A sealed stream that no slot's log goes through is no longer needed. Monotone: it never comes back.
+    fn forget_drained(&mut self) {
+        self.streams.retain(|_, s| {
+            let linked = match &s.state {
+                StreamState::Live => true,
+                StreamState::Sealed { links, .. } => !links.is_empty(),
+            };
+            linked || !s.released.is_empty()
+        });
+    }
+
+    /// Calls `each` with a run of every single slot, and joins neighbours that are alike again.
+    fn each_slot(&mut self, mut each: impl FnMut(Slot, &mut SlotRun)) {
+        let mut runs: Vec<SlotRun> = vec![];
+        for run in &self.slots {
+            for slot in run.first..run.first + run.count {
+                let mut one = SlotRun {
+                    first: slot,
+                    count: 1,
+                    ..*run
+                };
+                each(slot, &mut one);
+                let same =
+                    |r: &&mut SlotRun| (r.owner, r.epoch, r.desired) == (one.owner, one.epoch, one.desired);
+                match runs.last_mut().filter(same) {
+                    Some(last) => last.count += 1,
+                    None => runs.push(one),
+                }
+            }
+        }
+        self.slots = runs;
     }
 
     /// Makes this the next version, written by `by` under a fresh commit id.
@@ -248,15 +413,53 @@ impl Manifest {
     }
 }
 
+fn join_links(mut runs: Vec<LinkRun>) -> Vec<LinkRun> {
+    runs.sort_by_key(|r| (r.epoch, r.first));
+    runs.dedup_by(|next, run| {
+        let same = run.epoch == next.epoch && run.first + run.count == next.first;
+        if same {
+            run.count += next.count;
+        }
+        same
+    });
+    runs
+}
+
+fn join_released(mut runs: Vec<ReleasedRun>) -> Vec<ReleasedRun> {
+    runs.sort_by_key(|r| (r.bound, r.epoch, r.first));
+    runs.dedup_by(|next, run| {
+        let same = (run.bound, run.epoch, run.first + run.count) == (next.bound, next.epoch, next.first);
+        if same {
+            run.count += next.count;
+        }
+        same
+    });
+    runs
+}
+
+/// A slot whose RELEASE entry is published.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Released {
+    /// The slot.
+    pub slot: Slot,
+    /// Leader epoch that the releasing stream held.
+    pub epoch: i32,
+    /// The seq after the segment with the entry.
+    pub bound: Seq,
+}
+
 /// Why a takeover does not fit the manifest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TakeoverRefused {
     /// The taker was itself taken over.
-    #[error("this broker was taken over by another one while it started")]
+    #[error("this broker was taken over by another one")]
     TakerNotLive,
     /// Somebody else took the victim over.
     #[error("stream {0} was taken over by another broker")]
     VictimNotLive(Incarnation),
+    /// The manifest says it already.
+    #[error("there is nothing to change")]
+    NothingToDo,
 }
 
 fn set_all(configs: &mut BTreeMap<String, String>, changes: &[(String, Option<String>)]) {
@@ -313,12 +516,14 @@ mod tests {
                 Link {
                     stream: a,
                     bound: 17,
-                    epoch: 1
+                    epoch: 1,
+                    released: false
                 },
                 Link {
                     stream: b,
                     bound: 0,
-                    epoch: 2
+                    epoch: 2,
+                    released: false
                 }
             ]
         );
@@ -411,5 +616,103 @@ mod tests {
         assert!(m.has_commit(Uuid::from_u128(100)) && m.has_commit(Uuid::from_u128(101)));
         assert!(!m.has_commit(Uuid::from_u128(2)));
         assert_eq!(m.version, 3);
+    }
+
+    fn two_brokers() -> (Manifest, Incarnation, Incarnation) {
+        let mut m = manifest();
+        let a = m.register(1, None, BTreeMap::new());
+        m.take_over(a, &[]).unwrap();
+        let b = m.register(2, None, BTreeMap::new());
+        (m, a, b)
+    }
+
+    fn owners(m: &Manifest) -> Vec<(Incarnation, i32)> {
+        let runs = m
+            .slots
+            .iter()
+            .flat_map(|r| (0..r.count).map(|_| (r.owner, r.epoch)));
+        runs.collect()
+    }
+
+    #[test]
+    fn released_slots_go_where_they_are_desired_or_back() {
+        let (mut m, a, b) = two_brokers();
+        assert_eq!(m.set_desired(&[(1, b), (2, b), (3, a), (4, 99)]), 2);
+        assert_eq!(m.set_desired(&[(1, b)]), 0, "asked for already");
+        let released = |slot, epoch| Released {
+            slot,
+            epoch,
+            bound: 8,
+        };
+        let moved = m.move_slots(
+            a,
+            &[released(1, 1), released(2, 1), released(5, 1), released(6, 9)],
+        );
+        assert_eq!(moved.unwrap(), vec![1, 2, 5]);
+        assert_eq!(
+            owners(&m),
+            [(a, 1), (b, 2), (b, 2), (a, 1), (a, 1), (a, 2), (a, 1), (a, 1)]
+        );
+        assert!(m.links(5)[0].released && m.links(0).is_empty());
+        assert!(
+            m.move_slots(a, &[released(1, 1)]).unwrap().is_empty(),
+            "done already"
+        );
+        assert_eq!(Manifest::decode(&m.encode()).unwrap(), m);
+        // Only the owner, in the epoch that its checkpoint holds, unlinks a slot.
+        assert_eq!(m.drop_links(b, &[(1, 1), (5, 2)]), 0);
+        assert_eq!(m.drop_links(b, &[(1, 2)]), 1);
+        assert_eq!(m.links(2).len(), 1);
+        assert_eq!(m.drop_links(a, &[(5, 2), (0, 1)]), 1);
+        assert_eq!(m.drop_links(b, &[(2, 2)]), 1);
+        assert!(m.streams[&a].released.is_empty());
+    }
+
+    #[test]
+    fn the_slots_of_the_dead_go_to_several_and_the_stream_leaves_once_it_is_drained() {
+        let (mut m, a, b) = two_brokers();
+        let c = m.register(3, None, BTreeMap::new());
+        m.set_desired(&[(7, b)]);
+        m.take_over_for(b, &[(a, 4)], |slot| [b, c, a, 99][slot as usize % 4])
+            .unwrap();
+        assert_eq!(
+            owners(&m),
+            [(b, 2), (c, 2), (b, 2), (b, 2), (b, 2), (c, 2), (b, 2), (b, 2)],
+            "who is not live gets nothing"
+        );
+        assert!(m.slots.iter().all(|r| r.desired.is_none()));
+        assert_eq!(
+            m.drop_links(b, &[(0, 2), (2, 2), (3, 2), (4, 2), (6, 2), (7, 2)]),
+            6
+        );
+        assert!(m.streams.contains_key(&a));
+        assert_eq!(m.drop_links(c, &[(1, 2), (5, 2)]), 2);
+        assert!(!m.streams.contains_key(&a), "nothing goes through it any more");
+    }
+
+    #[test]
+    fn a_broker_that_stops_gives_its_slots_to_others_or_to_nobody() {
+        let (mut m, a, b) = two_brokers();
+        m.retire(a, 9, |slot| (slot < 4).then_some(b)).unwrap();
+        let expected: Vec<_> = (0..8).map(|s| if s < 4 { (b, 2) } else { (0, 1) }).collect();
+        assert_eq!(owners(&m), expected);
+        assert_eq!(m.retire(a, 9, |_| None), Err(TakeoverRefused::VictimNotLive(a)));
+        let c = m.register(1, None, BTreeMap::new());
+        m.take_over(c, &[]).unwrap();
+        assert_eq!(m.slot(7).map(|r| (r.owner, r.epoch)), Some((c, 2)));
+        assert_eq!(m.links(7)[0].bound, 9);
+    }
+
+    #[test]
+    fn a_node_id_is_the_predecessors_or_the_smallest_that_is_free() {
+        let at = |port| {
+            let host = "h".to_owned();
+            BTreeMap::from([("L".to_owned(), Endpoint { host, port })])
+        };
+        let mut m = manifest();
+        assert_eq!(m.free_node_id(&at(1)), 1);
+        m.register(1, None, at(1));
+        m.register(3, None, at(3));
+        assert_eq!((m.free_node_id(&at(9)), m.free_node_id(&at(3))), (2, 3));
     }
 }

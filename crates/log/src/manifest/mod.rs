@@ -17,8 +17,10 @@ use crate::{Incarnation, Seq, Slot, TopicId, TopicPartition};
 
 /// Slots of a new cluster; fixed from then on.
 pub const DEFAULT_SLOTS: u32 = 1024;
-/// Highest feature level that this build can write.
-pub const FEATURE_LEVEL: u32 = 1;
+/// Highest feature level that this build can write. 1: one broker's streams; 2: slots are released and data is merged.
+pub const FEATURE_LEVEL: u32 = 2;
+/// From this level on a broker may release slots and publish merged data: readers of level 1 do not know those entries.
+pub const LEVEL_OF_CLUSTERS: u32 = 2;
 const KIND: &str = "alluvium manifest";
 /// How the error begins that says that the bytes are no manifest, while others say that it is not for us.
 pub(crate) const DAMAGED: &str = "not a valid manifest";
@@ -92,6 +94,10 @@ pub struct Manifest {
     pub topics: BTreeMap<String, Topic>,
     /// Deleted topics by id, with the manifest version that deleted them.
     pub tombstones: BTreeMap<TopicId, u64>,
+    /// Names of deleted topics, with the version that says so: a broker that has not applied it may still take
+    /// records for the old topic, so a name is free again only when every live broker has.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub deleted_names: BTreeMap<String, u64>,
     /// Dynamic broker configs: key "" is the cluster-wide default, else the decimal node id.
     pub broker_configs: BTreeMap<String, BTreeMap<String, String>>,
     /// Newest commit id of each live incarnation: settles a CAS of unknown outcome, also when another
@@ -113,6 +119,9 @@ pub struct StreamEntry {
     pub endpoints: BTreeMap<String, Endpoint>,
     /// Live or sealed.
     pub state: StreamState,
+    /// Slots that its broker handed over while it lived, and whose log still goes through it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub released: Vec<ReleasedRun>,
 }
 
 impl StreamEntry {
@@ -146,6 +155,19 @@ pub struct LinkRun {
     pub count: u32,
     /// Leader epoch that the stream held.
     pub epoch: i32,
+}
+
+/// Neighbouring slots that were released in one segment and in the same epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReleasedRun {
+    /// First slot.
+    pub first: Slot,
+    /// How many.
+    pub count: u32,
+    /// Leader epoch that the stream held.
+    pub epoch: i32,
+    /// The segment before this seq holds the RELEASE entries.
+    pub bound: Seq,
 }
 
 /// Neighbouring slots with one owner and epoch.
@@ -202,14 +224,16 @@ pub struct Leader {
 }
 
 /// "This slot's log goes through `stream` up to (not including) `bound`, in `epoch`."
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Link {
     /// The sealed stream.
     pub stream: Incarnation,
-    /// Seq of its seal.
+    /// Seq of its seal, or the one after the segment that released the slot.
     pub bound: Seq,
     /// Leader epoch that it held.
     pub epoch: i32,
+    /// Whether the slot was released: then the segment before `bound` holds all that is to know of it.
+    pub released: bool,
 }
 
 impl Manifest {
@@ -233,6 +257,7 @@ impl Manifest {
             }],
             topics: BTreeMap::new(),
             tombstones: BTreeMap::new(),
+            deleted_names: BTreeMap::new(),
             broker_configs: BTreeMap::new(),
             last_commits: BTreeMap::new(),
             unknown: BTreeMap::new(),
@@ -330,26 +355,52 @@ impl Manifest {
             .map(|(i, s)| (*i, s))
     }
 
-    /// Sealed streams that a slot's log goes through, oldest first.
+    /// Earlier streams that a slot's log goes through, oldest first.
     pub fn links(&self, slot: Slot) -> Vec<Link> {
+        let holds = |first: Slot, count: u32| first <= slot && slot - first < count;
         let mut links = vec![];
         for (stream, entry) in &self.streams {
-            let StreamState::Sealed { at, links: runs } = &entry.state else {
-                continue;
+            let link = |bound, epoch, released| Link {
+                stream: *stream,
+                bound,
+                epoch,
+                released,
             };
-            for run in runs
-                .iter()
-                .filter(|r| r.first <= slot && slot - r.first < r.count)
-            {
-                links.push(Link {
-                    stream: *stream,
-                    bound: *at,
-                    epoch: run.epoch,
-                });
+            if let StreamState::Sealed { at, links: runs } = &entry.state {
+                let sealed = runs.iter().filter(|r| holds(r.first, r.count));
+                links.extend(sealed.map(|r| link(*at, r.epoch, false)));
             }
+            let released = entry.released.iter().filter(|r| holds(r.first, r.count));
+            links.extend(released.map(|r| link(r.bound, r.epoch, true)));
         }
         links.sort_by_key(|l| l.epoch);
         links
+    }
+
+    /// Whether the slot's log goes through any earlier stream.
+    pub fn has_links(&self, slot: Slot) -> bool {
+        !self.links(slot).is_empty()
+    }
+
+    /// Slots of one owner, with their leader epochs.
+    pub fn slots_of(&self, owner: Incarnation) -> impl Iterator<Item = (Slot, i32)> + '_ {
+        let runs = self.slots.iter().filter(move |r| r.owner == owner);
+        runs.flat_map(|r| (r.first..r.first + r.count).map(|slot| (slot, r.epoch)))
+    }
+
+    /// The broker id of a start that was not given one: that of a predecessor at the same address, else the smallest
+    /// that nobody has.
+    pub fn free_node_id(&self, endpoints: &BTreeMap<String, Endpoint>) -> i32 {
+        let same_place = |s: &StreamEntry| {
+            s.endpoints
+                .values()
+                .any(|e| endpoints.values().any(|own| own == e))
+        };
+        if let Some((_, predecessor)) = self.live().find(|(_, s)| same_place(s)) {
+            return predecessor.node_id;
+        }
+        let taken = |id: &i32| self.live().any(|(_, s)| s.node_id == *id);
+        (1..).find(|id| !taken(id)).unwrap_or(1)
     }
 }
 

@@ -43,6 +43,7 @@ impl PartitionImage {
         match entry {
             Entry::Batches(range) => self.push(range, place)?,
             Entry::LogStart { .. } => self.drop_below_log_start(),
+            Entry::Release { .. } => {}
         }
         Ok(())
     }

@@ -4,12 +4,13 @@ pub mod image;
 pub mod state;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use hashbrown::HashMap;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use crate::log::AppendError;
 use crate::read::{Isolation, ReadError};
 use crate::{Offset, TopicId, TopicPartition};
 use image::PartitionImage;
@@ -25,7 +26,21 @@ pub struct Partition {
     /// State after every publication: all that a reader may know.
     pub(crate) published: Mutex<PartitionImage>,
     waiters: Mutex<HashMap<u64, Arc<Notify>>>,
-    gone: AtomicBool,
+    standing: AtomicU8,
+}
+
+/// What may still be done with a partition object. It only ever gets less.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Standing {
+    /// Everything.
+    Led,
+    /// It is read, but nothing is appended any more: its slot is about to be released.
+    Closed,
+    /// Nothing: its slot is released, and somebody else may own it already; or it has moved.
+    Released,
+    /// Nothing: its topic is gone.
+    Deleted,
 }
 
 /// Offsets that a client may see.
@@ -64,7 +79,7 @@ impl Partition {
             assigned: Mutex::new(image.state.clone()),
             published: Mutex::new(image),
             waiters: Mutex::default(),
-            gone: AtomicBool::new(false),
+            standing: AtomicU8::new(Standing::Led as u8),
         }
     }
 
@@ -104,13 +119,24 @@ impl Partition {
 
     /// Whether the topic was deleted, or the partition moved away.
     pub fn is_gone(&self) -> bool {
-        self.gone.load(Ordering::Acquire)
+        self.standing.load(Ordering::Acquire) >= Standing::Released as u8
     }
 
-    /// Marks it so and wakes everybody who waits.
-    pub(crate) fn leave(&self) {
-        self.gone.store(true, Ordering::Release);
-        self.wake();
+    /// Allows less from now on, and wakes everybody who waits if that is nothing. `Closed` is set, and looked at, under
+    /// the stream's lock.
+    pub(crate) fn become_at_least(&self, standing: Standing) {
+        self.standing.fetch_max(standing as u8, Ordering::AcqRel);
+        if standing != Standing::Closed {
+            self.wake();
+        }
+    }
+
+    pub(crate) fn check_appendable(&self) -> Result<(), AppendError> {
+        match self.standing.load(Ordering::Acquire) {
+            s if s == Standing::Led as u8 => Ok(()),
+            s if s == Standing::Deleted as u8 => Err(AppendError::UnknownPartition),
+            _ => Err(AppendError::NotLeader),
+        }
     }
 
     /// Bytes that a fetch from `offset` could get now, from whole ranges: an estimate that is 0 only at the end.

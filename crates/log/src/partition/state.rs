@@ -169,6 +169,8 @@ impl PartitionState {
                 }
                 self.log_start = self.log_start.max(*offset);
             }
+            // It speaks of a slot and changes no partition.
+            Entry::Release { .. } => {}
         }
         Ok(())
     }

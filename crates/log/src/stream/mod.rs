@@ -8,6 +8,7 @@ pub mod flush;
 pub mod window;
 pub(crate) mod writer;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -26,11 +27,12 @@ use crate::format::segment::{Seal, SegmentHeader, encode_seal, read_header};
 use crate::keys;
 use crate::log::{AppendError, Appended, PendingAppend};
 use crate::metrics::LogMetrics;
+use crate::partition::Standing;
 use crate::partition::state::{Verdict, producer_of};
 use crate::read::blocks::Blocks;
 use crate::store::Store;
 use crate::store::conditional::{self, CreateOutcome, Patience};
-use crate::{Incarnation, Offset, Partition, Seq, TopicPartition};
+use crate::{Incarnation, Offset, Partition, Seq, Slot, TopicPartition};
 use flush::{FlushDecision, FlushPolicy, Gathering, Tokens, UnderWay};
 use window::Window;
 use writer::{AssignedBatch, SegmentBytes};
@@ -40,12 +42,50 @@ pub use writer::batch_entry;
 /// Partitions that this broker leads.
 pub(crate) type Partitions = RwLock<HashMap<TopicPartition, Arc<Partition>>>;
 
+/// A slot of this stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Owned {
+    /// Leader epoch in which it was granted.
+    pub(crate) epoch: i32,
+    pub(crate) phase: Phase,
+}
+
+/// What this broker does with a slot of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// Its log is being rebuilt; nothing is answered for it.
+    Recovering,
+    /// Its log cannot be rebuilt, and is tried again from time to time.
+    Quarantined,
+    /// Its partitions are led.
+    Active,
+    /// It is on its way to another broker: its partitions are read, and nothing is appended.
+    Releasing,
+}
+
+impl Owned {
+    /// Whether the stream may hold entries of it: then each checkpoint must have it, until the manifest takes it away.
+    pub(crate) fn is_covered(self) -> bool {
+        matches!(self.phase, Phase::Active | Phase::Releasing)
+    }
+}
+
 /// What became of a segment, for all who wait for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Fate {
     Pending,
-    Published,
+    /// Durable and visible, in the segment with this seq.
+    Published(Seq),
     Failed(AppendError),
+}
+
+/// Why a broker has lost its stream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fenced {
+    /// A sentence.
+    pub why: String,
+    /// Whether a broker with the same `node.id` took over: then there is no place for this one.
+    pub same_node: bool,
 }
 
 /// Whether appends are taken.
@@ -62,6 +102,8 @@ struct Open {
     batches: Vec<AssignedBatch>,
     others: Vec<Entry>,
     gathering: Gathering,
+    /// Goes at once, whatever the policy says.
+    urgent: bool,
     fate: watch::Sender<Fate>,
 }
 
@@ -92,6 +134,10 @@ pub(crate) struct Stream {
     pub(crate) incarnation: Incarnation,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) partitions: Partitions,
+    /// Slots that the manifest in use grants to this stream. Locked inside `partitions`.
+    pub(crate) owned: Mutex<BTreeMap<Slot, Owned>>,
+    /// Told whenever `owned` changes.
+    pub(crate) owned_changed: Notify,
     pub(crate) blocks: Arc<Blocks>,
     pub(crate) metrics: LogMetrics,
     policy: FlushPolicy,
@@ -104,7 +150,8 @@ pub(crate) struct Stream {
     pub(crate) checkpoint_next: AtomicU64,
     pub(crate) manifest_version: AtomicU64,
     /// Why this stream was lost.
-    fenced: watch::Sender<Option<String>>,
+    fenced: watch::Sender<Option<Fenced>>,
+    node_id: i32,
     /// When a write or manifest read that proved ownership was started; see `Log::leased`.
     pub(crate) proven: Mutex<Instant>,
 }
@@ -114,20 +161,20 @@ impl Stream {
     pub(crate) fn new(
         store: Store,
         cluster: Uuid,
-        incarnation: Incarnation,
+        (incarnation, node_id): (Incarnation, i32),
         clock: Arc<dyn Clock>,
-        partitions: HashMap<TopicPartition, Arc<Partition>>,
         blocks: Arc<Blocks>,
         metrics: LogMetrics,
         policy: FlushPolicy,
     ) -> Stream {
-        metrics.partitions.set(partitions.len() as i64);
         Stream {
             store,
             cluster,
             incarnation,
             clock,
-            partitions: RwLock::new(partitions),
+            partitions: RwLock::default(),
+            owned: Mutex::default(),
+            owned_changed: Notify::new(),
             blocks,
             metrics,
             policy,
@@ -141,6 +188,7 @@ impl Stream {
             checkpoint_next: AtomicU64::new(0),
             manifest_version: AtomicU64::new(0),
             fenced: watch::Sender::new(None),
+            node_id,
             proven: Mutex::new(Instant::now()),
         }
     }
@@ -161,9 +209,7 @@ impl Stream {
         let len = batch.len();
         let mut assigning = self.assigning.lock();
         assigning.check_open()?;
-        if partition.is_gone() {
-            return Err(AppendError::UnknownPartition);
-        }
+        partition.check_appendable()?;
         let mut state = partition.assigned.lock();
         let log_start_offset = state.log_start;
         let base_offset = match state.check(producer_of(batch.header())) {
@@ -232,6 +278,7 @@ impl Stream {
     ) -> Result<Option<watch::Receiver<Fate>>, AppendError> {
         let mut assigning = self.assigning.lock();
         assigning.check_open()?;
+        partition.check_appendable()?;
         let mut state = partition.assigned.lock();
         // Only what readers have been shown may be dropped.
         let to = to.min(partition.watermarks().high_watermark);
@@ -251,6 +298,39 @@ impl Stream {
         Ok(Some(assigning.add(64, &self.wake, &self.policy, |open| {
             open.others.push(entry)
         })))
+    }
+
+    /// Takes no more appends to these partitions from now on. Resolves to the fate of everything that was appended
+    /// before: once that is published, what is published of them will not change any more.
+    pub(crate) fn stop_appends(
+        &self,
+        partitions: &[Arc<Partition>],
+    ) -> Result<Option<watch::Receiver<Fate>>, AppendError> {
+        let assigning = self.assigning.lock();
+        assigning.check_open()?;
+        for p in partitions {
+            p.become_at_least(Standing::Closed);
+        }
+        Ok(assigning.newest.clone())
+    }
+
+    /// Adds RELEASE entries, all in one segment. What they say MUST not change any more: see
+    /// [`Stream::stop_appends`].
+    pub(crate) fn release(&self, entries: Vec<Entry>) -> Result<watch::Receiver<Fate>, AppendError> {
+        let bytes = entries.iter().map(|e| match e {
+            Entry::Release { image, .. } => image.len() + 64,
+            _ => 64,
+        });
+        let bytes = bytes.sum();
+        let mut assigning = self.assigning.lock();
+        assigning.check_open()?;
+        let pending = assigning.add(bytes, &self.wake, &self.policy, |open| {
+            open.others.extend(entries);
+            // Clients wait for this one.
+            open.urgent = true;
+        });
+        self.wake.notify_one();
+        Ok(pending)
     }
 
     /// Closes and publishes segments until the stream is stopped or fenced.
@@ -286,10 +366,12 @@ impl Stream {
                         }
                     }
                     CreateOutcome::Lost(found) => {
-                        self.fence(&self.who_is_there(seq, &found));
+                        self.fence(self.who_is_there(seq, &found));
                     }
                     // Not with `Patience::Forever`.
-                    CreateOutcome::Unknown(why) => self.fence(&format!("a write was given up: {why}")),
+                    CreateOutcome::Unknown(why) => {
+                        self.fence(Fenced::by_another(format!("a write was given up: {why}")));
+                    }
                 },
             }
             self.metrics.puts_in_flight.set(window.in_flight() as i64);
@@ -303,7 +385,7 @@ impl Stream {
     fn decide(&self, window: &Window<Written>, tokens: Tokens) -> Option<FlushDecision> {
         let assigning = self.assigning.lock();
         let open = assigning.open.as_ref()?;
-        if assigning.status == Status::Stopping {
+        if assigning.status == Status::Stopping || open.urgent {
             return Some(FlushDecision::Now);
         }
         let under_way = UnderWay {
@@ -392,7 +474,8 @@ impl Stream {
             let partitions = self.partitions.read();
             for e in &written.entries {
                 // A partition that is gone has no state any more.
-                let Some(p) = partitions.get(&e.scope().0) else {
+                let Some((tp, epoch)) = e.scope() else { continue };
+                let Some(p) = partitions.get(&tp).filter(|p| p.leader_epoch() == epoch) else {
                     continue;
                 };
                 let applied = p.published.lock().apply(e, place);
@@ -408,7 +491,7 @@ impl Stream {
         drop(next);
         if let Some(why) = broken {
             written.fate.send_replace(Fate::Failed(AppendError::NotLeader));
-            self.fence(&why);
+            self.fence(Fenced::by_another(why));
             return;
         }
         // In order, and without a seal before it: only now is it proven that the stream was ours when this write
@@ -419,7 +502,7 @@ impl Stream {
         self.metrics
             .publish_seconds
             .observe(written.oldest.elapsed().as_secs_f64());
-        written.fate.send_replace(Fate::Published);
+        written.fate.send_replace(Fate::Published(place.seq));
     }
 
     fn fail_all(&self, window: &mut Window<Written>) {
@@ -442,16 +525,18 @@ impl Stream {
     }
 
     /// This stream belongs to somebody else now. Terminal: nothing is written or deleted any more.
-    pub(crate) fn fence(&self, why: &str) {
+    pub(crate) fn fence(&self, why: Fenced) {
         self.assigning.lock().status = Status::Fenced;
         self.fenced.send_if_modified(|f| {
             let first = f.is_none();
             if first {
-                *f = Some(why.to_owned());
+                *f = Some(why);
             }
             first
         });
-        self.partitions.read().values().for_each(|p| p.leave());
+        for p in self.partitions.read().values() {
+            p.become_at_least(Standing::Released);
+        }
         self.wake.notify_one();
     }
 
@@ -460,7 +545,7 @@ impl Stream {
     }
 
     /// Resolves, with the reason, when the stream is lost.
-    pub(crate) async fn fenced(&self) -> String {
+    pub(crate) async fn fenced(&self) -> Fenced {
         let mut fenced = self.fenced.subscribe();
         loop {
             if let Some(why) = fenced.borrow_and_update().clone() {
@@ -472,25 +557,28 @@ impl Stream {
         }
     }
 
-    fn who_is_there(&self, seq: Seq, found: &Bytes) -> String {
+    fn who_is_there(&self, seq: Seq, found: &Bytes) -> Fenced {
         let key = keys::segment(self.incarnation, seq);
         match read_header(found, Some(self.cluster)) {
-            Ok(SegmentHeader { seal: Some(s), .. }) => format!(
-                "this broker's stream was sealed at {key} by incarnation {} (node.id {}): {}",
-                s.taker, s.taker_node, s.reason
-            ),
-            Ok(_) => format!("{key} holds a segment that this broker did not write"),
-            Err(e) => format!("{key} holds something else: {e}"),
+            Ok(SegmentHeader { seal: Some(s), .. }) => Fenced {
+                why: format!(
+                    "this broker's stream was sealed at {key} by incarnation {} (node.id {}): {}",
+                    s.taker, s.taker_node, s.reason
+                ),
+                same_node: s.taker_node == self.node_id && s.taker != self.incarnation,
+            },
+            Ok(_) => Fenced::by_another(format!("{key} holds a segment that this broker did not write")),
+            Err(e) => Fenced::by_another(format!("{key} holds something else: {e}")),
         }
     }
 
-    /// Ends the stream after a graceful stop: the next broker need not wait for anything.
-    pub(crate) async fn seal_itself(&self, node_id: i32) {
+    /// Ends the stream after a graceful stop: nobody need wait for anything. Returns where, if the seal is ours.
+    pub(crate) async fn seal_itself(&self) -> Option<Seq> {
         let seq = *self.published_next.lock();
         let nonce = Uuid::new_v4();
         let seal = Seal {
             taker: self.incarnation,
-            taker_node: node_id,
+            taker_node: self.node_id,
             reason: "stopped gracefully".into(),
         };
         let bytes = encode_seal(&self.header(seq, nonce, seq, Some(seal)), self.cluster);
@@ -498,16 +586,27 @@ impl Stream {
         let is_mine = |found: &Bytes| read_header(found, Some(self.cluster)).is_ok_and(|h| h.nonce == nonce);
         let patience = Patience::For(Duration::from_secs(10));
         match conditional::create(&self.store, &key, bytes.into(), is_mine, patience).await {
-            CreateOutcome::Committed => {}
-            CreateOutcome::Lost(found) => tracing::info!("{}", self.who_is_there(seq, &found)),
+            CreateOutcome::Committed => return Some(seq),
+            CreateOutcome::Lost(found) => tracing::info!("{}", self.who_is_there(seq, &found).why),
             CreateOutcome::Unknown(why) => tracing::warn!(why, "the stream was left without a seal"),
         }
+        None
     }
 
     /// Something that only a stream's owner can do succeeded; it was started at `started`.
     pub(crate) fn prove(&self, started: Instant) {
         let mut proven = self.proven.lock();
         *proven = (*proven).max(started);
+    }
+}
+
+impl Fenced {
+    /// Lost to a broker with another `node.id`, or to nobody that is known.
+    pub(crate) fn by_another(why: String) -> Fenced {
+        Fenced {
+            why,
+            same_node: false,
+        }
     }
 }
 
@@ -538,6 +637,7 @@ impl Assigning {
                 oldest: now,
                 newest: now,
             },
+            urgent: false,
             fate: watch::Sender::new(Fate::Pending),
         });
         let before = open.gathering.bytes;

@@ -3,7 +3,7 @@
 //! The base model ([`crate::protocol`]) has its own, smaller version of every rule. Here the rules are those of
 //! `alluvium_log`, called and not copied: `PartitionState::check` and `apply`, `Window`, `CreateMachine` and
 //! `UpdateMachine`, `Takeover`, `head::floor`, `PartitionImage`, `Manifest::register` and `take_over`,
-//! `recover::streams_to_read` and `recover::recover`. The model is the world around them: a store whose copies
+//! `recover::to_read` and `recover::recover`. The model is the world around them: a store whose copies
 //! land late or twice, clients that send again, starts, crashes, deletion below the floor. A deviation changes
 //! what the model makes of such a function, never the function.
 

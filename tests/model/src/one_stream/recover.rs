@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use alluvium_log::entry::Entry;
 use alluvium_log::manifest::Manifest;
 use alluvium_log::partition::image::PartitionImage;
-use alluvium_log::recover::{StreamRead, recover, streams_to_read};
+use alluvium_log::recover::{Source, Sources, StreamRead, recover, to_read};
 use alluvium_log::takeover::{Found, HeadSeen, Takeover};
 use alluvium_log::{Incarnation, Seq};
 
@@ -64,16 +64,22 @@ pub fn rebuild(
     manifest: &Manifest,
     read: &BTreeMap<Incarnation, Reading>,
 ) -> Result<PartitionImage, String> {
-    let mut read: BTreeMap<Incarnation, StreamRead> =
-        read.iter().map(|(i, r)| (*i, stream_read(r))).collect();
+    let mut read = Sources {
+        streams: read.iter().map(|(i, r)| (*i, stream_read(r))).collect(),
+        ..Sources::default()
+    };
     loop {
-        let wanted = streams_to_read(manifest, &[SLOT], &read);
+        let wanted = to_read(manifest, &[SLOT], &read);
         if wanted.is_empty() {
             break;
         }
-        for (stream, bound) in wanted {
+        for source in wanted {
+            // One broker at a time: nothing is released.
+            let Source::Stream { stream, bound } = source else {
+                return Err("a slot was released".to_owned());
+            };
             let r = sealed_stream(bucket, stream, bound).ok_or("a checkpoint is missing")?;
-            read.insert(stream, stream_read(&r));
+            read.streams.insert(stream, stream_read(&r));
         }
     }
     let mut images = recover(manifest, &[SLOT], &read).map_err(|e| e.to_string())?;

@@ -54,7 +54,7 @@ impl Inner {
         let shard = self.shard(group)?;
         // Members begin to read at what this says: it must not come from a coordinator that was succeeded by
         // another one without noticing (section 5 of the design, interleaving 15).
-        if !self.engine.confirm_leadership().await {
+        if !self.engine.confirm_leadership(shard.partition, shard.epoch).await {
             return Err(ErrorCode::NotCoordinator);
         }
         if require_stable {
