@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -22,11 +22,13 @@ use crate::keys;
 use crate::manifest::Manifest;
 use crate::manifest::keeper::ManifestKeeper;
 use crate::store::conditional::{self, CreateOutcome, Patience, UpdateOutcome};
-use crate::stream::{Owned, Stream};
+use crate::stream::{Owned, Phase, Stream};
 use crate::{Incarnation, Seq, Slot};
 
 /// A head is written at least this often.
 const HEARTBEAT: Duration = Duration::from_secs(30);
+/// The same where there are other brokers.
+const HEARTBEAT_AMONG_OTHERS: Duration = Duration::from_secs(10);
 /// A checkpoint is written at least this often, if anything was published.
 const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(60);
 /// How often the growth of the stream is looked at.
@@ -41,8 +43,6 @@ pub(crate) struct Checkpointer {
     keeper: Arc<ManifestKeeper>,
     producer_expiration: Duration,
     state: Mutex<Written>,
-    /// While set, the floor stands still: somebody else reads this stream from below.
-    floor_held: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -88,13 +88,7 @@ impl Checkpointer {
             keeper,
             producer_expiration,
             state,
-            floor_held: AtomicBool::new(false),
         }
-    }
-
-    /// From now on the floor stands still, or moves again.
-    pub(crate) fn hold_floor(&self, held: bool) {
-        self.floor_held.store(held, Ordering::Release);
     }
 
     /// Runs until the task is aborted or the stream is lost.
@@ -108,7 +102,7 @@ impl Checkpointer {
             let written = if due_now || self.checkpoint_due(checkpoint_at).await {
                 checkpoint_at = Some(Instant::now());
                 Some(self.write_checkpoint().await)
-            } else if head_at.is_none_or(|t| t.elapsed() >= HEARTBEAT) {
+            } else if head_at.is_none_or(|t| t.elapsed() >= self.heartbeat()) {
                 Some(self.write_head(None).await)
             } else {
                 None
@@ -127,6 +121,15 @@ impl Checkpointer {
                 None => {}
             }
             tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// Others judge by the head whether a broker that does not answer them lives.
+    fn heartbeat(&self) -> Duration {
+        if self.keeper.current().live().count() > 1 {
+            HEARTBEAT_AMONG_OTHERS
+        } else {
+            HEARTBEAT
         }
     }
 
@@ -189,8 +192,19 @@ impl Checkpointer {
             };
             owned.is_covered().then_some((*slot, image))
         };
-        let mut slots: BTreeMap<Slot, SlotImage> =
-            self.stream.owned.lock().iter().filter_map(covered).collect();
+        let owned = self.stream.owned.lock();
+        let mut slots: BTreeMap<Slot, SlotImage> = owned.iter().filter_map(covered).collect();
+        // From a RELEASE until its link is dropped somebody else reads this stream from below: the floor stands still.
+        // Whoever takes a releasing slot out of the table has the manifest with the link in use before, so that looking
+        // at the table first and at the manifest then misses none.
+        let releasing = owned.values().any(|o| o.phase == Phase::Releasing);
+        drop(owned);
+        let released = |m: &Manifest| {
+            m.streams
+                .get(&incarnation)
+                .is_some_and(|s| !s.released.is_empty())
+        };
+        let floor_stands = releasing || released(&self.keeper.current());
         for p in partitions.values() {
             p.assigned
                 .lock()
@@ -219,7 +233,7 @@ impl Checkpointer {
         Snapshot {
             checkpoint,
             ranges,
-            oldest_needed,
+            oldest_needed: if floor_stands { Some(0) } else { oldest_needed },
         }
     }
 
@@ -266,9 +280,7 @@ impl Checkpointer {
         head.tip = *self.stream.published_next.lock();
         head.manifest_version = self.stream.manifest_version.load(Ordering::Relaxed);
         if let Some((checkpoint, oldest_needed)) = checkpoint {
-            if !self.floor_held.load(Ordering::Acquire) {
-                head.floor = floor(head.floor, checkpoint.next, *oldest_needed);
-            }
+            head.floor = floor(head.floor, checkpoint.next, *oldest_needed);
             head.checkpoint = Some(checkpoint.clone());
         }
         head

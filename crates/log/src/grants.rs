@@ -91,7 +91,6 @@ impl Inner {
         drop(owned);
         drop(partitions);
         stream.owned_changed.notify_waiters();
-        self.hold_floor();
         if !fresh.is_empty() {
             tokio::spawn(rebuild(Arc::downgrade(self), fresh));
         }

@@ -13,12 +13,18 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::BoxFuture;
+use tokio::sync::watch;
+use uuid::Uuid;
+
 use crate::entry::Entry;
 use crate::format::checkpoint::{SlotImage, encode_slot};
+use crate::liveness::Death;
 use crate::log::{AppendError, Inner, wait_published};
 use crate::manifest::change::{Released, TakeoverRefused};
 use crate::manifest::keeper::ManifestError;
 use crate::manifest::{LEVEL_OF_CLUSTERS, Manifest};
+use crate::membership::Cluster;
 use crate::partition::Standing;
 use crate::placement;
 use crate::start::Taker;
@@ -43,7 +49,6 @@ impl Inner {
                 break;
             }
         }
-        self.hold_floor();
     }
 
     /// Slots that are to be handed over now. From here on they take no new partitions, and the floor stands still.
@@ -73,23 +78,7 @@ impl Inner {
                 }
             }
         }
-        if !slots.is_empty() {
-            // Before anything is released: a floor that is computed from now on stays where it is.
-            self.checkpointer.hold_floor(true);
-        }
         slots
-    }
-
-    /// The floor stands still while the manifest has links that this stream's releases made.
-    pub(crate) fn hold_floor(&self) {
-        let manifest = self.keeper.current();
-        let releasing = |o: &Owned| o.phase == Phase::Releasing;
-        let linked = manifest
-            .streams
-            .get(&self.stream.incarnation)
-            .is_some_and(|s| !s.released.is_empty());
-        let hold = linked || self.stream.owned.lock().values().any(releasing);
-        self.checkpointer.hold_floor(hold);
     }
 
     /// Publishes RELEASE entries of `slots` and moves them by one manifest change.
@@ -224,16 +213,21 @@ impl Inner {
         if let Err(e) = retired {
             tracing::info!(error = %e, "the slots of this broker were not given away; others will take them");
         }
-        self.nudge();
+        if let Some(membership) = self.membership.get() {
+            membership.tell_all().await;
+        }
     }
 
     /// Takes the slots out of their links that a durable checkpoint holds whole. Returns the streams that nothing goes
     /// through any more.
     pub(crate) async fn drop_links(self: &Arc<Inner>, covered: &[(Slot, i32)]) -> Vec<Incarnation> {
         let manifest = self.keeper.current();
+        let owned = self.stream.owned.lock().clone();
         let linked: Vec<(Slot, i32)> = covered
             .iter()
             .filter(|(slot, _)| manifest.has_links(*slot))
+            // What is being released goes on from the image in its entry, and that may be older than the checkpoint.
+            .filter(|(slot, _)| owned.get(slot).is_some_and(|o| o.phase == Phase::Active))
             .copied()
             .collect();
         if linked.is_empty() {
@@ -255,7 +249,6 @@ impl Inner {
             })
             .await;
         self.apply_manifest();
-        self.hold_floor();
         match dropped {
             Ok(gone) => gone,
             Err(ManifestError::Refused(_)) => vec![],
@@ -267,7 +260,7 @@ impl Inner {
     }
 
     /// Asks the owners of these slots to hand them over.
-    pub(crate) async fn desire(self: &Arc<Inner>, moves: Vec<(Slot, Incarnation)>) {
+    pub(crate) async fn desire(self: &Arc<Inner>, moves: Vec<(Slot, Incarnation)>) -> Result<(), String> {
         let incarnation = self.stream.incarnation;
         let asked = self
             .keeper
@@ -282,9 +275,8 @@ impl Inner {
             .await;
         self.apply_manifest();
         match asked {
-            Ok(()) => self.nudge(),
-            Err(ManifestError::Refused(_)) => {}
-            Err(e) => tracing::debug!(error = %e, "no placement could be proposed now"),
+            Ok(()) | Err(ManifestError::Refused(_)) => Ok(()),
+            Err(e) => Err(e.to_string()),
         }
     }
 
@@ -295,7 +287,52 @@ impl Inner {
 
     /// Tells the other brokers that the manifest has changed.
     pub(crate) fn nudge(&self) {
-        self.nudges.notify_waiters();
+        if let Some(membership) = self.membership.get() {
+            membership.nudge();
+        }
+    }
+}
+
+/// This broker, as membership acts on it.
+#[derive(Debug)]
+pub(crate) struct Member(pub(crate) std::sync::Weak<Inner>);
+
+impl Cluster for Member {
+    fn manifest(&self) -> watch::Receiver<Arc<Manifest>> {
+        match self.0.upgrade() {
+            Some(inner) => inner.keeper.subscribe(),
+            None => watch::channel(Arc::new(Manifest::new(Uuid::nil(), Uuid::nil(), 1))).1,
+        }
+    }
+
+    fn refresh(&self) -> BoxFuture<'static, ()> {
+        let inner = self.0.upgrade();
+        Box::pin(async move {
+            if let Some(inner) = inner {
+                // The store tells of failures itself.
+                let _ = inner.refresh_manifest().await;
+            }
+        })
+    }
+
+    fn take_over(&self, victim: Incarnation, death: Death) -> BoxFuture<'static, Result<(), String>> {
+        let inner = self.0.upgrade();
+        Box::pin(async move {
+            match inner {
+                Some(inner) => inner.take_over(victim, &death.to_string()).await,
+                None => Err("this broker has stopped".to_owned()),
+            }
+        })
+    }
+
+    fn propose(&self, moves: Vec<(Slot, Incarnation)>) -> BoxFuture<'static, Result<(), String>> {
+        let inner = self.0.upgrade();
+        Box::pin(async move {
+            match inner {
+                Some(inner) => inner.desire(moves).await,
+                None => Ok(()),
+            }
+        })
     }
 }
 

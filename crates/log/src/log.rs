@@ -5,13 +5,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
+use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::checkpointer::Checkpointer;
+use crate::handover::Member;
 use crate::manifest::keeper::{ManifestError, ManifestKeeper};
 use crate::manifest::{Change, Endpoint, Manifest, Rejection};
+use crate::membership::{Membership, MembershipMetrics, MembershipOptions, Peers, StoreSigns};
 use crate::partition::Partition;
 use crate::read::{self, FoundOffset, Isolation, OffsetLookup, ReadError, ReadResult};
 use crate::recover::StreamRead;
@@ -184,10 +187,8 @@ pub(crate) struct Inner {
     /// Why slots are quarantined, for a start that must not go on without them.
     pub(crate) last_failure: parking_lot::Mutex<Option<String>>,
     pub(crate) handing_over: tokio::sync::Mutex<()>,
-    /// Newest manifest version that each other broker has said that it applied.
-    pub(crate) applied: parking_lot::Mutex<BTreeMap<Incarnation, u64>>,
-    /// Told when others should look at the manifest.
-    pub(crate) nudges: tokio::sync::Notify,
+    /// The other brokers, once there is a way to reach them.
+    pub(crate) membership: std::sync::OnceLock<Arc<Membership>>,
     /// Tasks that end with the log.
     pub(crate) background: parking_lot::Mutex<Vec<tokio::task::JoinHandle<()>>>,
 }
@@ -211,6 +212,42 @@ impl Log {
     /// This broker start; Kafka's broker epoch.
     pub fn incarnation(&self) -> Incarnation {
         self.inner.stream.incarnation
+    }
+
+    /// From now on keeps an eye on the other brokers of the bucket, reached by `peers`, takes over from the dead, and
+    /// keeps slots where they should be. To be called once; on a store of this process alone there is nobody to watch.
+    pub fn watch_peers(&self, peers: Arc<dyn Peers>, options: MembershipOptions, registry: &mut Registry) {
+        let inner = &self.inner;
+        let metrics = MembershipMetrics::register(registry);
+        if inner.exclusive() {
+            return;
+        }
+        let stream = &inner.stream;
+        let signs = StoreSigns::new(stream.store.clone(), stream.cluster);
+        let member = Member(Arc::downgrade(inner));
+        let membership = Membership::new(
+            stream.incarnation,
+            options,
+            metrics,
+            peers,
+            Arc::new(signs),
+            Arc::new(member),
+        );
+        if inner.membership.set(membership.clone()).is_ok() {
+            // It ends by itself when this broker is no longer live or the log is gone.
+            tokio::spawn(membership.run());
+        }
+    }
+
+    /// Version of the manifest that this broker has applied: what it answers follows it.
+    pub fn applied_manifest_version(&self) -> u64 {
+        self.inner.stream.manifest_version.load(Ordering::Relaxed)
+    }
+
+    /// Looks at the manifest now: somebody says that there is a newer one.
+    pub async fn refresh(&self) {
+        // The store tells of failures itself.
+        let _ = self.inner.refresh_manifest().await;
     }
 
     /// A partition that this broker leads.
@@ -469,13 +506,13 @@ impl Inner {
 
     /// The manifest version that every live broker is known to have applied.
     fn applied_by_all(&self, manifest: &Manifest) -> u64 {
-        let applied = self.applied.lock();
+        let heard = self.membership.get().map(|m| m.heard()).unwrap_or_default();
         let own = self.stream.manifest_version.load(Ordering::Relaxed);
         let of = |i: Incarnation| {
             if i == self.stream.incarnation {
                 own
             } else {
-                applied.get(&i).copied().unwrap_or(0)
+                heard.get(&i).map_or(0, |h| h.pong.manifest_version)
             }
         };
         manifest.live().map(|(i, _)| of(i)).min().unwrap_or(own)

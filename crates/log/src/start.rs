@@ -208,8 +208,7 @@ impl Inner {
             ended: parking_lot::Mutex::new(joined.ended),
             last_failure: parking_lot::Mutex::default(),
             handing_over: tokio::sync::Mutex::default(),
-            applied: parking_lot::Mutex::default(),
-            nudges: tokio::sync::Notify::new(),
+            membership: std::sync::OnceLock::new(),
             background: parking_lot::Mutex::default(),
             stream,
         })

@@ -89,9 +89,7 @@ pub(super) async fn run(args: SettingsArgs) -> Result<(), String> {
     broker.readiness.drain();
     if let Some(why) = lost {
         let why = why.why;
-        return Err(format!(
-            "stopped: {why}. nothing acknowledged is lost"
-        ));
+        return Err(format!("stopped: {why}. nothing acknowledged is lost"));
     }
     tracing::info!("stopping");
     // The whole must be over before whoever stops us loses patience, wherever the store is.
