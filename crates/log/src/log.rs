@@ -12,6 +12,7 @@ use uuid::Uuid;
 use crate::checkpointer::Checkpointer;
 use crate::manifest::keeper::{ManifestError, ManifestKeeper};
 use crate::manifest::{Change, Endpoint, Manifest, Rejection};
+use crate::merge::MergeOptions;
 use crate::partition::Partition;
 use crate::read::{self, FoundOffset, Isolation, OffsetLookup, ReadError, ReadResult};
 use crate::recover::StreamRead;
@@ -52,6 +53,10 @@ pub struct LogOptions {
     pub read_concurrency: usize,
     /// `producer.id.expiration.ms`
     pub producer_id_expiration: Duration,
+    /// `merge.*`
+    pub merge: MergeOptions,
+    /// `log.segment.delete.delay.ms`: what nobody needs any more is deleted after this time.
+    pub delete_delay: Duration,
 }
 
 impl LogOptions {
@@ -72,6 +77,8 @@ impl LogOptions {
             cache_bytes: 128 << 20,
             read_concurrency: 32,
             producer_id_expiration: Duration::from_secs(24 * 3600),
+            merge: MergeOptions::default(),
+            delete_delay: Duration::from_secs(60),
         }
     }
 }

@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::checkpointer::Checkpointer;
+use crate::clean::Cleaner;
 use crate::clock::Clock;
 use crate::entry::Entry;
 use crate::format::checkpoint::SlotImage;
@@ -26,6 +27,7 @@ use crate::log::{Inner, Log, LogOptions, OpenError};
 use crate::manifest::Manifest;
 use crate::manifest::change::TakeoverRefused;
 use crate::manifest::keeper::{ManifestError, ManifestKeeper};
+use crate::merge::Merger;
 use crate::metrics::LogMetrics;
 use crate::read::blocks::Blocks;
 use crate::read::tail::TailRing;
@@ -58,6 +60,7 @@ impl Log {
         let metrics = LogMetrics::register(registry);
         let keeper = Arc::new(ManifestKeeper::open(store.clone()).await.map_err(unusable)?);
         let joined = join(&store, &keeper, &options, clock.as_ref()).await?;
+        let (merge, delete_delay) = (options.merge, options.delete_delay);
         let inner = Inner::assemble(store, options, clock, metrics, keeper, joined);
         inner.apply_manifest();
         if !inner.recovered().await && inner.exclusive() {
@@ -69,9 +72,14 @@ impl Log {
             return Err(OpenError::Unusable(inner.stream.fenced().await.why));
         }
         let inherited = inner.stream.owned.lock().values().any(|o| o.epoch > 1);
+        let (stream, keeper, checkpointer) = (&inner.stream, &inner.keeper, &inner.checkpointer);
+        let merger = Merger::new(stream.clone(), keeper.clone(), checkpointer.clone(), merge);
+        let cleaner = Arc::new(Cleaner::new(stream.clone(), keeper.clone(), delete_delay));
         let tasks = [
-            tokio::spawn(inner.checkpointer.clone().run(inherited)),
+            tokio::spawn(checkpointer.clone().run(inherited)),
             tokio::spawn(poll_manifest(Arc::downgrade(&inner))),
+            tokio::spawn(merger.run()),
+            tokio::spawn(cleaner.run(checkpointer.durable())),
         ];
         inner.background.lock().extend(tasks);
         Ok(Log { inner })
