@@ -1,17 +1,18 @@
 //! Writes checkpoints of published state, and the head that names them; beats the heart.
 //!
 //! A checkpoint is written soon after a start, when the stream has grown by a fraction of what a checkpoint
-//! holds (so that their cost stays in proportion to ingest), and every minute if anything happened. It counts
-//! once the head names it. Only this task writes the head, so its compare-and-swap never races with itself.
+//! holds (so that their cost stays in proportion to ingest), soon after data was merged, so that the floor can move,
+//! and every minute if anything happened. It counts once the head names it. Only this task writes the head, so its
+//! compare-and-swap never races with itself.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use object_store::UpdateVersion;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -35,6 +36,9 @@ const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_secs(1);
 /// Segments that a restart may have to read before a checkpoint is due, however small the state.
 const TAIL_SEGMENTS: u64 = 1_000;
+/// After a merge a checkpoint is due at once if it is smaller than what was merged by this factor, else after a while.
+const MERGED_PER_CHECKPOINT: u64 = 4;
+const AFTER_MERGE: Duration = Duration::from_secs(30);
 
 /// See the module's documentation.
 #[derive(Debug)]
@@ -43,6 +47,30 @@ pub(crate) struct Checkpointer {
     keeper: Arc<ManifestKeeper>,
     producer_expiration: Duration,
     state: Mutex<Written>,
+    /// Bytes merged since the newest checkpoint.
+    merged: AtomicU64,
+    durable: watch::Sender<Arc<Durable>>,
+}
+
+/// What the newest durable head says, and what follows from the checkpoint that it names.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Durable {
+    /// Segments below are needed by nobody.
+    pub(crate) floor: Seq,
+    /// `next` of the checkpoint; older ones are needed by nobody.
+    pub(crate) checkpoint_next: Option<Seq>,
+    /// The slots that it holds.
+    pub(crate) covered: Vec<Covered>,
+}
+
+/// A slot that a durable checkpoint holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Covered {
+    pub(crate) slot: Slot,
+    /// The epoch in which this stream has it.
+    pub(crate) epoch: i32,
+    /// Some of its data stands in segments of other streams: they are still needed.
+    pub(crate) foreign_l0: bool,
 }
 
 #[derive(Debug)]
@@ -58,6 +86,7 @@ struct Snapshot {
     checkpoint: Checkpoint,
     ranges: u64,
     oldest_needed: Option<Seq>,
+    covered: Vec<Covered>,
 }
 
 /// Why a checkpoint or head was not written.
@@ -88,7 +117,19 @@ impl Checkpointer {
             keeper,
             producer_expiration,
             state,
+            merged: AtomicU64::new(0),
+            durable: watch::Sender::default(),
         }
+    }
+
+    /// Data was merged: a checkpoint lets the floor pass where it was.
+    pub(crate) fn merged(&self, bytes: u64) {
+        self.merged.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Changes with every head that became durable.
+    pub(crate) fn durable(&self) -> watch::Receiver<Arc<Durable>> {
+        self.durable.subscribe()
     }
 
     /// Runs until the task is aborted or the stream is lost.
@@ -139,8 +180,11 @@ impl Checkpointer {
         let grown = next - state.head.first_unread().min(next);
         // A range is about as costly to write as a segment is to read; an eighth keeps both in proportion.
         let enough = grown >= TAIL_SEGMENTS.max(state.ranges / 8);
-        let time = last.is_none_or(|t| t.elapsed() >= CHECKPOINT_INTERVAL);
-        enough || (grown > state.ranges / 64 && time)
+        let waited = |time| last.is_none_or(|t| t.elapsed() >= time);
+        let merged = self.merged.load(Ordering::Relaxed);
+        let size = u64::try_from(self.stream.metrics.checkpoint_bytes.get()).unwrap_or(0);
+        let after_merge = merged > 0 && (merged / MERGED_PER_CHECKPOINT >= size || waited(AFTER_MERGE));
+        enough || after_merge || (grown > state.ranges / 64 && waited(CHECKPOINT_INTERVAL))
     }
 
     /// Writes a checkpoint of what is published now, and the head that names it.
@@ -150,6 +194,8 @@ impl Checkpointer {
         if self.stream.is_fenced() || !manifest.is_live(self.stream.incarnation) {
             return Err(NotWritten::Odd("this broker was taken over".into()));
         }
+        // What is merged from here on may not be in the snapshot.
+        let merged = self.merged.load(Ordering::Relaxed);
         let snapshot = self.snapshot(&manifest);
         let (next, nonce) = (snapshot.checkpoint.next, Uuid::new_v4());
         let key = self
@@ -171,7 +217,17 @@ impl Checkpointer {
         }
         self.write_head(Some((CheckpointRef { next, nonce }, snapshot.oldest_needed)))
             .await?;
-        self.state.lock().await.ranges = snapshot.ranges;
+        let floor = {
+            let mut state = self.state.lock().await;
+            state.ranges = snapshot.ranges;
+            state.head.floor
+        };
+        self.merged.fetch_sub(merged, Ordering::Relaxed);
+        self.durable.send_replace(Arc::new(Durable {
+            floor,
+            checkpoint_next: Some(next),
+            covered: snapshot.covered,
+        }));
         self.stream.checkpoint_next.store(next + 1, Ordering::Relaxed);
         self.stream.metrics.checkpoints.inc();
         Ok(())
@@ -182,6 +238,7 @@ impl Checkpointer {
         let now_ms = self.stream.clock.now_ms();
         let incarnation = self.stream.incarnation;
         let (mut ranges, mut oldest_needed) = (0, None::<Seq>);
+        let mut foreign: BTreeSet<Slot> = BTreeSet::new();
         let published = self.stream.published_next.lock();
         let partitions = self.stream.partitions.read();
         // Every slot that may have entries, and no other: one that is listed covers what came before it.
@@ -219,10 +276,20 @@ impl Checkpointer {
                 .into_iter()
                 .flatten()
                 .min();
-            if let Some(slot) = slots.get_mut(&manifest.slot_of(&p.id())) {
+            let number = manifest.slot_of(&p.id());
+            if image.needs_foreign(incarnation) {
+                foreign.insert(number);
+            }
+            if let Some(slot) = slots.get_mut(&number) {
                 slot.partitions.push((p.id(), image));
             }
         }
+        let covered = slots.iter().map(|(slot, image)| Covered {
+            slot: *slot,
+            epoch: image.epoch,
+            foreign_l0: foreign.contains(slot),
+        });
+        let covered = covered.collect();
         let checkpoint = Checkpoint {
             incarnation,
             next: *published,
@@ -234,6 +301,7 @@ impl Checkpointer {
             checkpoint,
             ranges,
             oldest_needed: if floor_stands { Some(0) } else { oldest_needed },
+            covered,
         }
     }
 

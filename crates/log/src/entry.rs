@@ -27,6 +27,8 @@ pub enum Entry {
         /// All that is to know of the slot, as a checkpoint keeps it ([`crate::format::checkpoint::encode_slot`]).
         image: Bytes,
     },
+    /// Batches that stood in segments now stand, unchanged, in a merged object as well.
+    Merged(MergedRanges),
 }
 
 impl Entry {
@@ -35,6 +37,7 @@ impl Entry {
     pub fn scope(&self) -> Option<(TopicPartition, i32)> {
         match self {
             Entry::Batches(r) => Some((r.partition, r.leader_epoch)),
+            Entry::Merged(m) => Some((m.partition, m.leader_epoch)),
             Entry::LogStart {
                 partition,
                 leader_epoch,
@@ -109,11 +112,83 @@ pub struct BatchProducer {
     pub last_sequence: i32,
 }
 
-/// Where an entry stands in the bucket.
+/// Neighbouring ranges of one partition in one merged object (L1): offsets and bytes both go on without a gap.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct MergedRanges {
+    /// The partition.
+    pub partition: TopicPartition,
+    /// Leader epoch of who merged them; the batches may be of earlier ones.
+    pub leader_epoch: i32,
+    /// Number of the object; together with the incarnation of the stream that this entry stands in it gives the key.
+    pub file: u64,
+    /// Byte position of the first range in the object.
+    pub position: u32,
+    /// Offset of the first record.
+    pub base_offset: Offset,
+    /// The ranges, in offset order; never none.
+    pub ranges: Vec<MergedRange>,
+}
+
+/// One range of a merged object; it begins where the one before it ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct MergedRange {
+    /// Offset of the last record.
+    pub last_offset: Offset,
+    /// Bytes.
+    pub len: u32,
+    /// Greatest timestamp (ms) of its records.
+    pub max_timestamp: i64,
+    /// Wall-clock time (ms) of the newest append in it.
+    pub append_time_ms: i64,
+}
+
+impl MergedRanges {
+    /// Offset of the last record.
+    pub fn last_offset(&self) -> Offset {
+        self.ranges.last().map_or(self.base_offset - 1, |r| r.last_offset)
+    }
+    /// Bytes of all ranges.
+    pub fn byte_len(&self) -> u64 {
+        self.ranges.iter().map(|r| u64::from(r.len)).sum()
+    }
+}
+
+/// What kind of object some bytes stand in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Level {
+    /// A segment of a stream.
+    L0,
+    /// A merged object.
+    L1,
+}
+
+/// Where something stands in the bucket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Place {
-    /// The stream.
+    /// Segment or merged object.
+    pub level: Level,
+    /// The stream, or that of the broker start that merged.
     pub incarnation: crate::Incarnation,
-    /// The segment.
-    pub seq: crate::Seq,
+    /// Position of the segment in the stream, or number of the merged object.
+    pub seq: u64,
+}
+
+impl Place {
+    /// A segment.
+    pub fn l0(incarnation: crate::Incarnation, seq: crate::Seq) -> Place {
+        Place {
+            level: Level::L0,
+            incarnation,
+            seq,
+        }
+    }
+
+    /// A merged object.
+    pub fn l1(incarnation: crate::Incarnation, number: u64) -> Place {
+        Place {
+            level: Level::L1,
+            incarnation,
+            seq: number,
+        }
+    }
 }

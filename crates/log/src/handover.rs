@@ -218,9 +218,8 @@ impl Inner {
         }
     }
 
-    /// Takes the slots out of their links that a durable checkpoint holds whole. Returns the streams that nothing goes
-    /// through any more.
-    pub(crate) async fn drop_links(self: &Arc<Inner>, covered: &[(Slot, i32)]) -> Vec<Incarnation> {
+    /// Takes the slots out of their links that a durable checkpoint holds whole.
+    pub(crate) async fn drop_links(self: &Arc<Inner>, covered: &[(Slot, i32)]) {
         let manifest = self.keeper.current();
         let owned = self.stream.owned.lock().clone();
         let linked: Vec<(Slot, i32)> = covered
@@ -231,31 +230,21 @@ impl Inner {
             .copied()
             .collect();
         if linked.is_empty() {
-            return vec![];
+            return;
         }
         let incarnation = self.stream.incarnation;
         let dropped = self
             .keeper
             .change(|m| {
-                if !m.is_live(incarnation) {
-                    return Err(TakeoverRefused::TakerNotLive);
-                }
-                let before: Vec<Incarnation> = m.streams.keys().copied().collect();
-                if m.drop_links(incarnation, &linked) == 0 {
+                if !m.is_live(incarnation) || m.drop_links(incarnation, &linked) == 0 {
                     return Err(TakeoverRefused::NothingToDo);
                 }
-                let gone = before.into_iter().filter(|i| !m.streams.contains_key(i));
-                Ok((gone.collect::<Vec<_>>(), Some(incarnation)))
+                Ok(((), Some(incarnation)))
             })
             .await;
         self.apply_manifest();
-        match dropped {
-            Ok(gone) => gone,
-            Err(ManifestError::Refused(_)) => vec![],
-            Err(e) => {
-                tracing::debug!(error = %e, "links could not be dropped yet");
-                vec![]
-            }
+        if let Err(e @ (ManifestError::Unknown(_) | ManifestError::Unusable(_))) = dropped {
+            tracing::debug!(error = %e, "links could not be dropped yet");
         }
     }
 

@@ -5,9 +5,9 @@ use futures::TryStreamExt;
 use object_store::{ObjectMeta, ObjectStoreExt};
 use serde_json::{Value, json};
 
-use crate::entry::{BatchEntry, Entry};
+use crate::entry::{BatchEntry, Entry, MergedRanges};
 use crate::format::segment::{SegmentHeader, decode_index};
-use crate::format::{IndexOrMore, ObjectKind, checkpoint, index_of};
+use crate::format::{IndexOrMore, ObjectKind, checkpoint, index_of, merged};
 use crate::keys;
 use crate::partition::image::PartitionImage;
 use crate::store::Store;
@@ -87,6 +87,9 @@ pub fn readable(bytes: &Bytes) -> Result<Value, String> {
     if let Ok(c) = checkpoint::decode(bytes, None) {
         return Ok(checkpoint_json(&c));
     }
+    if crate::format::check_preamble(bytes, ObjectKind::Merged, None).is_ok() {
+        return merged_object_json(bytes);
+    }
     let cluster =
         crate::format::check_preamble(bytes, ObjectKind::Segment, None).map_err(|e| e.to_string())?;
     match index_of(bytes, ObjectKind::Segment).map_err(|e| e.to_string())? {
@@ -99,6 +102,23 @@ pub fn readable(bytes: &Bytes) -> Result<Value, String> {
             out["bytes"] = json!(bytes.len());
             out["entries"] = json!(entries);
             Ok(out)
+        }
+    }
+}
+
+fn merged_object_json(bytes: &Bytes) -> Result<Value, String> {
+    let cluster =
+        crate::format::check_preamble(bytes, ObjectKind::Merged, None).map_err(|e| e.to_string())?;
+    match index_of(bytes, ObjectKind::Merged).map_err(|e| e.to_string())? {
+        IndexOrMore::NeedSuffix(_) => Err("cut short".into()),
+        IndexOrMore::Index(index) => {
+            let index = merged::decode_index(index).map_err(|e| e.to_string())?;
+            let h = &index.header;
+            Ok(json!({
+                "kind": "merged", "incarnation": h.incarnation, "number": h.number, "nonce": h.nonce,
+                "manifest_version": h.manifest_version, "written_ms": h.written_ms, "cluster_id": cluster,
+                "bytes": bytes.len(), "entries": index.entries.iter().map(merged_json).collect::<Vec<_>>(),
+            }))
         }
     }
 }
@@ -137,12 +157,24 @@ fn entry_json(e: &Entry) -> Value {
         } => json!({
             "kind": "release", "slot": slot, "leader_epoch": leader_epoch, "image_bytes": image.len(),
         }),
+        Entry::Merged(m) => merged_json(m),
         Entry::Batches(r) => json!({
             "kind": "batches", "topic": r.partition.topic, "partition": r.partition.partition,
             "leader_epoch": r.leader_epoch, "position": r.position, "append_time_ms": r.append_time_ms,
             "batches": r.batches.iter().map(batch_json).collect::<Vec<_>>(),
         }),
     }
+}
+
+fn merged_json(m: &MergedRanges) -> Value {
+    json!({
+        "kind": "merged", "topic": m.partition.topic, "partition": m.partition.partition,
+        "leader_epoch": m.leader_epoch, "file": m.file, "position": m.position, "base_offset": m.base_offset,
+        "ranges": m.ranges.iter().map(|r| json!({
+            "last_offset": r.last_offset, "bytes": r.len, "max_timestamp": r.max_timestamp,
+            "append_time_ms": r.append_time_ms,
+        })).collect::<Vec<_>>(),
+    })
 }
 
 fn batch_json(b: &BatchEntry) -> Value {
@@ -189,7 +221,7 @@ fn image_json(i: &PartitionImage) -> Value {
         "epochs": i.state.epochs, "producers": i.state.producers.len(), "bytes": i.bytes,
         "ranges": i.ranges.iter().map(|r| json!({
             "base_offset": r.base_offset, "last_offset": r.last_offset,
-            "key": keys::segment(r.place.incarnation, r.place.seq), "position": r.position, "bytes": r.len,
+            "key": keys::place(r.place), "position": r.position, "bytes": r.len,
         })).collect::<Vec<_>>(),
     })
 }

@@ -2,7 +2,11 @@
 
 use uuid::Uuid;
 
+use crate::entry::{Level, Place};
 use crate::{Incarnation, Seq};
+
+/// The folder of all streams.
+pub const STREAMS: &str = "wal";
 
 /// The manifest.
 pub const MANIFEST: &str = "cluster/manifest.json";
@@ -36,6 +40,53 @@ pub fn checkpoint(incarnation: Incarnation, next: Seq, nonce: Uuid) -> String {
     format!("{}/checkpoint/{next:020}-{}", stream(incarnation), nonce.simple())
 }
 
+/// A merged object. Numbers count within a broker start, and one that was given up is not used again.
+pub fn merged(incarnation: Incarnation, number: u64) -> String {
+    format!("merged/{incarnation}/{number:020}")
+}
+
+/// The object that a place names.
+pub fn place(place: Place) -> String {
+    match place.level {
+        Level::L0 => segment(place.incarnation, place.seq),
+        Level::L1 => merged(place.incarnation, place.seq),
+    }
+}
+
+/// What a key in the folder of streams is, by what stands after `wal/`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InStream {
+    /// A segment or a seal.
+    Segment(Seq),
+    /// A checkpoint that holds everything below this seq.
+    Checkpoint(Seq),
+    /// Anything else, the head among it.
+    Other,
+}
+
+/// Takes a key apart that lies below [`STREAMS`], given without the store's prefix; `None` if it is of no stream.
+pub fn parse_in_stream(key: &str) -> Option<(Incarnation, InStream)> {
+    let below = key.strip_prefix(STREAMS)?.strip_prefix('/')?;
+    let (folder, name) = below.split_once('/')?;
+    let incarnation = folder.split_once('-')?.1.parse().ok()?;
+    // A folder that only looks like that of a stream is somebody else's.
+    if stream(incarnation) != format!("{STREAMS}/{folder}") {
+        return None;
+    }
+    let digits = |text: &str| {
+        let plain = text.len() == 20 && text.bytes().all(|b| b.is_ascii_digit());
+        text.parse().ok().filter(|_| plain)
+    };
+    let found = match name.strip_prefix("checkpoint/") {
+        None => digits(name).map(InStream::Segment),
+        Some(name) => {
+            let next = name.split_once('-').and_then(|(next, _)| digits(next));
+            next.map(InStream::Checkpoint)
+        }
+    };
+    Some((incarnation, found.unwrap_or(InStream::Other)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -46,5 +97,26 @@ mod tests {
         assert_eq!(stream(1), stream(1));
         let hashes: std::collections::HashSet<_> = (1..200).map(|i| stream(i)[4..8].to_owned()).collect();
         assert!(hashes.len() > 190);
+    }
+
+    #[test]
+    fn a_key_of_a_stream_is_taken_apart() {
+        let nonce = Uuid::from_u128(3);
+        assert_eq!(parse_in_stream(&segment(7, 9)), Some((7, InStream::Segment(9))));
+        assert_eq!(
+            parse_in_stream(&checkpoint(7, 9, nonce)),
+            Some((7, InStream::Checkpoint(9)))
+        );
+        assert_eq!(parse_in_stream(&head(7)), Some((7, InStream::Other)));
+        for other in [
+            "wal/0000-7/00000000000000000009",
+            "wal/x",
+            "cluster/manifest.json",
+            &merged(7, 9),
+        ] {
+            assert_eq!(parse_in_stream(other), None, "{other}");
+        }
+        let short = format!("{}/9", stream(7));
+        assert_eq!(parse_in_stream(&short), Some((7, InStream::Other)));
     }
 }

@@ -12,6 +12,9 @@
 //! **The read path:** [`Log::read`] plans on the published image ([`partition::image`]) and takes bytes from
 //! the tail ring, the block cache or a ranged GET ([`read`]).
 //!
+//! **Behind both:** [`merge`] moves what is published into objects sorted by partition, the checkpointer writes down
+//! where everything is and raises the floor, [`clean`] deletes what lies below it.
+//!
 //! **Start:** [`takeover`] ends the predecessor's stream with a seal, one manifest change takes its slots,
 //! [`recover`] rebuilds every partition from checkpoint and tail.
 //!
@@ -20,6 +23,7 @@
 
 pub mod batch;
 mod checkpointer;
+mod clean;
 mod clock;
 pub mod codec;
 pub mod entry;
@@ -33,6 +37,7 @@ pub mod liveness;
 mod log;
 pub mod manifest;
 pub mod membership;
+mod merge;
 mod metrics;
 pub mod partition;
 pub mod placement;
@@ -48,6 +53,7 @@ mod tests;
 pub use batch::{BatchError, BatchHeader, RecordBatch};
 pub use clock::{Clock, SystemClock};
 pub use log::{AppendError, Appended, Log, LogOptions, OpenError, PendingAppend};
+pub use merge::MergeOptions;
 pub use partition::{ActiveProducer, AppendWaiter, Partition, Watermarks};
 pub use read::{FoundOffset, Isolation, OffsetLookup, ReadError, ReadResult};
 pub use stream::Fenced;

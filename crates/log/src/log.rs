@@ -15,6 +15,7 @@ use crate::handover::Member;
 use crate::manifest::keeper::{ManifestError, ManifestKeeper};
 use crate::manifest::{Change, Endpoint, Manifest, Rejection};
 use crate::membership::{Membership, MembershipMetrics, MembershipOptions, Peers, StoreSigns};
+use crate::merge::MergeOptions;
 use crate::partition::Partition;
 use crate::read::{self, FoundOffset, Isolation, OffsetLookup, ReadError, ReadResult};
 use crate::recover::StreamRead;
@@ -55,6 +56,10 @@ pub struct LogOptions {
     pub read_concurrency: usize,
     /// `producer.id.expiration.ms`
     pub producer_id_expiration: Duration,
+    /// `merge.*`
+    pub merge: MergeOptions,
+    /// `log.segment.delete.delay.ms`: what nobody needs any more is deleted after this time.
+    pub delete_delay: Duration,
 }
 
 impl LogOptions {
@@ -75,6 +80,8 @@ impl LogOptions {
             cache_bytes: 128 << 20,
             read_concurrency: 32,
             producer_id_expiration: Duration::from_secs(24 * 3600),
+            merge: MergeOptions::default(),
+            delete_delay: Duration::from_secs(60),
         }
     }
 }

@@ -33,6 +33,14 @@ pub(crate) struct LogMetrics {
     pub(crate) quarantined_slots: Gauge,
     pub(crate) slots_moved: Counter,
     pub(crate) takeovers: Counter,
+    pub(crate) unmerged_bytes: Gauge,
+    pub(crate) unmerged_age_seconds: Gauge<f64, std::sync::atomic::AtomicU64>,
+    pub(crate) merged_objects: Counter,
+    pub(crate) merged_bytes: Counter,
+    pub(crate) merge_seconds: Histogram,
+    pub(crate) unmergeable_ranges: Counter,
+    pub(crate) deleted_objects: Counter,
+    pub(crate) deleted_bytes: Counter,
 }
 
 impl LogMetrics {
@@ -64,6 +72,14 @@ impl LogMetrics {
             quarantined_slots: Gauge::default(),
             slots_moved: Counter::default(),
             takeovers: Counter::default(),
+            unmerged_bytes: Gauge::default(),
+            unmerged_age_seconds: Gauge::default(),
+            merged_objects: Counter::default(),
+            merged_bytes: Counter::default(),
+            merge_seconds: seconds(),
+            unmergeable_ranges: Counter::default(),
+            deleted_objects: Counter::default(),
+            deleted_bytes: Counter::default(),
         };
         let r = registry.sub_registry_with_prefix("alluvium_log");
         r.register(
@@ -171,6 +187,50 @@ impl LogMetrics {
             "Dead brokers whose streams this broker ended",
             m.takeovers.clone(),
         );
+        m.register_merging(r);
         m
+    }
+
+    fn register_merging(&self, r: &mut Registry) {
+        r.register(
+            "unmerged_bytes",
+            "Published bytes that are not merged yet",
+            self.unmerged_bytes.clone(),
+        );
+        r.register(
+            "unmerged_age_seconds",
+            "Age of the oldest data that is not merged yet",
+            self.unmerged_age_seconds.clone(),
+        );
+        r.register(
+            "merged_objects",
+            "Merged objects written",
+            self.merged_objects.clone(),
+        );
+        r.register(
+            "merged_bytes",
+            "Bytes of merged objects",
+            self.merged_bytes.clone(),
+        );
+        r.register(
+            "merge_seconds",
+            "From the plan of a merged object to the publication of its data's place",
+            self.merge_seconds.clone(),
+        );
+        r.register(
+            "unmergeable_ranges",
+            "Ranges that are missing or not what was written, found while merging",
+            self.unmergeable_ranges.clone(),
+        );
+        r.register(
+            "deleted_objects",
+            "Segments and checkpoints deleted because nothing needs them any more",
+            self.deleted_objects.clone(),
+        );
+        r.register(
+            "deleted_bytes",
+            "Bytes of deleted segments and checkpoints",
+            self.deleted_bytes.clone(),
+        );
     }
 }

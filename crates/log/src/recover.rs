@@ -200,11 +200,11 @@ pub fn recover(
             }
             let entries = &indexed[&stream];
             for (seq, e) in entries.get(&(*slot, link.epoch)).into_iter().flatten() {
-                let (seq, incarnation) = (*seq, stream);
+                let seq = *seq;
                 let Some((tp, _)) = e.scope().filter(|(tp, _)| known.contains(&tp.topic)) else {
                     continue;
                 };
-                let applied = images.entry(tp).or_default().apply(e, Place { incarnation, seq });
+                let applied = images.entry(tp).or_default().apply(e, Place::l0(stream, seq));
                 applied.map_err(|misfit| RecoveryError::Misfit { stream, seq, misfit })?;
             }
         }
@@ -392,13 +392,7 @@ mod tests {
         ]);
         let images = recover(&m, &slots(&m), &read).unwrap();
         assert_eq!(images[&tp()].state.end, 2);
-        assert_eq!(
-            images[&tp()].ranges[1].place,
-            Place {
-                incarnation: 1,
-                seq: 1
-            }
-        );
+        assert_eq!(images[&tp()].ranges[1].place, Place::l0(1, 1));
 
         read.streams.insert(
             1,
@@ -442,15 +436,7 @@ mod tests {
     fn a_checkpoint_stands_for_what_came_before_it() {
         let m = manifest();
         let mut image = PartitionImage::default();
-        image
-            .apply(
-                &record(1, 0),
-                Place {
-                    incarnation: 1,
-                    seq: 0,
-                },
-            )
-            .unwrap();
+        image.apply(&record(1, 0), Place::l0(1, 0)).unwrap();
         let slot = m.slot_of(&tp());
         let partitions = vec![(tp(), image)];
         let gone = TopicPartition {
@@ -513,10 +499,7 @@ mod tests {
     fn image_of(entries: &[Entry]) -> PartitionImage {
         let mut image = PartitionImage::default();
         for (seq, e) in entries.iter().enumerate() {
-            let place = Place {
-                incarnation: 1,
-                seq: seq as Seq,
-            };
+            let place = Place::l0(1, seq as Seq);
             image.apply(e, place).unwrap();
         }
         image

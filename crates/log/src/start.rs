@@ -11,10 +11,12 @@ use bytes::Bytes;
 use futures::StreamExt;
 use object_store::{GetOptions, GetRange, ObjectStoreExt};
 use prometheus_client::registry::Registry;
+use tokio::sync::watch;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use crate::checkpointer::Checkpointer;
+use crate::checkpointer::{Checkpointer, Durable};
+use crate::clean::Cleaner;
 use crate::clock::Clock;
 use crate::entry::Entry;
 use crate::format::checkpoint::SlotImage;
@@ -26,6 +28,7 @@ use crate::log::{Inner, Log, LogOptions, OpenError};
 use crate::manifest::Manifest;
 use crate::manifest::change::TakeoverRefused;
 use crate::manifest::keeper::{ManifestError, ManifestKeeper};
+use crate::merge::Merger;
 use crate::metrics::LogMetrics;
 use crate::read::blocks::Blocks;
 use crate::read::tail::TailRing;
@@ -58,6 +61,7 @@ impl Log {
         let metrics = LogMetrics::register(registry);
         let keeper = Arc::new(ManifestKeeper::open(store.clone()).await.map_err(unusable)?);
         let joined = join(&store, &keeper, &options, clock.as_ref()).await?;
+        let (merge, delete_delay) = (options.merge, options.delete_delay);
         let inner = Inner::assemble(store, options, clock, metrics, keeper, joined);
         inner.apply_manifest();
         if !inner.recovered().await && inner.exclusive() {
@@ -69,9 +73,15 @@ impl Log {
             return Err(OpenError::Unusable(inner.stream.fenced().await.why));
         }
         let inherited = inner.stream.owned.lock().values().any(|o| o.epoch > 1);
+        let (stream, keeper, checkpointer) = (&inner.stream, &inner.keeper, &inner.checkpointer);
+        let merger = Merger::new(stream.clone(), keeper.clone(), checkpointer.clone(), merge);
+        let cleaner = Arc::new(Cleaner::new(stream.clone(), keeper.clone(), delete_delay));
         let tasks = [
-            tokio::spawn(inner.checkpointer.clone().run(inherited)),
+            tokio::spawn(checkpointer.clone().run(inherited)),
             tokio::spawn(poll_manifest(Arc::downgrade(&inner))),
+            tokio::spawn(merger.run()),
+            tokio::spawn(cleaner.run(checkpointer.durable())),
+            tokio::spawn(drop_links(Arc::downgrade(&inner), checkpointer.durable())),
         ];
         inner.background.lock().extend(tasks);
         Ok(Log { inner })
@@ -240,6 +250,17 @@ async fn poll_manifest(inner: std::sync::Weak<Inner>) {
         }
         // The store tells of failures itself, once for all who meet them.
         let _ = inner.refresh_manifest().await;
+    }
+}
+
+/// After each checkpoint: slots whose data lies in no other stream any more need their links no longer.
+async fn drop_links(inner: std::sync::Weak<Inner>, mut durable: watch::Receiver<Arc<Durable>>) {
+    while durable.changed().await.is_ok() {
+        let newest = durable.borrow_and_update().clone();
+        let Some(inner) = inner.upgrade() else { return };
+        let whole = newest.covered.iter().filter(|c| !c.foreign_l0);
+        let whole: Vec<(Slot, i32)> = whole.map(|c| (c.slot, c.epoch)).collect();
+        inner.drop_links(&whole).await;
     }
 }
 

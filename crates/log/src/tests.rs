@@ -11,11 +11,11 @@ use crate::manifest::Change;
 use crate::store::{Store, StoreKind, StoreOptions};
 use crate::*;
 
-async fn store() -> Store {
+pub(crate) async fn store() -> Store {
     Store::open("memory://", StoreOptions::default()).await.unwrap()
 }
 
-async fn open(store: &Store) -> Log {
+pub(crate) async fn open(store: &Store) -> Log {
     let options = LogOptions::for_store(StoreKind::Memory);
     Log::open(
         store.clone(),
@@ -27,7 +27,7 @@ async fn open(store: &Store) -> Log {
     .unwrap()
 }
 
-async fn topic(log: &Log, name: &str, partitions: u32) -> TopicId {
+pub(crate) async fn topic(log: &Log, name: &str, partitions: u32) -> TopicId {
     let configs = Default::default();
     let create = Change::CreateTopic {
         name: name.into(),
@@ -39,7 +39,7 @@ async fn topic(log: &Log, name: &str, partitions: u32) -> TopicId {
     made.topics[name].id
 }
 
-fn batch(values: &[&str], producer: Option<(i64, i32)>) -> RecordBatch {
+pub(crate) fn batch(values: &[&str], producer: Option<(i64, i32)>) -> RecordBatch {
     let mut b = BatchBuilder::new();
     if let Some((id, sequence)) = producer {
         b = b.producer(id, 0, sequence);
@@ -50,7 +50,7 @@ fn batch(values: &[&str], producer: Option<(i64, i32)>) -> RecordBatch {
     b.build()
 }
 
-async fn append(log: &Log, p: &Arc<Partition>, values: &[&str]) -> i64 {
+pub(crate) async fn append(log: &Log, p: &Arc<Partition>, values: &[&str]) -> i64 {
     log.append(p, batch(values, None), false)
         .unwrap()
         .published()
@@ -60,7 +60,7 @@ async fn append(log: &Log, p: &Arc<Partition>, values: &[&str]) -> i64 {
 }
 
 /// Every (offset, value) from `from` on, read in small pieces.
-async fn contents(log: &Log, p: &Arc<Partition>, from: i64) -> Vec<(i64, String)> {
+pub(crate) async fn contents(log: &Log, p: &Arc<Partition>, from: i64) -> Vec<(i64, String)> {
     let (mut out, mut next) = (vec![], from);
     loop {
         let r = log.read(p, next, 200, Isolation::ReadUncommitted).await.unwrap();

@@ -7,19 +7,22 @@
 //! The directory names a source per slot, so that a later writer may refer to bodies in an older checkpoint;
 //! this build writes full ones. A slot that is listed is *covered*, also if it holds no partition.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use uuid::Uuid;
 
 use super::*;
-use crate::entry::Place;
+use crate::entry::{Level, Place};
 use crate::partition::image::{PartitionImage, StoredRange};
 use crate::partition::state::{PartitionState, ProducerState, REMEMBERED_BATCHES, RememberedBatch};
 use crate::{Incarnation, Seq, Slot, TopicPartition};
 
 const INDEX_VERSION: u8 = 1;
-const BODY_VERSION: u8 = 1;
+/// Of a body in which all ranges stand in segments.
+const BODY_OF_SEGMENTS: u8 = 1;
+/// Of a body in which each range says whether it stands in a segment or in a merged object.
+const BODY_WITH_LEVELS: u8 = 2;
 const SOURCE_SELF: u64 = 0;
 
 /// A decoded checkpoint.
@@ -162,7 +165,13 @@ pub fn decode_slot(bytes: Bytes) -> Result<Vec<(TopicPartition, PartitionImage)>
 }
 
 fn encode_body(out: &mut BytesMut, slot: &SlotImage) {
-    out.put_u8(BODY_VERSION);
+    // What holds no merged data can still be read by a build that knows none.
+    let mut ranges = slot.partitions.iter().flat_map(|(_, image)| &image.ranges);
+    let version = match ranges.any(|r| r.place.level != Level::L0) {
+        true => BODY_WITH_LEVELS,
+        false => BODY_OF_SEGMENTS,
+    };
+    out.put_u8(version);
     put_unsigned(out, slot.partitions.len() as u64);
     let mut one = BytesMut::new();
     for (tp, image) in &slot.partitions {
@@ -170,8 +179,8 @@ fn encode_body(out: &mut BytesMut, slot: &SlotImage) {
         one.put_slice(tp.topic.as_bytes());
         put_unsigned(&mut one, tp.partition as u64);
         encode_state(&mut one, &image.state);
-        encode_ranges(&mut one, &image.ranges);
-        // Room: open transactions, aborted index, L1 and L2 files, an opaque extension; all empty now.
+        encode_ranges(&mut one, &image.ranges, version);
+        // Room: open transactions, aborted index, L2 files, an opaque extension; all empty now.
         put_unsigned(&mut one, 0);
         put_unsigned(out, one.len() as u64);
         out.put_slice(&one);
@@ -206,10 +215,13 @@ fn encode_state(out: &mut BytesMut, s: &PartitionState) {
     }
 }
 
-fn encode_ranges(out: &mut BytesMut, ranges: &std::collections::VecDeque<StoredRange>) {
+fn encode_ranges(out: &mut BytesMut, ranges: &VecDeque<StoredRange>, version: u8) {
     put_unsigned(out, ranges.len() as u64);
     let mut before = (0u64, 0u64, 0i64, 0i64, 0i64);
     for r in ranges {
+        if version == BODY_WITH_LEVELS {
+            out.put_u8(u8::from(r.place.level == Level::L1));
+        }
         put_signed(out, r.place.incarnation.wrapping_sub(before.0) as i64);
         put_signed(out, r.place.seq.wrapping_sub(before.1) as i64);
         put_unsigned(out, u64::from(r.position));
@@ -230,7 +242,8 @@ fn encode_ranges(out: &mut BytesMut, ranges: &std::collections::VecDeque<StoredR
 
 fn decode_body(body: Bytes) -> Result<Vec<(TopicPartition, PartitionImage)>, FormatError> {
     let mut r = Reader::new(body);
-    if r.u8()? != BODY_VERSION {
+    let version = r.u8()?;
+    if !(BODY_OF_SEGMENTS..=BODY_WITH_LEVELS).contains(&version) {
         return Err(FormatError::TooNew("checkpoint body".into()));
     }
     let mut partitions = vec![];
@@ -242,14 +255,14 @@ fn decode_body(body: Bytes) -> Result<Vec<(TopicPartition, PartitionImage)>, For
             partition: one.i32v("partition")?,
         };
         let state = decode_state(&mut one)?;
-        let (ranges, bytes) = decode_ranges(&mut one)?;
+        let ranges = decode_ranges(&mut one, version)?;
         if one.unsigned()? != 0 {
             return Err(FormatError::TooNew(
                 "checkpoint with more than this version knows".into(),
             ));
         }
         one.finish()?;
-        partitions.push((tp, PartitionImage { state, ranges, bytes }));
+        partitions.push((tp, PartitionImage::new(state, ranges)));
     }
     r.finish()?;
     Ok(partitions)
@@ -310,13 +323,21 @@ fn decode_state(r: &mut Reader) -> Result<PartitionState, FormatError> {
     })
 }
 
-fn decode_ranges(r: &mut Reader) -> Result<(std::collections::VecDeque<StoredRange>, u64), FormatError> {
+fn decode_ranges(r: &mut Reader, version: u8) -> Result<VecDeque<StoredRange>, FormatError> {
     let count = r.count(8)?;
-    let mut ranges = std::collections::VecDeque::with_capacity(count);
+    let mut ranges = VecDeque::with_capacity(count);
     let mut before = (0u64, 0u64, 0i64, 0i64, 0i64);
-    let mut bytes = 0;
     const BAD: FormatError = FormatError::Invalid("range");
     for _ in 0..count {
+        let level = match version {
+            BODY_OF_SEGMENTS => 0,
+            _ => r.u8()?,
+        };
+        let level = match level {
+            0 => Level::L0,
+            1 => Level::L1,
+            _ => return Err(FormatError::TooNew("level of a range".into())),
+        };
         let incarnation = before.0.wrapping_add(r.signed()? as u64);
         let seq = before.1.wrapping_add(r.signed()? as u64);
         let (position, len) = (r.u32v("position")?, r.u32v("length")?);
@@ -327,19 +348,22 @@ fn decode_ranges(r: &mut Reader) -> Result<(std::collections::VecDeque<StoredRan
         if base_offset <= before.2 && !ranges.is_empty() {
             return Err(BAD);
         }
-        bytes += u64::from(len);
         before = (incarnation, seq, last_offset, max_timestamp, append_time_ms);
         ranges.push_back(StoredRange {
             base_offset,
             last_offset,
-            place: Place { incarnation, seq },
+            place: Place {
+                level,
+                incarnation,
+                seq,
+            },
             position,
             len,
             max_timestamp,
             append_time_ms,
         });
     }
-    Ok((ranges, bytes))
+    Ok(ranges)
 }
 
 #[cfg(test)]
@@ -352,28 +376,34 @@ mod tests {
             (1i64..99, 1u64..4, 0u64..9, any::<u32>(), 0u32..99, any::<i64>()),
             0..9,
         );
+        let levels = prop_oneof![Just(0), 0u32..512];
         let producers = proptest::collection::hash_map(0i64.., (0i16.., any::<i64>(), 0usize..6), 0..4);
         (
             ranges,
+            levels,
             producers,
             proptest::collection::vec((0i32..99, 0i64..), 0..4),
         )
-            .prop_map(|(ranges, producers, epochs)| {
-                let mut image = PartitionImage::default();
-                for (n, incarnation, seq, position, len, t) in ranges {
-                    let base_offset = image.state.end + n;
-                    image.state.end = base_offset + n;
-                    image.bytes += u64::from(len);
-                    image.ranges.push_back(StoredRange {
+            .prop_map(|(described, levels, producers, epochs)| {
+                let (mut state, mut ranges) = (PartitionState::default(), VecDeque::new());
+                for (i, (n, incarnation, seq, position, len, t)) in described.into_iter().enumerate() {
+                    let base_offset = state.end + n;
+                    state.end = base_offset + n;
+                    let place = match levels >> i & 1 {
+                        0 => Place::l0(incarnation, seq),
+                        _ => Place::l1(incarnation, seq),
+                    };
+                    ranges.push_back(StoredRange {
                         base_offset,
                         last_offset: base_offset + n - 1,
-                        place: Place { incarnation, seq },
+                        place,
                         position,
                         len,
                         max_timestamp: t,
                         append_time_ms: t / 2,
                     });
                 }
+                let mut image = PartitionImage::new(state, ranges);
                 image.state.epochs = epochs;
                 for (id, (epoch, t, n)) in producers {
                     let b = |i: usize| RememberedBatch {
@@ -432,6 +462,19 @@ mod tests {
         fn a_checkpoint_comes_back(c in checkpoint()) {
             let bytes = encode(&c, Uuid::from_u128(1), Uuid::from_u128(2));
             prop_assert_eq!(decode(&bytes, Some(Uuid::from_u128(1))).unwrap(), c);
+        }
+
+        #[test]
+        fn a_body_without_merged_data_is_as_it_always_was(c in checkpoint()) {
+            for slot in c.slots.values() {
+                let mut body = BytesMut::new();
+                encode_body(&mut body, slot);
+                let mut ranges = slot.partitions.iter().flat_map(|(_, i)| &i.ranges);
+                let merged = ranges.any(|r| r.place.level == Level::L1);
+                prop_assert_eq!(body[0], if merged { 2 } else { 1 });
+                body[0] = 3;
+                prop_assert!(matches!(decode_body(body.freeze()), Err(FormatError::TooNew(_))));
+            }
         }
 
         #[test]

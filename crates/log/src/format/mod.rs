@@ -9,6 +9,7 @@
 //! an index are varints. The payload is not summed a second time: each record batch carries its own CRC32C.
 
 pub mod checkpoint;
+pub mod merged;
 pub mod segment;
 mod varint;
 
@@ -44,6 +45,8 @@ pub enum ObjectKind {
     Segment,
     /// A checkpoint.
     Checkpoint,
+    /// A merged object (L1).
+    Merged,
 }
 
 impl ObjectKind {
@@ -51,6 +54,7 @@ impl ObjectKind {
         match self {
             ObjectKind::Segment => 1,
             ObjectKind::Checkpoint => 2,
+            ObjectKind::Merged => 3,
         }
     }
 }
@@ -111,6 +115,7 @@ pub fn check_preamble(bytes: &[u8], kind: ObjectKind, cluster: Option<Uuid>) -> 
         return Err(FormatError::NotOurs(match kind {
             ObjectKind::Segment => "segment",
             ObjectKind::Checkpoint => "checkpoint",
+            ObjectKind::Merged => "merged object",
         }));
     }
     let incompatible = (&p[16..20]).get_u32_le();

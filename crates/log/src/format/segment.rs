@@ -22,6 +22,7 @@ const INDEX_VERSION: u8 = 1;
 const ENTRY_BATCHES: u8 = 1;
 const ENTRY_LOG_START: u8 = 2;
 const ENTRY_RELEASE: u8 = 3;
+const ENTRY_MERGED: u8 = 4;
 /// Longest reason text in a seal.
 const MAX_REASON: usize = 120;
 
@@ -225,6 +226,10 @@ fn encode_entry(out: &mut BytesMut, e: &Entry, topics: &[Uuid], written_ms: i64)
             put_unsigned(out, *offset as u64);
             ENTRY_LOG_START
         }
+        Entry::Merged(m) => {
+            merged::put_ranges(out, m, written_ms);
+            ENTRY_MERGED
+        }
         Entry::Batches(r) => {
             put_unsigned(out, r.position);
             put_signed(out, written_ms.wrapping_sub(r.append_time_ms));
@@ -310,6 +315,7 @@ fn decode_entry(code: u8, r: &mut Reader, topics: &[Uuid], written_ms: i64) -> R
             leader_epoch,
             offset: r.offset("log start")?,
         }),
+        ENTRY_MERGED => merged::ranges(r, partition, leader_epoch, written_ms).map(Entry::Merged),
         ENTRY_BATCHES => {
             let position = r.unsigned()?;
             let append_time_ms = written_ms.wrapping_sub(r.signed()?);
@@ -482,7 +488,8 @@ mod tests {
             leader_epoch: 2,
             offset,
         });
-        proptest::collection::vec(prop_oneof![range, start], 0..8)
+        let merged = merged::tests::ranges().prop_map(Entry::Merged);
+        proptest::collection::vec(prop_oneof![range, start, merged], 0..8)
     }
 
     proptest! {

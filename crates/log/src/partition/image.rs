@@ -1,10 +1,11 @@
 //! A partition as recovery rebuilds it and a checkpoint keeps it: state, and where the bytes are.
 
 use std::collections::VecDeque;
+use std::ops::RangeInclusive;
 
 use super::state::{Misfit, PartitionState};
-use crate::entry::{BatchRange, Entry, Place};
-use crate::{Offset, Seq};
+use crate::entry::{BatchRange, Entry, Level, MergedRanges, Place};
+use crate::{Incarnation, Offset, Seq};
 
 /// Where some contiguous offsets of a partition stand: batches side by side in one object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,7 +14,7 @@ pub struct StoredRange {
     pub base_offset: Offset,
     /// Last offset.
     pub last_offset: Offset,
-    /// The segment.
+    /// The object.
     pub place: Place,
     /// Byte position in the object.
     pub position: u32,
@@ -34,9 +35,39 @@ pub struct PartitionImage {
     pub ranges: VecDeque<StoredRange>,
     /// Bytes of all ranges.
     pub bytes: u64,
+    /// Bytes of those that stand in segments.
+    pub unmerged: u64,
 }
 
 impl PartitionImage {
+    /// An image of `ranges`, in offset order.
+    pub fn new(state: PartitionState, ranges: VecDeque<StoredRange>) -> PartitionImage {
+        let (bytes, unmerged) = (0, 0);
+        let mut image = PartitionImage {
+            state,
+            ranges: VecDeque::with_capacity(ranges.len()),
+            bytes,
+            unmerged,
+        };
+        ranges.into_iter().for_each(|r| image.add(r));
+        image
+    }
+
+    fn add(&mut self, range: StoredRange) {
+        self.bytes += u64::from(range.len);
+        if range.place.level == Level::L0 {
+            self.unmerged += u64::from(range.len);
+        }
+        self.ranges.push_back(range);
+    }
+
+    fn count_out(&mut self, range: &StoredRange) {
+        self.bytes -= u64::from(range.len);
+        if range.place.level == Level::L0 {
+            self.unmerged -= u64::from(range.len);
+        }
+    }
+
     /// Applies one entry that stands at `place`.
     pub fn apply(&mut self, entry: &Entry, place: Place) -> Result<(), Misfit> {
         self.state.apply(entry)?;
@@ -44,6 +75,7 @@ impl PartitionImage {
             Entry::Batches(range) => self.push(range, place)?,
             Entry::LogStart { .. } => self.drop_below_log_start(),
             Entry::Release { .. } => {}
+            Entry::Merged(m) => self.replace(m, place.incarnation)?,
         }
         Ok(())
     }
@@ -58,8 +90,7 @@ impl PartitionImage {
             })
         };
         let (position, len) = (fits(range.position)?, fits(range.byte_len())?);
-        self.bytes += u64::from(len);
-        self.ranges.push_back(StoredRange {
+        self.add(StoredRange {
             base_offset: range.base_offset(),
             last_offset: range.last_offset(),
             place,
@@ -72,14 +103,62 @@ impl PartitionImage {
     }
 
     fn drop_below_log_start(&mut self) {
-        while let Some(first) = self
-            .ranges
-            .front()
-            .filter(|r| r.last_offset < self.state.log_start)
-        {
-            self.bytes -= u64::from(first.len);
+        let log_start = self.state.log_start;
+        let passed = |r: &&StoredRange| r.last_offset < log_start;
+        while let Some(first) = self.ranges.front().filter(passed).copied() {
+            self.count_out(&first);
             self.ranges.pop_front();
         }
+    }
+
+    /// Which ranges `merged` stands for, as positions in [`PartitionImage::ranges`]; `None` if the log start has
+    /// passed them all. They begin and end where it does, except that some at its front may be forgotten already,
+    /// and none of them is merged.
+    pub fn covered_by(&self, merged: &MergedRanges) -> Result<Option<RangeInclusive<usize>>, Misfit> {
+        let misfit = |what| Misfit {
+            partition: merged.partition,
+            offset: merged.base_offset,
+            end: self.state.end,
+            what,
+        };
+        if merged.last_offset() < self.state.log_start {
+            return Ok(None);
+        }
+        let (first, last) = (
+            self.range_from(merged.base_offset),
+            self.range_from(merged.last_offset()),
+        );
+        let begins = self.ranges.get(first).is_some_and(|r| {
+            let front_is_forgotten =
+                first == 0 && r.base_offset > merged.base_offset && r.base_offset <= self.state.log_start;
+            r.base_offset == merged.base_offset || front_is_forgotten
+        });
+        if !begins {
+            return Err(misfit("merged data that does not begin where a range does"));
+        }
+        let ends = self.ranges.get(last).map(|r| r.last_offset);
+        if ends != Some(merged.last_offset()) {
+            return Err(misfit("merged data that does not end where a range does"));
+        }
+        let mut covered = self.ranges.range(first..=last);
+        if covered.any(|r| r.place.level != Level::L0) {
+            return Err(misfit("merged data that is merged already"));
+        }
+        Ok(Some(first..=last))
+    }
+
+    fn replace(&mut self, merged: &MergedRanges, writer: Incarnation) -> Result<(), Misfit> {
+        let Some(covered) = self.covered_by(merged)? else {
+            return Ok(());
+        };
+        let after = self.ranges.split_off(covered.end() + 1);
+        let replaced = self.ranges.split_off(*covered.start());
+        replaced.iter().for_each(|r| self.count_out(r));
+        let log_start = self.state.log_start;
+        let still_needed = stored(merged, writer).filter(|r| r.last_offset >= log_start);
+        still_needed.for_each(|r| self.add(r));
+        self.ranges.extend(after);
+        Ok(())
     }
 
     /// Index of the first range that holds `offset` or something after it.
@@ -88,9 +167,23 @@ impl PartitionImage {
     }
 
     /// The oldest segment of stream `incarnation` that this partition still needs.
-    pub fn oldest_needed(&self, incarnation: crate::Incarnation) -> Option<Seq> {
-        let of_stream = |r: &&StoredRange| r.place.incarnation == incarnation;
-        self.ranges.iter().find(of_stream).map(|r| r.place.seq)
+    pub fn oldest_needed(&self, incarnation: Incarnation) -> Option<Seq> {
+        let mut unmerged = self.unmerged_ranges();
+        unmerged
+            .find(|r| r.place.incarnation == incarnation)
+            .map(|r| r.place.seq)
+    }
+
+    /// Whether it needs a segment of another stream than `incarnation`.
+    pub fn needs_foreign(&self, incarnation: Incarnation) -> bool {
+        self.unmerged_ranges().any(|r| r.place.incarnation != incarnation)
+    }
+
+    /// Ranges that stand in segments, in offset order.
+    pub fn unmerged_ranges(&self) -> impl Iterator<Item = &StoredRange> {
+        let some = if self.unmerged > 0 { self.ranges.len() } else { 0 };
+        let ranges = self.ranges.iter().take(some);
+        ranges.filter(|r| r.place.level == Level::L0)
     }
 
     /// Where retention lets the log start now: whole ranges go, oldest first, while they are older than
@@ -116,6 +209,24 @@ impl PartitionImage {
         }
         start
     }
+}
+
+/// The ranges of `merged`, which `writer` wrote.
+pub fn stored(merged: &MergedRanges, writer: Incarnation) -> impl Iterator<Item = StoredRange> + '_ {
+    let (mut base_offset, mut position) = (merged.base_offset, merged.position);
+    merged.ranges.iter().map(move |r| {
+        let range = StoredRange {
+            base_offset,
+            last_offset: r.last_offset,
+            place: Place::l1(writer, merged.file),
+            position,
+            len: r.len,
+            max_timestamp: r.max_timestamp,
+            append_time_ms: r.append_time_ms,
+        };
+        (base_offset, position) = (r.last_offset + 1, position.saturating_add(r.len));
+        range
+    })
 }
 
 #[cfg(test)]
@@ -151,13 +262,7 @@ mod tests {
                 batches: vec![batch],
             };
             image
-                .apply(
-                    &Entry::Batches(range),
-                    Place {
-                        incarnation: 1,
-                        seq: seq as u64,
-                    },
-                )
+                .apply(&Entry::Batches(range), Place::l0(1, seq as u64))
                 .unwrap();
         }
         image
@@ -200,14 +305,7 @@ mod tests {
             leader_epoch: 1,
             offset,
         };
-        i.apply(
-            &start(15),
-            Place {
-                incarnation: 1,
-                seq: 9,
-            },
-        )
-        .unwrap();
+        i.apply(&start(15), Place::l0(1, 9)).unwrap();
         assert_eq!(
             (i.ranges.len(), i.bytes, i.oldest_needed(1), i.oldest_needed(2)),
             (2, 17, Some(1), None)

@@ -171,6 +171,12 @@ impl PartitionState {
             }
             // It speaks of a slot and changes no partition.
             Entry::Release { .. } => {}
+            // Bytes have moved; what they are has not changed.
+            Entry::Merged(m) => {
+                if m.last_offset() >= self.end {
+                    return Err(self.misfit(m.partition, m.last_offset(), "merged data beyond the end"));
+                }
+            }
         }
         Ok(())
     }

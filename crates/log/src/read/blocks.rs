@@ -37,7 +37,7 @@ pub(crate) struct Blocks {
     metrics: LogMetrics,
 }
 
-/// A block of a segment.
+/// A block of a segment or merged object.
 pub(crate) type BlockId = (Place, u64);
 
 /// The blocks that a range lies in.
@@ -154,7 +154,7 @@ impl Blocks {
     }
 
     async fn get(&self, place: Place, n: u64) -> Result<Bytes, ReadError> {
-        let key = self.store.key(&keys::segment(place.incarnation, place.seq));
+        let key = self.store.key(&keys::place(place));
         let range = Some(GetRange::Bounded(n * BLOCK..(n + 1) * BLOCK));
         let options = GetOptions {
             range,

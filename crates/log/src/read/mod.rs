@@ -18,6 +18,8 @@ use blocks::{Blocks, blocks_of};
 
 /// Ranges that one read takes at most.
 const RANGES_PER_READ: usize = 256;
+/// Plans that one read makes at most: an object may be merged and deleted between the plan and the read.
+const PLANS: usize = 4;
 /// Ranges that one read brings from the store side by side.
 const COLD_RANGES_AT_ONCE: usize = 8;
 /// A batch is opened for a lookup by time up to this size.
@@ -214,6 +216,22 @@ fn cut(r: &StoredRange, chunks: &[Bytes], stored: bool, want: Want) -> Result<Cu
     })
 }
 
+/// Where the bytes at the start of `planned` stand now, if they have moved since.
+fn moved(partition: &Partition, planned: &StoredRange) -> Option<StoredRange> {
+    let image = partition.published.lock();
+    let now = image.ranges.get(image.range_from(planned.base_offset))?;
+    (now.place != planned.place).then_some(*now)
+}
+
+/// A read that failed, with the range for which it did.
+struct Failed(ReadError, Option<StoredRange>);
+
+impl From<ReadError> for Failed {
+    fn from(error: ReadError) -> Failed {
+        Failed(error, None)
+    }
+}
+
 /// Reads whole batches from the one that holds `offset` on.
 pub(crate) async fn read(
     blocks: &Arc<Blocks>,
@@ -222,6 +240,27 @@ pub(crate) async fn read(
     max_bytes: usize,
     isolation: Isolation,
 ) -> Result<ReadResult, ReadError> {
+    let mut plans = 1;
+    loop {
+        match read_as_planned(blocks, partition, offset, max_bytes, isolation).await {
+            Ok(result) => return Ok(result),
+            Err(Failed(ReadError::Missing(_), Some(r)))
+                if plans < PLANS && moved(partition, &r).is_some() =>
+            {
+                plans += 1;
+            }
+            Err(Failed(error, _)) => return Err(error),
+        }
+    }
+}
+
+async fn read_as_planned(
+    blocks: &Arc<Blocks>,
+    partition: &Partition,
+    offset: Offset,
+    max_bytes: usize,
+    isolation: Isolation,
+) -> Result<ReadResult, Failed> {
     let (watermarks, ranges, end, reader) = {
         let image = partition.published.lock();
         let end = partition.check_offset(&image, offset, isolation)?;
@@ -263,8 +302,11 @@ pub(crate) async fn read(
             Ok(cut) => cut,
             // What was read so far is good; the reader will ask again from here.
             Err(_) if result.bytes > 0 => break,
-            Err(ReadError::Corrupt(what)) => reread(blocks, &r, want, &what).await?,
-            Err(e) => return Err(e),
+            Err(ReadError::Corrupt(what)) => {
+                let again = reread(blocks, &r, want, &what).await;
+                again.map_err(|e| Failed(e, Some(r)))?
+            }
+            Err(e) => return Err(Failed(e, Some(r))),
         };
         result.bytes += cut.chunks.iter().map(Bytes::len).sum::<usize>();
         result.chunks.extend(cut.chunks);
@@ -339,10 +381,19 @@ pub(crate) async fn lookup(
     let Some(range) = range.filter(|r| r.max_timestamp >= 0 || at_least < 0) else {
         return Ok(None);
     };
-    let mut from = range;
+    let (mut from, mut plans) = (range, 1);
     let log_start = partition.watermarks().log_start_offset;
     loop {
-        let (chunks, verify) = blocks.range(&from).await?;
+        let (chunks, verify) = match blocks.range(&from).await {
+            Ok(found) => found,
+            Err(ReadError::Missing(key)) => {
+                let now = moved(partition, &from).filter(|_| plans < PLANS);
+                from = now.ok_or(ReadError::Missing(key))?;
+                plans += 1;
+                continue;
+            }
+            Err(e) => return Err(e),
+        };
         match first_at_or_after(&chunks, verify, at_least, log_start) {
             Ok(Some((offset, timestamp))) => {
                 let leader_epoch = partition.published.lock().state.epoch_of(offset);

@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use crate::Seq;
-use crate::entry::Place;
+use crate::entry::{Level, Place};
 use crate::stream::writer::SegmentBytes;
 
 /// Ring of the segments that this broker published last.
@@ -60,7 +60,9 @@ impl TailRing {
     /// Whether [`TailRing::get`] would find it.
     pub(crate) fn holds(&self, place: Place) -> bool {
         let end = self.first + self.segments.len() as Seq;
-        place.incarnation == self.incarnation && (self.first..end).contains(&place.seq)
+        place.level == Level::L0
+            && place.incarnation == self.incarnation
+            && (self.first..end).contains(&place.seq)
     }
 
     pub(crate) fn bytes(&self) -> u64 {
@@ -97,16 +99,10 @@ mod tests {
             ring.push(seq, segment(seq));
             assert!(ring.bytes() <= one * 4);
         }
-        let at = |seq| Place { incarnation: 1, seq };
+        let at = |seq| Place::l0(1, seq);
         assert!(ring.get(at(6)).is_none() && ring.get(at(7)).is_some() && ring.get(at(9)).is_some());
         assert!(ring.get(at(10)).is_none());
-        assert!(
-            ring.get(Place {
-                incarnation: 2,
-                seq: 9
-            })
-            .is_none()
-        );
+        assert!(ring.get(Place::l0(2, 9)).is_none());
         ring.push(20, segment(20));
         assert!(ring.get(at(9)).is_none() && ring.get(at(20)).is_some());
         let mut tiny = TailRing::new(1, 1);

@@ -22,7 +22,7 @@ use uuid::Uuid;
 
 use crate::batch::RecordBatch;
 use crate::clock::Clock;
-use crate::entry::{Entry, Place};
+use crate::entry::{Entry, MergedRanges, Place};
 use crate::format::segment::{Seal, SegmentHeader, encode_seal, read_header};
 use crate::keys;
 use crate::log::{AppendError, Appended, PendingAppend};
@@ -149,6 +149,8 @@ pub(crate) struct Stream {
     /// `next + 1` of the newest durable checkpoint; 0 before the first.
     pub(crate) checkpoint_next: AtomicU64,
     pub(crate) manifest_version: AtomicU64,
+    /// Bytes of all segments that were published.
+    pub(crate) published_bytes: AtomicU64,
     /// Why this stream was lost.
     fenced: watch::Sender<Option<Fenced>>,
     node_id: i32,
@@ -187,6 +189,7 @@ impl Stream {
             published_next: Mutex::new(0),
             checkpoint_next: AtomicU64::new(0),
             manifest_version: AtomicU64::new(0),
+            published_bytes: AtomicU64::new(0),
             fenced: watch::Sender::new(None),
             node_id,
             proven: Mutex::new(Instant::now()),
@@ -333,6 +336,42 @@ impl Stream {
         Ok(pending)
     }
 
+    /// Adds pointers to merged data, which MUST be durable; `None` if there is nothing left to point to.
+    ///
+    /// What fits what is published now fits for good: appends come behind it, and what a log start passes meanwhile
+    /// is forgotten on both sides. So none is left that could not be applied at its publication. Only one call may be
+    /// under way at a time.
+    pub(crate) fn add_merged(
+        &self,
+        merged: Vec<MergedRanges>,
+    ) -> Result<Option<watch::Receiver<Fate>>, AppendError> {
+        let mut fitting = Vec::with_capacity(merged.len());
+        for m in merged {
+            // A topic may be deleted, or its slot have moved, since the merge was planned.
+            let partition = self.partitions.read().get(&m.partition).cloned();
+            let Some(p) = partition.filter(|p| p.leader_epoch() == m.leader_epoch) else {
+                continue;
+            };
+            let covered = p.published.lock().covered_by(&m);
+            match covered {
+                Ok(Some(_)) => fitting.push((p, m)),
+                Ok(None) => {}
+                Err(misfit) => tracing::error!(%misfit, "merged data does not fit; it is left out"),
+            }
+        }
+        let mut assigning = self.assigning.lock();
+        assigning.check_open()?;
+        fitting.retain(|(p, _)| p.check_appendable().is_ok());
+        if fitting.is_empty() {
+            return Ok(None);
+        }
+        let bytes = fitting.iter().map(|(_, m)| 32 + m.ranges.len() * 12).sum();
+        Ok(Some(assigning.add(bytes, &self.wake, &self.policy, |open| {
+            open.others
+                .extend(fitting.into_iter().map(|(_, m)| Entry::Merged(m)));
+        })))
+    }
+
     /// Closes and publishes segments until the stream is stopped or fenced.
     pub(crate) async fn run(self: Arc<Stream>) {
         let (outcomes, mut landed) = mpsc::unbounded_channel();
@@ -459,10 +498,9 @@ impl Stream {
     /// Makes a durable segment visible. The tail comes first, so that who sees the range finds its bytes there.
     fn publish(&self, written: Written) {
         let mut next = self.published_next.lock();
-        let place = Place {
-            incarnation: self.incarnation,
-            seq: *next,
-        };
+        let place = Place::l0(self.incarnation, *next);
+        self.published_bytes
+            .fetch_add(written.bytes.len(), Ordering::Relaxed);
         {
             let mut tail = self.blocks.tail.lock();
             tail.push(place.seq, written.bytes);
@@ -484,7 +522,10 @@ impl Stream {
                     tracing::error!(%misfit, "a durable entry does not fit");
                     broken = Some(format!("a durable entry does not fit: {misfit}"));
                 }
-                touched.push(p.clone());
+                // Merged data moves nothing that anybody waits for.
+                if !matches!(e, Entry::Merged(_)) {
+                    touched.push(p.clone());
+                }
             }
         }
         *next += 1;

@@ -35,10 +35,7 @@ impl OneStream {
         let mut image = (*b.published).clone();
         if self.has(CheckpointAssigned) {
             for (i, entries) in b.window.iter().enumerate() {
-                let place = Place {
-                    incarnation: inc,
-                    seq: next + i as Seq,
-                };
+                let place = Place::l0(inc, next + i as Seq);
                 entries
                     .iter()
                     .for_each(|e| image.apply(e, place).unwrap_or_default());

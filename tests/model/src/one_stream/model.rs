@@ -158,6 +158,7 @@ impl OneStream {
                     }
                 }
                 Entry::LogStart { offset, .. } => s.shown_start = s.shown_start.max(*offset),
+                Entry::Merged(_) => {}
             }
         }
     }

@@ -147,10 +147,7 @@ impl OneStream {
         let first = b.window.published_next();
         for (i, entries) in b.window.durable(seq).into_iter().enumerate() {
             let Some(b) = Self::serving(s, inc) else { return };
-            let place = Place {
-                incarnation: inc,
-                seq: first + i as Seq,
-            };
+            let place = Place::l0(inc, first + i as Seq);
             if b.given_up.remove(&place.seq) {
                 continue;
             }

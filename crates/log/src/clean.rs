@@ -1,0 +1,420 @@
+//! Deletes what nobody needs any more: segments below the floor and old checkpoints of this broker's stream, and all
+//! but the seal and the head of streams that have left the manifest.
+//!
+//! Nothing is deleted by age, nor because nobody seems to need it, but only by facts that never change back: a floor
+//! and a checkpoint that a *durable* head names, and a stream that was in the manifest and is not any more (its
+//! incarnation is given, and it is not listed). A broker that lost its stream deletes nothing: the seal that it met may
+//! be a void one. Seals of streams stay for ever, so that a write of a stalled broker can never land there.
+//!
+//! Keys are found by listing, so what a crash left, or a stalled writer created late, goes as well. A listing that is
+//! out of date only leaves something for the next one. Everything waits for `log.segment.delete.delay.ms`, so that
+//! whoever planned a read a moment ago finds what it looks for.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::{StreamExt, TryStreamExt, stream};
+use object_store::path::Path;
+use object_store::{GetOptions, GetRange, ObjectMeta};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::checkpointer::Durable;
+use crate::format::segment::{HEAD_LEN, read_header};
+use crate::head::Head;
+use crate::keys::{self, InStream};
+use crate::manifest::Manifest;
+use crate::manifest::keeper::ManifestKeeper;
+use crate::store::conditional;
+use crate::store::trouble::reason_of;
+use crate::stream::Stream;
+use crate::{Incarnation, Seq};
+
+/// Objects that are deleted between two looks at whether this broker still may.
+const BATCH: usize = 1_000;
+/// The own stream is not listed more often.
+const OWN_PAUSE: Duration = Duration::from_secs(10);
+/// All streams are listed this long after a start, and then once in this time.
+const FIRST_SWEEP: Duration = Duration::from_secs(120);
+const SWEEP: Duration = Duration::from_secs(3600);
+/// A larger object of a stream is no seal.
+const SEAL_BYTES_MAX: u64 = 4 << 10;
+/// Headers that are read at once, to tell a seal from data.
+const HEADERS_AT_ONCE: usize = 16;
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub(crate) struct Cleaner {
+    stream: Arc<Stream>,
+    keeper: Arc<ManifestKeeper>,
+    delay: Duration,
+}
+
+/// Why something was left.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum NotCleaned {
+    /// A request failed; what is left is found again.
+    #[error("{0}")]
+    Store(String),
+    /// What stands there cannot be read, so it may be needed.
+    #[error("{0}")]
+    Unreadable(String),
+    /// This broker has lost its stream.
+    #[error("this broker was taken over")]
+    Fenced,
+}
+
+/// Whether a stream was there and has left the table, which it never enters again.
+fn is_drained(manifest: &Manifest, incarnation: Incarnation) -> bool {
+    incarnation < manifest.next_incarnation && !manifest.streams.contains_key(&incarnation)
+}
+
+/// Whether an object of the own stream is needed by nobody, by what a durable head says.
+fn is_passed(what: InStream, durable: &Durable) -> bool {
+    match what {
+        InStream::Segment(seq) => seq < durable.floor,
+        // One of the same position may be on its way to be named by the next head.
+        InStream::Checkpoint(next) => durable.checkpoint_next.is_some_and(|named| next < named),
+        InStream::Other => false,
+    }
+}
+
+impl Cleaner {
+    pub(crate) fn new(stream: Arc<Stream>, keeper: Arc<ManifestKeeper>, delay: Duration) -> Cleaner {
+        Cleaner {
+            stream,
+            keeper,
+            delay,
+        }
+    }
+
+    /// Runs until the task is aborted or the stream is lost.
+    pub(crate) async fn run(self: Arc<Cleaner>, mut heads: watch::Receiver<Arc<Durable>>) {
+        let mut manifests = self.keeper.subscribe();
+        let mut due = Due::new(Instant::now(), self.delay);
+        let mut listed: BTreeSet<Incarnation> = self.keeper.current().streams.keys().copied().collect();
+        loop {
+            tokio::select! {
+                changed = heads.changed() => if changed.is_err() { return },
+                changed = manifests.changed() => if changed.is_err() { return },
+                () = tokio::time::sleep_until(due.next()) => {}
+            }
+            if self.stream.is_fenced() {
+                return;
+            }
+            let (now, manifest) = (Instant::now(), self.keeper.current());
+            due.head(heads.borrow_and_update().clone(), now);
+            manifests.mark_unchanged();
+            // One broker is enough for what belongs to nobody.
+            let first = manifest.controller().map(|(i, _)| i) == Some(self.stream.incarnation);
+            for gone in listed.iter().filter(|i| !manifest.streams.contains_key(i)) {
+                due.drained(*gone, now);
+            }
+            listed = manifest.streams.keys().copied().collect();
+            for task in due.take(now) {
+                let done = match task {
+                    Task::Own(durable) => self.clean_own(&durable).await,
+                    Task::Stream(incarnation) if first => self.clean_stream(incarnation).await,
+                    Task::Sweep if first => self.sweep().await,
+                    Task::Stream(_) | Task::Sweep => Ok(0),
+                };
+                match done {
+                    Ok(0) => {}
+                    Ok(objects) => tracing::debug!(objects, "deleted what nobody needs"),
+                    Err(NotCleaned::Fenced) => return,
+                    Err(why) => {
+                        tracing::warn!(%why, "something could not be deleted; it is found again later")
+                    }
+                }
+            }
+        }
+    }
+
+    /// Deletes what a durable head of this broker's stream has passed. Returns how many objects.
+    pub(crate) async fn clean_own(&self, durable: &Durable) -> Result<u64, NotCleaned> {
+        let own = self.stream.incarnation;
+        let store = &self.stream.store;
+        let listing = store.bulk.list(Some(&store.key(&keys::stream(own))));
+        let passed = listing.map_err(listing_failed).try_filter_map(|meta| async {
+            let what = self.relative(&meta).and_then(keys::parse_in_stream);
+            let passed = what.is_some_and(|(stream, what)| stream == own && is_passed(what, durable));
+            Ok(passed.then_some(meta))
+        });
+        self.delete(passed.boxed()).await
+    }
+
+    /// Deletes everything of a stream that has left the manifest's table, but its seal and its head.
+    pub(crate) async fn clean_stream(&self, incarnation: Incarnation) -> Result<u64, NotCleaned> {
+        if !is_drained(&self.keeper.current(), incarnation) {
+            return Ok(0);
+        }
+        let store = &self.stream.store;
+        let key = store.key(&keys::head(incarnation));
+        let head = conditional::read(store, &key).await;
+        let floor = match head.map_err(|e| NotCleaned::Store(e.to_string()))? {
+            None => 0,
+            Some(found) => {
+                let head = Head::decode(&found.bytes, self.stream.cluster, incarnation);
+                head.map_err(|e| NotCleaned::Unreadable(format!("{key}: {e}")))?
+                    .floor
+            }
+        };
+        let listing = store.bulk.list(Some(&store.key(&keys::stream(incarnation))));
+        let judged = listing.map_err(listing_failed).map_ok(|meta| async move {
+            let what = self.relative(&meta).and_then(keys::parse_in_stream);
+            let garbage = match what.filter(|(stream, _)| *stream == incarnation) {
+                Some((_, InStream::Segment(seq))) => seq < floor || !self.may_be_seal(&meta).await?,
+                Some((_, InStream::Checkpoint(_))) => true,
+                Some((_, InStream::Other)) | None => false,
+            };
+            Ok(garbage.then_some(meta))
+        });
+        let garbage = judged
+            .try_buffered(HEADERS_AT_ONCE)
+            .try_filter_map(|found| async { Ok(found) });
+        self.delete(garbage.boxed()).await
+    }
+
+    /// Looks through all streams for what others left.
+    pub(crate) async fn sweep(&self) -> Result<u64, NotCleaned> {
+        let manifest = self.keeper.current();
+        let store = &self.stream.store;
+        // Per drained stream: whether there is more than its seal.
+        let mut found: BTreeMap<Incarnation, (u64, bool)> = BTreeMap::new();
+        let mut listing = store.bulk.list(Some(&store.key(keys::STREAMS)));
+        while let Some(meta) = listing.try_next().await.map_err(listing_failed)? {
+            let Some((stream, what)) = self.relative(&meta).and_then(keys::parse_in_stream) else {
+                continue;
+            };
+            if is_drained(&manifest, stream) {
+                let (segments, checkpoints) = found.entry(stream).or_default();
+                match what {
+                    InStream::Segment(_) => *segments += 1,
+                    InStream::Checkpoint(_) => *checkpoints = true,
+                    InStream::Other => {}
+                }
+            }
+        }
+        let mut deleted = 0;
+        for (stream, (segments, checkpoints)) in found {
+            if segments > 1 || checkpoints {
+                deleted += self.clean_stream(stream).await?;
+            }
+        }
+        Ok(deleted)
+    }
+
+    fn relative<'a>(&self, meta: &'a ObjectMeta) -> Option<&'a str> {
+        let below = meta
+            .location
+            .as_ref()
+            .strip_prefix(self.stream.store.prefix.as_ref())?;
+        Some(below.trim_start_matches('/'))
+    }
+
+    /// Whether an object is a seal, or cannot be told from one.
+    async fn may_be_seal(&self, meta: &ObjectMeta) -> Result<bool, NotCleaned> {
+        if meta.size > SEAL_BYTES_MAX {
+            return Ok(false);
+        }
+        let options = GetOptions {
+            range: Some(GetRange::Bounded(0..HEAD_LEN)),
+            ..GetOptions::default()
+        };
+        let store = &self.stream.store;
+        let got = async { store.bulk.get_opts(&meta.location, options).await?.bytes().await };
+        match got.await {
+            Ok(start) => Ok(match read_header(&start, Some(self.stream.cluster)) {
+                Ok(header) => header.seal.is_some(),
+                Err(why) => {
+                    tracing::warn!(key = %meta.location, %why, "an object of a drained stream is not readable; it stays");
+                    true
+                }
+            }),
+            Err(object_store::Error::NotFound { .. }) => Ok(true),
+            Err(e) => Err(NotCleaned::Store(reason_of(&e))),
+        }
+    }
+
+    async fn delete(
+        &self,
+        garbage: stream::BoxStream<'_, Result<ObjectMeta, NotCleaned>>,
+    ) -> Result<u64, NotCleaned> {
+        let mut deleted = 0;
+        let mut batches = garbage.try_chunks(BATCH);
+        while let Some(batch) = batches.next().await {
+            // What was found before something failed goes with the next look.
+            let batch = batch.map_err(|e| e.1)?;
+            if self.stream.is_fenced() {
+                return Err(NotCleaned::Fenced);
+            }
+            let keys: Vec<_> = batch.iter().map(|meta| Ok(meta.location.clone())).collect();
+            let mut answers = self.stream.store.bulk.delete_stream(stream::iter(keys).boxed());
+            let sizes: BTreeMap<&Path, u64> = batch.iter().map(|m| (&m.location, m.size)).collect();
+            let mut failed = None;
+            while let Some(answer) = answers.next().await {
+                match answer {
+                    Ok(key) => {
+                        deleted += 1;
+                        let metrics = &self.stream.metrics;
+                        metrics.deleted_objects.inc();
+                        metrics
+                            .deleted_bytes
+                            .inc_by(sizes.get(&key).copied().unwrap_or(0));
+                    }
+                    Err(object_store::Error::NotFound { .. }) => {}
+                    Err(e) => failed = Some(NotCleaned::Store(reason_of(&e))),
+                }
+            }
+            failed.map_or(Ok(()), Err)?;
+        }
+        Ok(deleted)
+    }
+}
+
+fn listing_failed(e: object_store::Error) -> NotCleaned {
+    NotCleaned::Store(reason_of(&e))
+}
+
+/// Something to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Task {
+    Own(Arc<Durable>),
+    Stream(Incarnation),
+    Sweep,
+}
+
+/// What is to be done when: the pure part.
+#[derive(Debug)]
+struct Due {
+    delay: Duration,
+    heads: VecDeque<(Instant, Arc<Durable>)>,
+    /// Floor and checkpoint of the newest of them, also if it is taken.
+    newest: (Seq, Option<Seq>),
+    /// The own stream is not looked at before.
+    own_from: Instant,
+    drained: VecDeque<(Instant, Incarnation)>,
+    sweep: Instant,
+}
+
+impl Due {
+    fn new(now: Instant, delay: Duration) -> Due {
+        Due {
+            delay,
+            heads: VecDeque::new(),
+            newest: (0, None),
+            own_from: now,
+            drained: VecDeque::new(),
+            sweep: now + FIRST_SWEEP.max(delay),
+        }
+    }
+
+    /// A head is durable.
+    fn head(&mut self, durable: Arc<Durable>, now: Instant) {
+        let says = (durable.floor, durable.checkpoint_next);
+        if says != self.newest {
+            self.newest = says;
+            self.heads.push_back((now + self.delay, durable));
+        }
+    }
+
+    /// A stream has left the manifest.
+    fn drained(&mut self, incarnation: Incarnation, now: Instant) {
+        self.drained.push_back((now + self.delay, incarnation));
+    }
+
+    /// When there is something to do.
+    fn next(&self) -> Instant {
+        let own = self.heads.front().map(|(at, _)| (*at).max(self.own_from));
+        let drained = self.drained.front().map(|(at, _)| *at);
+        let first = [own, drained].into_iter().flatten().min();
+        first.map_or(self.sweep, |first| first.min(self.sweep))
+    }
+
+    /// What is to be done now. Of several heads the newest counts.
+    fn take(&mut self, now: Instant) -> Vec<Task> {
+        let mut tasks = vec![];
+        if now >= self.own_from {
+            let ripe = self.heads.iter().take_while(|(at, _)| *at <= now).count();
+            if let Some((_, newest)) = self.heads.drain(..ripe).next_back() {
+                tasks.push(Task::Own(newest));
+                self.own_from = now + OWN_PAUSE;
+            }
+        }
+        while let Some((_, stream)) = self.drained.pop_front_if(|(at, _)| *at <= now) {
+            tasks.push(Task::Stream(stream));
+        }
+        if self.sweep <= now {
+            tasks.push(Task::Sweep);
+            self.sweep = now + SWEEP;
+        }
+        tasks
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn durable(floor: Seq, next: Seq) -> Arc<Durable> {
+        Arc::new(Durable {
+            floor,
+            checkpoint_next: Some(next),
+            covered: vec![],
+        })
+    }
+
+    #[test]
+    fn only_what_a_durable_head_has_passed_goes() {
+        let d = durable(5, 9);
+        let passed: Vec<Seq> = (0..9)
+            .filter(|seq| is_passed(InStream::Segment(*seq), &d))
+            .collect();
+        assert_eq!(passed, [0, 1, 2, 3, 4]);
+        assert!(is_passed(InStream::Checkpoint(8), &d));
+        assert!(!is_passed(InStream::Checkpoint(9), &d) && !is_passed(InStream::Checkpoint(10), &d));
+        assert!(!is_passed(InStream::Other, &d), "the head stays");
+        let nothing = Durable::default();
+        assert!(!is_passed(InStream::Segment(0), &nothing) && !is_passed(InStream::Checkpoint(0), &nothing));
+    }
+
+    #[test]
+    fn a_stream_is_drained_when_it_was_there_and_is_gone() {
+        let mut m = Manifest::new(uuid::Uuid::nil(), uuid::Uuid::nil(), 4);
+        let i = m.register(1, None, BTreeMap::new());
+        assert!(!is_drained(&m, i) && !is_drained(&m, i + 1));
+        m.streams.remove(&i);
+        assert!(is_drained(&m, i) && !is_drained(&m, i + 1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn everything_waits_for_the_delay_and_the_newest_head_counts() {
+        let delay = Duration::from_secs(60);
+        let t0 = Instant::now();
+        let at = |s| t0 + Duration::from_secs(s);
+        let mut due = Due::new(t0, delay);
+        assert_eq!(due.next(), at(120), "the first sweep");
+        due.head(durable(0, 0), t0);
+        due.head(durable(4, 7), at(1));
+        due.head(durable(4, 7), at(2));
+        due.head(durable(6, 9), at(30));
+        due.drained(3, at(8));
+        assert_eq!((due.next(), due.take(at(59))), (at(60), vec![]));
+        assert_eq!(
+            due.take(at(62)),
+            [Task::Own(durable(4, 7))],
+            "and not yet the younger one"
+        );
+        due.head(durable(6, 9), at(63));
+        assert_eq!(due.take(at(68)), [Task::Stream(3)]);
+        assert_eq!(due.next(), at(90));
+        due.head(durable(7, 9), at(31));
+        assert_eq!(due.take(at(91)), [Task::Own(durable(7, 9))]);
+        due.head(durable(8, 9), at(32));
+        assert_eq!(due.next(), at(101), "not without a pause");
+        assert_eq!(due.take(at(95)), []);
+        assert_eq!(due.take(at(120)), [Task::Own(durable(8, 9)), Task::Sweep]);
+        assert_eq!(due.next(), at(120 + 3600));
+    }
+}

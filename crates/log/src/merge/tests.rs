@@ -1,0 +1,614 @@
+//! Whole-engine tests: produce, merge, checkpoint, delete, restart, and read everything.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use async_trait::async_trait;
+use futures::stream::BoxStream;
+use object_store::memory::InMemory;
+use object_store::{
+    CopyOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, PutMultipartOptions,
+    PutOptions, PutPayload, PutResult, Result as StoreResult,
+};
+use parking_lot::Mutex;
+use prometheus_client::registry::Registry;
+
+use super::*;
+use crate::checkpointer::Durable;
+use crate::clean::{Cleaner, NotCleaned};
+use crate::entry::Level;
+use crate::head::Head;
+use crate::keys::{InStream, parse_in_stream};
+use crate::manifest::Change;
+use crate::store::counting::StoreMetrics;
+use crate::store::{Store, StoreKind, StoreOptions};
+use crate::tests::{append, contents, topic};
+use crate::{Incarnation, Isolation, Log, LogOptions, ReadError, Seq, SystemClock, TopicId};
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+async fn memory() -> Store {
+    Store::open("memory://", StoreOptions::default()).await.unwrap()
+}
+
+/// A log that merges and deletes only when a test says so.
+async fn open(store: &Store) -> Log {
+    let mut options = LogOptions::for_store(StoreKind::Memory);
+    options.merge.interval = 1_000 * HOUR;
+    options.delete_delay = 1_000 * HOUR;
+    open_with(store, options).await
+}
+
+async fn open_with(store: &Store, options: LogOptions) -> Log {
+    let mut registry = Registry::default();
+    let opened = Log::open(store.clone(), options, Arc::new(SystemClock), &mut registry).await;
+    opened.unwrap()
+}
+
+fn merger(log: &Log) -> Merger {
+    let inner = &log.inner;
+    let options = MergeOptions {
+        bytes_per_second: u64::MAX,
+        ..MergeOptions::default()
+    };
+    Merger::new(
+        inner.stream.clone(),
+        inner.keeper.clone(),
+        inner.checkpointer.clone(),
+        options,
+    )
+}
+
+fn cleaner(log: &Log) -> Cleaner {
+    Cleaner::new(log.inner.stream.clone(), log.inner.keeper.clone(), HOUR)
+}
+
+/// Writes a checkpoint and returns what is durable with it.
+async fn checkpoint(log: &Log) -> Arc<Durable> {
+    log.inner.checkpointer.write_checkpoint().await.unwrap();
+    log.inner.checkpointer.durable().borrow().clone()
+}
+
+async fn listed(store: &Store) -> Vec<String> {
+    let all = store.bulk.list(None).map(|o| o.unwrap().location.to_string());
+    let mut keys: Vec<String> = all.collect().await;
+    keys.sort_unstable();
+    keys
+}
+
+/// Segments and seals of a stream, and how many checkpoints.
+async fn of_stream(store: &Store, incarnation: Incarnation) -> (BTreeSet<Seq>, usize) {
+    let (mut segments, mut checkpoints) = (BTreeSet::new(), 0);
+    for key in listed(store).await {
+        match parse_in_stream(&key) {
+            Some((i, InStream::Segment(seq))) if i == incarnation => drop(segments.insert(seq)),
+            Some((i, InStream::Checkpoint(_))) if i == incarnation => checkpoints += 1,
+            _ => {}
+        }
+    }
+    (segments, checkpoints)
+}
+
+fn levels(log: &Log, id: &TopicId, partition: i32) -> Vec<Level> {
+    let p = log.partition(id, partition).unwrap();
+    let image = p.published.lock();
+    image.ranges.iter().map(|r| r.place.level).collect()
+}
+
+/// Three partitions with records of very different sizes; returns what each holds.
+async fn produce(log: &Log, id: &TopicId, rounds: usize) -> Vec<Vec<(i64, String)>> {
+    let large = "x".repeat(1_300_000);
+    for round in 0..rounds {
+        for partition in 0..3 {
+            let p = log.partition(id, partition).unwrap();
+            let value = format!("v{round}-{partition}");
+            let second = if (round + partition as usize) % 7 == 3 {
+                large.as_str()
+            } else {
+                "y"
+            };
+            append(log, &p, &[&value, second]).await;
+        }
+    }
+    read_all(log, id).await
+}
+
+async fn read_all(log: &Log, id: &TopicId) -> Vec<Vec<(i64, String)>> {
+    let mut all = vec![];
+    for partition in 0..3 {
+        let p = log.partition(id, partition).unwrap();
+        let start = p.watermarks().log_start_offset;
+        all.push(contents(log, &p, start).await);
+    }
+    all
+}
+
+#[tokio::test]
+async fn what_is_merged_reads_the_same_and_the_rest_is_deleted() {
+    let metrics = StoreMetrics::default();
+    let options = StoreOptions {
+        metrics: Some(metrics.clone()),
+        ..StoreOptions::default()
+    };
+    let store = Store::open("memory://", options).await.unwrap();
+    let log = open(&store).await;
+    let id = topic(&log, "t", 3).await;
+    let all = produce(&log, &id, 12).await;
+    let mut merger_ = merger(&log);
+    merger_.round().await.unwrap();
+    for partition in 0..3 {
+        assert!(levels(&log, &id, partition).iter().all(|l| *l == Level::L1));
+        let p = log.partition(&id, partition).unwrap();
+        let image = p.published.lock();
+        assert_eq!(image.unmerged, 0);
+        let fits = |r: &StoredRange| r.len <= 1 << 20 || r.last_offset == r.base_offset + 1;
+        assert!(image.ranges.iter().all(fits), "{:?}", image.ranges);
+        assert!(image.ranges.len() < 12, "neighbours share a range");
+    }
+    assert_eq!(read_all(&log, &id).await, all);
+    merger_.round().await.unwrap();
+    let files = |keys: &[String]| keys.iter().filter(|k| k.starts_with("merged/")).count();
+    assert_eq!(files(&listed(&store).await), 1, "nothing is left to merge");
+
+    // A crash at this point: pointers are found behind what they point from.
+    let log = open(&store).await;
+    assert_eq!(read_all(&log, &id).await, all);
+    assert!(levels(&log, &id, 0).iter().all(|l| *l == Level::L1));
+    let more = produce(&log, &id, 5).await;
+    merger(&log).round().await.unwrap();
+    assert_eq!(read_all(&log, &id).await, more);
+
+    let first = checkpoint(&log).await;
+    assert_eq!(Some(first.floor), first.checkpoint_next, "no data pins the floor");
+    assert!(first.covered.iter().all(|c| !c.foreign_l0));
+    append(&log, &log.partition(&id, 0).unwrap(), &["last", "one"]).await;
+    let durable = checkpoint(&log).await;
+    assert_eq!(durable.floor, first.floor, "the newest segment is needed");
+    let checkpoints = of_stream(&store, 2).await.1 as u64;
+    assert!(checkpoints >= 2, "{checkpoints}");
+    let deleted = cleaner(&log).clean_own(&durable).await.unwrap();
+    assert_eq!(deleted, durable.floor + checkpoints - 1);
+    assert_eq!(of_stream(&store, 2).await, (BTreeSet::from([durable.floor]), 1));
+    assert_eq!(log.inner.stream.metrics.deleted_objects.get(), deleted);
+    assert!(log.inner.stream.metrics.deleted_bytes.get() > 0);
+    let more = read_all(&log, &id).await;
+
+    let reads = || metrics.requests("get") + metrics.requests("get_range");
+    let before = reads();
+    let log = open(&store).await;
+    assert!(reads() - before < 15, "{} reads for a start", reads() - before);
+    assert_eq!(read_all(&log, &id).await, more);
+    assert_eq!(more[0].last().unwrap().1, "one");
+}
+
+#[tokio::test]
+async fn small_objects_are_made_of_whole_segments_and_nothing_is_merged_twice() {
+    let store = memory().await;
+    let log = open(&store).await;
+    let id = topic(&log, "t", 3).await;
+    let all = produce(&log, &id, 10).await;
+    let mut merger = merger(&log);
+    merger.options.file_bytes = 1;
+    merger.round().await.unwrap();
+    let files = listed(&store)
+        .await
+        .iter()
+        .filter(|k| k.starts_with("merged/1/"))
+        .count();
+    assert_eq!(files, 30, "one for each segment");
+    assert_eq!(read_all(&log, &id).await, all);
+    assert_eq!(log.inner.stream.metrics.merged_objects.get(), 30);
+}
+
+#[tokio::test]
+async fn log_starts_and_deleted_topics_between_plan_and_publication_do_no_harm() {
+    let store = memory().await;
+    let log = open(&store).await;
+    let id = topic(&log, "t", 3).await;
+    let gone = topic(&log, "gone", 1).await;
+    produce(&log, &id, 6).await;
+    append(&log, &log.partition(&gone, 0).unwrap(), &["a"]).await;
+    let mut merger = merger(&log);
+    // As far as the pointers of one object.
+    let cut = merger
+        .survey()
+        .await
+        .cut(FileLimits {
+            bytes: u64::MAX,
+            ranges: u64::MAX,
+        })
+        .unwrap();
+    let chosen = log.partitions();
+    let chosen = chosen
+        .iter()
+        .flat_map(|p| runs(p.id(), p.leader_epoch(), &p.published.lock(), cut, |_| false));
+    let layout = Arc::new(Layout::new(chosen.collect()));
+    let mut data = vec![0; layout.data_len as usize];
+    assert!(merger.collect(&layout, &mut data).await.unwrap().is_empty());
+    let entries = pointers(
+        &layout,
+        &data,
+        Target {
+            file: 0,
+            data_start: 0,
+        },
+        |_, _| true,
+    )
+    .unwrap();
+    store
+        .bulk
+        .put_opts(&store.key(&keys::merged(1, 0)), data.into(), Default::default())
+        .await
+        .unwrap();
+    // Meanwhile: one partition's log start passes a part, another's passes all, a topic goes.
+    let [p0, p1] = [0, 1].map(|i| log.partition(&id, i).unwrap());
+    log.advance_log_start(&p0, 5).await.unwrap();
+    log.advance_log_start(&p1, 12).await.unwrap();
+    log.change(vec![Change::DeleteTopic { id: gone }])
+        .await
+        .remove(0)
+        .unwrap();
+    append(&log, &p1, &["later", "still"]).await;
+    let expected = read_all(&log, &id).await;
+    merger.publish(entries).await.unwrap();
+    assert_eq!(read_all(&log, &id).await, expected);
+    assert_eq!(levels(&log, &id, 1), [Level::L0], "only what came later");
+    let log = open(&store).await;
+    assert_eq!(read_all(&log, &id).await, expected);
+    assert_eq!(expected[0][0].0, 5);
+}
+
+#[tokio::test]
+async fn damaged_and_missing_segments_stop_nobody_else() {
+    let store = memory().await;
+    let log = open(&store).await;
+    let id = topic(&log, "t", 3).await;
+    produce(&log, &id, 4).await;
+    let at = |log: &Log, partition, range: usize| {
+        log.partition(&id, partition).unwrap().published.lock().ranges[range]
+    };
+    let (flipped, missing, cut) = (at(&log, 0, 1), at(&log, 1, 2), at(&log, 2, 3));
+    let key = |r: &StoredRange| store.key(&keys::place(r.place));
+    let mut bytes = store
+        .bulk
+        .get(&key(&flipped))
+        .await
+        .unwrap()
+        .bytes()
+        .await
+        .unwrap()
+        .to_vec();
+    bytes[flipped.position as usize + flipped.len as usize - 1] ^= 1;
+    store.bulk.put(&key(&flipped), bytes.into()).await.unwrap();
+    let log = open(&store).await;
+    store.bulk.delete(&key(&missing)).await.unwrap();
+    store
+        .bulk
+        .put(&key(&cut), Bytes::from_static(b"ALLUVIUM").into())
+        .await
+        .unwrap();
+    let mut merger = merger(&log);
+    merger.round().await.unwrap();
+    for (partition, bad) in [(0, flipped), (1, missing), (2, cut)] {
+        let p = log.partition(&id, partition).unwrap();
+        let image = p.published.lock();
+        assert_eq!(image.unmerged_ranges().collect::<Vec<_>>(), [&bad]);
+    }
+    let metrics = &log.inner.stream.metrics;
+    assert_eq!(metrics.unmergeable_ranges.get(), 3);
+    merger.round().await.unwrap();
+    assert_eq!(metrics.unmergeable_ranges.get(), 3, "told once");
+    let p = log.partition(&id, 0).unwrap();
+    assert_eq!(
+        contents(&log, &p, 4).await.len(),
+        4,
+        "what lies behind can be read"
+    );
+    let read = log.read(&p, 2, 1, Isolation::ReadUncommitted).await;
+    assert!(matches!(read, Err(ReadError::Corrupt(_))), "{read:?}");
+    assert!(
+        checkpoint(&log).await.covered.iter().any(|c| c.foreign_l0),
+        "its stream is still needed"
+    );
+}
+
+#[tokio::test]
+async fn an_object_that_nobody_points_to_is_left_and_its_number_is_not_used_again() {
+    let store = memory().await;
+    let log = open(&store).await;
+    let id = topic(&log, "t", 3).await;
+    let all = produce(&log, &id, 3).await;
+    // The number is taken: by an earlier write of ours that was given up, for all that is known.
+    let taken = store.key(&keys::merged(1, 0));
+    store
+        .bulk
+        .put(&taken, Bytes::from_static(b"who knows").into())
+        .await
+        .unwrap();
+    let mut merger_ = merger(&log);
+    let refused = merger_.round().await;
+    assert!(matches!(refused, Err(MergeError::Odd(_))), "{refused:?}");
+    assert!(store.bulk.head(&taken).await.is_ok());
+    // Written, and not published: the broker stops between the two.
+    log.inner.stream.stop();
+    let ended = merger_.round().await;
+    assert_eq!(ended, Err(MergeError::Ended(AppendError::Stopping)));
+    assert!(store.bulk.head(&store.key(&keys::merged(1, 1))).await.is_ok());
+
+    let log = open(&store).await;
+    assert!(levels(&log, &id, 0).iter().all(|l| *l == Level::L0));
+    assert_eq!(read_all(&log, &id).await, all);
+    merger(&log).round().await.unwrap();
+    assert_eq!(read_all(&log, &id).await, all);
+    let names = listed(&store).await;
+    assert_eq!(names.iter().filter(|k| k.starts_with("merged/")).count(), 3);
+}
+
+#[tokio::test]
+async fn a_merge_of_a_broker_that_was_taken_over_changes_nothing_and_it_deletes_nothing() {
+    let store = memory().await;
+    let old = open(&store).await;
+    let id = topic(&old, "t", 3).await;
+    produce(&old, &id, 3).await;
+    merger(&old).round().await.unwrap();
+    let durable = checkpoint(&old).await;
+    let all = produce(&old, &id, 3).await;
+    let new = open(&store).await;
+    // It does not know yet, so it merges, and meets the seal with the pointers.
+    let merged = merger(&old).round().await;
+    assert!(
+        matches!(merged, Err(MergeError::Odd(_) | MergeError::Ended(_))),
+        "{merged:?}"
+    );
+    let mut again = merger(&old);
+    again.next_file = 7;
+    let merged = again.round().await;
+    assert_eq!(merged, Err(MergeError::Ended(AppendError::NotLeader)));
+    assert!(durable.floor > 0);
+    let before = listed(&store).await;
+    assert_eq!(cleaner(&old).clean_own(&durable).await, Err(NotCleaned::Fenced));
+    assert_eq!(listed(&store).await, before);
+    assert_eq!(read_all(&new, &id).await, all);
+    let last = *levels(&new, &id, 0).last().unwrap();
+    assert_eq!(last, Level::L0, "the pointers of the old one do not count");
+}
+
+#[tokio::test]
+async fn a_stream_that_left_the_manifest_keeps_its_seal_and_its_head() {
+    let store = memory().await;
+    let log = open(&store).await;
+    let id = topic(&log, "t", 3).await;
+    produce(&log, &id, 3).await;
+    checkpoint(&log).await;
+    produce(&log, &id, 1).await;
+    log.close().await.unwrap();
+    let log = open(&store).await;
+    let all = read_all(&log, &id).await;
+    let cleaner_ = cleaner(&log);
+    let before = of_stream(&store, 1).await;
+    assert_eq!(cleaner_.clean_stream(1).await, Ok(0), "it is linked");
+    assert_eq!(cleaner_.clean_stream(2).await, Ok(0), "it lives");
+    assert_eq!(cleaner_.clean_stream(3).await, Ok(0), "it is to come");
+    assert_eq!(cleaner_.sweep().await, Ok(0));
+    assert!(checkpoint(&log).await.covered.iter().any(|c| c.foreign_l0));
+    merger(&log).round().await.unwrap();
+    assert!(checkpoint(&log).await.covered.iter().all(|c| !c.foreign_l0));
+    let unlink = |m: &mut crate::manifest::Manifest| {
+        m.streams.remove(&1);
+        Ok::<_, std::convert::Infallible>(((), Some(2)))
+    };
+    log.inner.keeper.change(unlink).await.unwrap();
+
+    // What cannot be read may be needed.
+    let head = store.key(&keys::head(1));
+    let good = store.bulk.get(&head).await.unwrap().bytes().await.unwrap();
+    store
+        .bulk
+        .put(&head, Bytes::from_static(b"{").into())
+        .await
+        .unwrap();
+    let refused = cleaner_.clean_stream(1).await;
+    assert!(matches!(refused, Err(NotCleaned::Unreadable(_))), "{refused:?}");
+    assert_eq!(of_stream(&store, 1).await, before);
+    store.bulk.put(&head, good.clone().into()).await.unwrap();
+
+    let deleted = cleaner_.sweep().await.unwrap();
+    assert_eq!(deleted as usize, before.0.len() - 1 + before.1);
+    let seal = *before.0.last().unwrap();
+    assert_eq!(of_stream(&store, 1).await, (BTreeSet::from([seal]), 0));
+    let kept = store.bulk.get(&head).await.unwrap().bytes().await.unwrap();
+    assert!(Head::decode(&kept, log.manifest().cluster_id, 1).is_ok());
+    assert_eq!(cleaner_.sweep().await, Ok(0));
+    // A write of the dead broker that was on its way all the time: garbage, and found.
+    let late = store.key(&keys::segment(1, seal + 1));
+    let bytes = listed_segment(&store).await;
+    store.bulk.put(&late, bytes.into()).await.unwrap();
+    assert_eq!(cleaner_.sweep().await, Ok(1));
+    assert_eq!(read_all(&log, &id).await, all);
+    let log = open(&store).await;
+    assert_eq!(read_all(&log, &id).await, all);
+}
+
+/// The bytes of some data segment of stream 2.
+async fn listed_segment(store: &Store) -> Bytes {
+    let seq = *of_stream(store, 2).await.0.first().unwrap();
+    let key = store.key(&keys::segment(2, seq));
+    store.bulk.get(&key).await.unwrap().bytes().await.unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_tasks_of_an_open_log_keep_its_stream_short() {
+    let store = memory().await;
+    let log = open_with(&store, LogOptions::for_store(StoreKind::Memory)).await;
+    let id = topic(&log, "t", 3).await;
+    for _ in 0..20 {
+        produce(&log, &id, 2).await;
+        tokio::time::sleep(Duration::from_secs(30)).await;
+    }
+    let all = read_all(&log, &id).await;
+    tokio::time::sleep(Duration::from_secs(300)).await;
+    let (segments, checkpoints) = of_stream(&store, 1).await;
+    assert!(
+        segments.len() <= 2 && checkpoints == 1,
+        "{segments:?} {checkpoints}"
+    );
+    assert_eq!(read_all(&log, &id).await, all);
+    assert_eq!(log.inner.stream.metrics.unmerged_bytes.get(), 0);
+    let quiet = listed(&store).await;
+    tokio::time::sleep(Duration::from_secs(7200)).await;
+    assert_eq!(
+        listed(&store).await,
+        quiet,
+        "an idle log writes nothing but its head"
+    );
+    let log = open(&store).await;
+    assert_eq!(read_all(&log, &id).await, all);
+}
+
+#[tokio::test(start_paused = true)]
+async fn below_feature_level_2_nothing_is_merged() {
+    let store = memory().await;
+    let log = open_with(&store, LogOptions::for_store(StoreKind::Memory)).await;
+    let lower = |m: &mut crate::manifest::Manifest| {
+        m.feature_level = 1;
+        Ok::<_, std::convert::Infallible>(((), Some(1)))
+    };
+    log.inner.keeper.change(lower).await.unwrap();
+    let id = topic(&log, "t", 3).await;
+    produce(&log, &id, 2).await;
+    tokio::time::sleep(Duration::from_secs(300)).await;
+    assert!(listed(&store).await.iter().all(|k| !k.starts_with("merged/")));
+    assert!(levels(&log, &id, 0).iter().all(|l| *l == Level::L0));
+}
+
+/// Called before a GET of a key.
+type Before = Box<dyn FnOnce() + Send>;
+
+/// A store in which something happens just before the first GET of a segment.
+struct Meddling {
+    inner: InMemory,
+    before: Arc<Mutex<Option<Before>>>,
+}
+
+impl fmt::Debug for Meddling {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("meddling")
+    }
+}
+
+impl fmt::Display for Meddling {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("meddling")
+    }
+}
+
+#[async_trait]
+impl ObjectStore for Meddling {
+    async fn get_opts(&self, key: &object_store::path::Path, options: GetOptions) -> StoreResult<GetResult> {
+        if matches!(parse_in_stream(key.as_ref()), Some((_, InStream::Segment(_)))) {
+            let before = self.before.lock().take();
+            if let Some(before) = before {
+                before();
+            }
+        }
+        self.inner.get_opts(key, options).await
+    }
+
+    async fn put_opts(
+        &self,
+        key: &object_store::path::Path,
+        payload: PutPayload,
+        options: PutOptions,
+    ) -> StoreResult<PutResult> {
+        self.inner.put_opts(key, payload, options).await
+    }
+
+    async fn put_multipart_opts(
+        &self,
+        key: &object_store::path::Path,
+        options: PutMultipartOptions,
+    ) -> StoreResult<Box<dyn MultipartUpload>> {
+        self.inner.put_multipart_opts(key, options).await
+    }
+
+    fn delete_stream(
+        &self,
+        keys: BoxStream<'static, StoreResult<object_store::path::Path>>,
+    ) -> BoxStream<'static, StoreResult<object_store::path::Path>> {
+        self.inner.delete_stream(keys)
+    }
+
+    fn list(&self, prefix: Option<&object_store::path::Path>) -> BoxStream<'static, StoreResult<ObjectMeta>> {
+        self.inner.list(prefix)
+    }
+
+    async fn list_with_delimiter(
+        &self,
+        prefix: Option<&object_store::path::Path>,
+    ) -> StoreResult<ListResult> {
+        self.inner.list_with_delimiter(prefix).await
+    }
+
+    async fn copy_opts(
+        &self,
+        from: &object_store::path::Path,
+        to: &object_store::path::Path,
+        options: CopyOptions,
+    ) -> StoreResult<()> {
+        self.inner.copy_opts(from, to, options).await
+    }
+}
+
+#[tokio::test]
+async fn a_reader_whose_segment_is_deleted_meanwhile_plans_again() {
+    let before: Arc<Mutex<Option<Before>>> = Arc::default();
+    let inner = InMemory::new();
+    let bucket: Arc<dyn ObjectStore> = Arc::new(Meddling {
+        inner,
+        before: before.clone(),
+    });
+    let store = Store::from_parts(
+        bucket.clone(),
+        bucket,
+        Default::default(),
+        "meddling".into(),
+        StoreKind::Memory,
+        StoreOptions::default(),
+    );
+    let log = open(&store).await;
+    let id = topic(&log, "t", 3).await;
+    let all = produce(&log, &id, 3).await;
+    let log = open(&store).await;
+    let p = log.partition(&id, 0).unwrap();
+    let planned = p.published.lock().clone();
+    merger(&log).round().await.unwrap();
+    let merged = p.published.lock().clone();
+    for r in &planned.ranges {
+        store
+            .bulk
+            .delete(&store.key(&keys::place(r.place)))
+            .await
+            .unwrap();
+    }
+    // The plan is made before the pointers are published, and carried out when the segments are gone.
+    let set = |image: &crate::partition::image::PartitionImage| {
+        let (p, image) = (p.clone(), image.clone());
+        move || *p.published.lock() = image
+    };
+    set(&planned)();
+    *before.lock() = Some(Box::new(set(&merged)));
+    assert_eq!(contents(&log, &p, 0).await, all[0]);
+    set(&planned)();
+    *before.lock() = Some(Box::new(set(&merged)));
+    let found = log
+        .lookup_offset(&p, crate::OffsetLookup::Timestamp(1_000))
+        .await
+        .unwrap();
+    assert_eq!(found.unwrap().offset, 0);
+    set(&planned)();
+    let read = log.read(&p, 0, 1, Isolation::ReadUncommitted).await;
+    assert!(
+        matches!(read, Err(ReadError::Missing(_))),
+        "nothing has moved: {read:?}"
+    );
+}
