@@ -21,6 +21,7 @@
 pub mod batch;
 mod checkpointer;
 mod clock;
+pub mod cluster;
 pub mod codec;
 pub mod entry;
 pub mod format;
