@@ -83,6 +83,8 @@ impl Cluster {
         &self,
         mut change: impl FnMut(&mut Manifest) -> Result<(), NotChanged> + Send,
     ) -> Result<bool, ClusterError> {
+        // A refusal must not rest on what was read long ago.
+        self.refresh().await?;
         let changed = self.keeper.change(|m| change(m).map(|()| ((), None))).await;
         self.keeper.copies_kept().await;
         match changed {
