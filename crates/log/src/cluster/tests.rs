@@ -505,3 +505,43 @@ async fn a_broker_that_runs_is_found_by_its_head() {
     restore::watch(&store, &plan, restore::WATCH).await.unwrap();
     assert!(began.elapsed() >= restore::WATCH);
 }
+
+/// The same bucket, whose conditional writes are never answered in time, and never applied.
+fn deaf(store: &Store) -> Store {
+    let config = object_store::throttle::ThrottleConfig {
+        wait_put_per_call: Duration::from_secs(3_600),
+        ..Default::default()
+    };
+    let slow = object_store::throttle::ThrottledStore::new(store.bulk.clone(), config);
+    Store::from_parts(
+        store.bulk.clone(),
+        Arc::new(slow),
+        store.prefix.clone(),
+        store.display.clone(),
+        store.kind,
+        StoreOptions::default(),
+    )
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unknown_outcome_is_told_as_unknown() {
+    let store = memory().await;
+    put(&store, keys::MANIFEST, shared(&[4, 4]).encode()).await;
+    let deaf = deaf(&store);
+    let cluster = Cluster::open(&deaf).await.unwrap();
+    let marked = cluster.change(|m| m.set_draining(1, true)).await;
+    assert!(matches!(marked, Err(ClusterError::Unknown(_))), "{marked:?}");
+    put(&store, &keys::manifest_copy(1), shared(&[4, 4]).encode()).await;
+    // What stands there could not be kept: then nothing was tried.
+    put(&store, keys::MANIFEST, "x").await;
+    let plan = planned(&deaf, None, false).await.unwrap();
+    let kept = restore::restore(&deaf, &plan).await;
+    assert!(
+        matches!(&kept, Err(ClusterError::Refused(why)) if why.contains("nothing was restored")),
+        "{kept:?}"
+    );
+    remove(&store, keys::MANIFEST).await;
+    let plan = planned(&deaf, None, false).await.unwrap();
+    let restored = restore::restore(&deaf, &plan).await;
+    assert!(matches!(restored, Err(ClusterError::Unknown(_))), "{restored:?}");
+}
