@@ -102,7 +102,10 @@ fn started(fake: &S3Fake, words: &[&str], url: &str) -> Broker {
 fn every_command_of_the_page_does_what_it_says() {
     let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/cluster.md");
     let page = std::fs::read_to_string(page).unwrap();
-    let commands: Vec<&str> = page.lines().filter_map(|line| line.strip_prefix("$ alluvium ")).collect();
+    let commands: Vec<&str> = page
+        .lines()
+        .filter_map(|line| line.strip_prefix("$ alluvium "))
+        .collect();
     assert!(commands.len() >= 12, "{commands:?}");
     let fake = S3Fake::start(Options::default()).unwrap();
     let url = fake.store_url("page");
@@ -132,9 +135,14 @@ fn every_command_of_the_page_does_what_it_says() {
         }
         let said = succeeded(&fake, &words);
         match &words[..] {
-            ["cluster", "status", _] => assert!(said.contains("brokers   3 live, 4 partitions each"), "{said}"),
+            ["cluster", "status", _] => {
+                assert!(said.contains("brokers   3 live, 4 partitions each"), "{said}")
+            }
             ["cluster", "drain", _, _] => {
-                assert!(said.contains("leads nothing any more: it can be stopped"), "{said}");
+                assert!(
+                    said.contains("leads nothing any more: it can be stopped"),
+                    "{said}"
+                );
                 produce_everywhere(&brokers[..2], "drained");
             }
             ["cluster", "drain", _, _, "--undo"] => assert!(said.contains("no longer marked"), "{said}"),
@@ -149,7 +157,10 @@ fn every_command_of_the_page_does_what_it_says() {
     }
     let status = healthy(&fake, &url);
     assert_eq!(status["brokers"].as_array().unwrap().len(), 3);
-    assert_eq!((&status["topics"], &status["partitions"]), (&1.into(), &PARTITIONS.into()));
+    assert_eq!(
+        (&status["topics"], &status["partitions"]),
+        (&1.into(), &PARTITIONS.into())
+    );
 }
 
 /// A bucket of a broker that has stopped, with one record in it.
@@ -167,7 +178,13 @@ fn used_bucket(fake: &S3Fake, prefix: &str) -> Broker {
 #[test]
 fn an_own_success_that_looks_like_a_failure_is_one_change() {
     let fake = S3Fake::start(Options::default()).unwrap();
-    for fault in ["applied-then-500", "applied-then-412", "applied-then-cut", "500", "409"] {
+    for fault in [
+        "applied-then-500",
+        "applied-then-412",
+        "applied-then-cut",
+        "500",
+        "409",
+    ] {
         let prefix = format!("level-{fault}");
         drop(used_bucket(&fake, &prefix));
         let (url, key) = (fake.store_url(&prefix), format!("{prefix}/cluster/manifest.json"));
@@ -186,7 +203,10 @@ fn an_own_success_that_looks_like_a_failure_is_one_change() {
             before["version"].as_u64().unwrap() + 1,
             "{fault}"
         );
-        let copy = format!("{prefix}/cluster/history/{:020}.json", after["version"].as_u64().unwrap());
+        let copy = format!(
+            "{prefix}/cluster/history/{:020}.json",
+            after["version"].as_u64().unwrap()
+        );
         assert!(fake.get(&copy).is_some(), "{fault}: with its copy");
     }
 }
@@ -201,7 +221,10 @@ fn a_bucket_that_does_not_answer_is_told_in_a_line() {
         &["cluster", "restore-manifest", "s3://no-such-bucket/x", "--yes"],
     ] {
         let said = failed(&fake, command);
-        assert!(said.contains("no-such-bucket") && said.trim_end().lines().count() == 1, "{said}");
+        assert!(
+            said.contains("no-such-bucket") && said.trim_end().lines().count() == 1,
+            "{said}"
+        );
     }
     let nothing = failed(&fake, &["cluster", "status", &fake.store_url("empty")]);
     assert!(nothing.contains("no Alluvium cluster here"), "{nothing}");
@@ -231,5 +254,10 @@ fn a_manifest_is_not_restored_under_a_running_broker() {
     assert!(after["next_incarnation"].as_u64() > before["next_incarnation"].as_u64());
     assert_eq!(after["cluster_id"], before["cluster_id"]);
     broker.launch();
-    assert_eq!(kafka::read_all(broker.address(), TOPIC, 0, PATIENCE).unwrap().len(), 1);
+    assert_eq!(
+        kafka::read_all(broker.address(), TOPIC, 0, PATIENCE)
+            .unwrap()
+            .len(),
+        1
+    );
 }

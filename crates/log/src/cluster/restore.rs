@@ -240,18 +240,16 @@ async fn copy(store: &Store, version: u64) -> Result<Result<Manifest, String>, C
     let Some(found) = read.map_err(|e| ClusterError::Refused(e.to_string()))? else {
         return Ok(Err("there is no such copy".to_owned()));
     };
-    Ok(Manifest::decode(&found.bytes).and_then(|copy| match copy.version == version {
-        true => Ok(copy),
-        false => Err(format!("it holds version {}", copy.version)),
-    }))
+    Ok(
+        Manifest::decode(&found.bytes).and_then(|copy| match copy.version == version {
+            true => Ok(copy),
+            false => Err(format!("it holds version {}", copy.version)),
+        }),
+    )
 }
 
 /// A head; one that cannot be read counts as none, for it tells nothing.
-async fn head(
-    store: &Store,
-    cluster: Uuid,
-    incarnation: Incarnation,
-) -> Result<Option<Head>, ClusterError> {
+async fn head(store: &Store, cluster: Uuid, incarnation: Incarnation) -> Result<Option<Head>, ClusterError> {
     let read = conditional::read(store, &store.key(&keys::head(incarnation))).await;
     let found = read.map_err(|e| ClusterError::Refused(e.to_string()))?;
     Ok(found.and_then(|found| Head::decode(&found.bytes, cluster, incarnation).ok()))

@@ -222,11 +222,7 @@ pub async fn look(store: &Store, clock: &dyn Clock) -> Result<Seen, ClusterError
     })
 }
 
-async fn look_at(
-    store: &Store,
-    cluster: Uuid,
-    incarnation: Incarnation,
-) -> Result<StreamSeen, ClusterError> {
+async fn look_at(store: &Store, cluster: Uuid, incarnation: Incarnation) -> Result<StreamSeen, ClusterError> {
     let mut seen = StreamSeen::default();
     let key = keys::head(incarnation);
     let Some(found) = get(store, &key, None).await? else {

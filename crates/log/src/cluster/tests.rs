@@ -99,11 +99,7 @@ async fn a_broker_that_writes_its_head_is_well_and_one_that_stopped_is_not() {
     assert!(nothing.contains("no Alluvium cluster here"), "{nothing}");
     assert!(Cluster::open(&store).await.is_err());
     assert!(
-        store
-            .bulk
-            .head(&store.key(keys::MANIFEST))
-            .await
-            .is_err(),
+        store.bulk.head(&store.key(keys::MANIFEST)).await.is_err(),
         "it only looks"
     );
     let log = open(&store).await;
@@ -150,9 +146,16 @@ async fn what_is_damaged_is_named() {
     );
     put(&store, &key, good).await;
     let whole = bytes(&store, &checkpoint).await;
-    put(&store, &checkpoint, "no checkpoint at all, but long enough for one").await;
+    put(
+        &store,
+        &checkpoint,
+        "no checkpoint at all, but long enough for one",
+    )
+    .await;
     assert!(
-        problem().await.contains(&format!("{checkpoint}: not an Alluvium")),
+        problem()
+            .await
+            .contains(&format!("{checkpoint}: not an Alluvium")),
         "{}",
         problem().await
     );
@@ -231,7 +234,13 @@ fn partitions_are_counted_by_owner_and_shares_leave_out_who_drains() {
     let shares: Vec<u64> = s.brokers.iter().map(|b| b.partitions).collect();
     assert_eq!(shares, [8, 4, 4]);
     assert_eq!((s.partitions_min, s.partitions_max), (4, 8));
-    assert_eq!(led_by_broker(&m, 1), Led { partitions: 8, slots: 4 });
+    assert_eq!(
+        led_by_broker(&m, 1),
+        Led {
+            partitions: 8,
+            slots: 4
+        }
+    );
     assert_eq!(led_by_broker(&m, 9), Led::default());
     assert!(s.brokers[2].draining && !s.brokers[0].draining && s.brokers[0].controller);
     assert_eq!(s.brokers[0].unmerged, 100);
@@ -285,7 +294,11 @@ fn slots_of_nobody_and_of_the_dead_are_a_problem() {
     let s = judged(&m, &[Some(1), None, Some(1)]);
     assert_eq!(s.slots_without_owner, [SlotRange { first: 0, last: 2 }]);
     assert_eq!(s.partitions_without_owner, 3);
-    assert!(s.problems[0].starts_with("3 of 8 partitions are led by nobody"), "{:?}", s.problems);
+    assert!(
+        s.problems[0].starts_with("3 of 8 partitions are led by nobody"),
+        "{:?}",
+        s.problems
+    );
     let [sealed] = &s.sealed[..] else {
         panic!("{:?}", s.sealed)
     };
@@ -339,7 +352,10 @@ async fn an_operators_change_is_durable_with_its_copy_and_made_once() {
     let now = Manifest::decode(&bytes(&store, keys::MANIFEST).await).unwrap();
     assert_eq!(now.version, m.version + 1);
     assert!(now.draining.contains(&2));
-    assert_eq!(bytes(&store, &keys::manifest_copy(now.version)).await, now.encode());
+    assert_eq!(
+        bytes(&store, &keys::manifest_copy(now.version)).await,
+        now.encode()
+    );
     assert!(
         now.last_commits.is_empty(),
         "no broker stands behind an operator's change"
@@ -492,9 +508,13 @@ async fn a_broker_that_runs_is_found_by_its_head() {
     put(&store, keys::MANIFEST, "x").await;
     let plan = planned(&store, None, false).await.unwrap();
     assert_eq!(plan.watched(), 1);
-    let running = restore::watch(&store, &plan, restore::WATCH).await.unwrap_err().to_string();
+    let running = restore::watch(&store, &plan, restore::WATCH)
+        .await
+        .unwrap_err()
+        .to_string();
     assert!(
-        running.contains("a broker is running (broker 1, incarnation 1") && running.contains("stop all brokers"),
+        running.contains("a broker is running (broker 1, incarnation 1")
+            && running.contains("stop all brokers"),
         "{running}"
     );
     // Stopped without a word: it is the silence that counts.

@@ -167,10 +167,7 @@ mod tests {
     #[test]
     fn a_manifest_without_marks_is_as_it_was_before_there_were_any() {
         let text = String::from_utf8(manifest(&[1]).encode()).unwrap();
-        assert!(
-            !text.contains("draining") && !text.contains("restored"),
-            "{text}"
-        );
+        assert!(!text.contains("draining") && !text.contains("restored"), "{text}");
     }
 
     #[test]

@@ -13,7 +13,7 @@ const POLL: Duration = Duration::from_secs(1);
 
 /// Whom to drain.
 #[derive(clap::Args, Clone, Debug)]
-pub(super) struct DrainArgs {
+pub(in crate::cli) struct DrainArgs {
     /// node.id of the broker
     #[arg(value_parser = clap::value_parser!(i32).range(0..))]
     node_id: i32,
@@ -50,7 +50,9 @@ pub(super) async fn run(args: DrainArgs) -> Result<(), String> {
         return print(&text);
     }
     print(&match changed {
-        true => format!("broker {node_id} is marked as draining: it hands over what it leads and gets nothing more"),
+        true => format!(
+            "broker {node_id} is marked as draining: it hands over what it leads and gets nothing more"
+        ),
         false => format!("broker {node_id} is marked as draining already"),
     })?;
     if args.timeout == 0 {
@@ -112,7 +114,10 @@ async fn wait(cluster: &Cluster, node_id: i32, patience: Duration) -> Result<(),
             Err(_) => {}
         }
         if Instant::now() >= deadline {
-            return Err(still(node_id, &format!("not done after {} s", patience.as_secs())));
+            return Err(still(
+                node_id,
+                &format!("not done after {} s", patience.as_secs()),
+            ));
         }
         tokio::time::sleep(POLL).await;
     }
@@ -130,10 +135,12 @@ pub(super) fn progress(manifest: &Manifest, node_id: i32) -> Progress {
     let led = led_by_broker(manifest, node_id);
     match (lives, led.slots) {
         (false, _) => Progress::Done(format!("broker {node_id} is gone, and others lead what it led")),
-        (true, 0) if !manifest.draining.contains(&node_id) => {
-            Progress::Done(format!("broker {node_id} leads nothing, but its mark was taken away"))
-        }
-        (true, 0) => Progress::Done(format!("broker {node_id} leads nothing any more: it can be stopped")),
+        (true, 0) if !manifest.draining.contains(&node_id) => Progress::Done(format!(
+            "broker {node_id} leads nothing, but its mark was taken away"
+        )),
+        (true, 0) => Progress::Done(format!(
+            "broker {node_id} leads nothing any more: it can be stopped"
+        )),
         (true, _) => Progress::Leads(led),
     }
 }

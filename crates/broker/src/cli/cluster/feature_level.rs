@@ -9,7 +9,7 @@ use super::{confirmed, open_to_change, print, told};
 
 /// Which level.
 #[derive(clap::Args, Clone, Debug)]
-pub(super) struct FeatureLevelArgs {
+pub(in crate::cli) struct FeatureLevelArgs {
     /// The store, as for `serve --store`
     url: String,
     /// Raise the level to this one; it can never be lowered again
@@ -35,7 +35,11 @@ pub(super) async fn run(args: FeatureLevelArgs) -> Result<(), String> {
         Err(refused) => return Err(refused.to_string()),
     }
     print(&warning(&before, level))?;
-    confirmed(&format!("Raise the feature level of {} to {level}?", store.display), args.yes).await?;
+    confirmed(
+        &format!("Raise the feature level of {} to {level}?", store.display),
+        args.yes,
+    )
+    .await?;
     let raised = cluster.change(|m| m.raise_feature_level(level)).await;
     match raised {
         Ok(_) => print(&format!("the feature level is {level} now")),
@@ -58,14 +62,19 @@ fn shown(manifest: &Manifest, store: &str) -> String {
         lines.push(format!("{mark} {level}  {meaning}"));
     }
     if now < FEATURE_LEVEL {
-        lines.push(format!("--set {FEATURE_LEVEL} raises it, once every broker is new enough"));
+        lines.push(format!(
+            "--set {FEATURE_LEVEL} raises it, once every broker is new enough"
+        ));
     }
     lines.join("\n")
 }
 
 /// What to know before a level is raised.
 fn warning(manifest: &Manifest, level: u32) -> String {
-    let mut live: Vec<String> = manifest.live().map(|(_, stream)| stream.node_id.to_string()).collect();
+    let mut live: Vec<String> = manifest
+        .live()
+        .map(|(_, stream)| stream.node_id.to_string())
+        .collect();
     live.sort();
     let who = match live.is_empty() {
         true => "No broker is live now.".to_owned(),

@@ -8,7 +8,7 @@ use super::{confirmed, open_to_change, print, told};
 
 /// What to restore.
 #[derive(clap::Args, Clone, Debug)]
-pub(super) struct RestoreArgs {
+pub(in crate::cli) struct RestoreArgs {
     /// The store, as for `serve --store`
     url: String,
     /// Version of the copy to put back; without it the newest that can be read
@@ -73,9 +73,12 @@ pub(super) fn described(plan: &Plan, store: &str) -> String {
     match plan.lost_versions() {
         None => lines.push("No later version is known, so nothing should be missing.".to_owned()),
         Some(lost) => {
-            let (first, last) = (lost.start(), lost.end());
+            let which = match (lost.start(), lost.end()) {
+                (first, last) if first == last => format!("version {first}"),
+                (first, last) => format!("versions {first} to {last}"),
+            };
             lines.push(format!(
-                "LOST: the changes of versions {first} to {last}. Topics and configs made there are gone; where \
+                "LOST: the changes of {which}. Topics and configs made there are gone; where \
                  partitions changed their broker there, the records acknowledged since are gone too."
             ));
         }

@@ -15,7 +15,7 @@ const ROWS_SHOWN: usize = 20;
 
 /// What to look at.
 #[derive(clap::Args, Clone, Debug)]
-pub(super) struct StatusArgs {
+pub(in crate::cli) struct StatusArgs {
     /// The store, as for `serve --store`; a directory may be in use by a broker
     url: String,
     /// Print JSON
@@ -53,8 +53,14 @@ pub(super) fn page(status: &Status) -> String {
     }
     if !status.sealed.is_empty() {
         out.push(String::new());
-        out.push("Ended streams that partitions still need, until their brokers have merged them:".to_owned());
-        let mut rows = vec![["BROKER", "INC", "SEALED AT", "SLOTS", "WHICH"].map(str::to_owned).to_vec()];
+        out.push(
+            "Ended streams that partitions still need, until their brokers have merged them:".to_owned(),
+        );
+        let mut rows = vec![
+            ["BROKER", "INC", "SEALED AT", "SLOTS", "WHICH"]
+                .map(str::to_owned)
+                .to_vec(),
+        ];
         rows.extend(status.sealed.iter().take(ROWS_SHOWN).map(|sealed| {
             vec![
                 sealed.node_id.to_string(),
@@ -71,7 +77,10 @@ pub(super) fn page(status: &Status) -> String {
         out.push(String::new());
         out.push("Slots on their way:".to_owned());
         for step in status.moves.iter().take(ROWS_SHOWN) {
-            out.push(format!("  {} from broker {} to broker {}", step.slots, step.from, step.to));
+            out.push(format!(
+                "  {} from broker {} to broker {}",
+                step.slots, step.from, step.to
+            ));
         }
         out.extend(more(status.moves.len()));
     }
@@ -109,7 +118,10 @@ fn summary(status: &Status) -> Vec<String> {
                 status.manifest_version, status.manifest_bytes, status.feature_level
             ),
         ),
-        ("topics", format!("{} with {} partitions", status.topics, status.partitions)),
+        (
+            "topics",
+            format!("{} with {} partitions", status.topics, status.partitions),
+        ),
         ("brokers", format!("{} live{even}", status.brokers.len())),
         (
             "slots",
@@ -118,17 +130,28 @@ fn summary(status: &Status) -> Vec<String> {
                 _ => format!(
                     "{}, {moving} on their way, {orphans} WITHOUT OWNER: {}",
                     status.slots,
-                    ranges(&status.slots_without_owner, 40)
+                    ranges(&status.slots_without_owner, 30)
                 ),
             },
         ),
     ];
-    rows.iter().map(|(name, value)| format!("{name:<10}{value}")).collect()
+    rows.iter()
+        .map(|(name, value)| format!("{name:<10}{value}"))
+        .collect()
 }
 
 fn brokers(brokers: &[BrokerStatus]) -> Vec<Vec<String>> {
     let head = [
-        "BROKER", "INC", "RACK", "LEADS", "SLOTS", "HEAD", "CHECKPOINT", "TIP", "FLOOR", "UNMERGED",
+        "BROKER",
+        "INC",
+        "RACK",
+        "LEADS",
+        "SLOTS",
+        "HEAD",
+        "CHECKPOINT",
+        "TIP",
+        "FLOOR",
+        "UNMERGED",
     ];
     let mut rows = vec![head.map(str::to_owned).to_vec()];
     rows.extend(brokers.iter().map(|b| {
