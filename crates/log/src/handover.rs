@@ -23,7 +23,7 @@ use crate::liveness::Death;
 use crate::log::{AppendError, Inner, wait_published};
 use crate::manifest::change::{Released, TakeoverRefused};
 use crate::manifest::keeper::ManifestError;
-use crate::manifest::{LEVEL_OF_CLUSTERS, Manifest};
+use crate::manifest::{LEVEL_OF_CLUSTERS, Manifest, StreamEntry};
 use crate::membership::Cluster;
 use crate::partition::Standing;
 use crate::placement;
@@ -314,6 +314,11 @@ impl Cluster for Member {
         })
     }
 
+    fn is_drained(&self, _incarnation: Incarnation, stream: &StreamEntry) -> bool {
+        let draining = |inner: Arc<Inner>| inner.keeper.current().draining.contains(&stream.node_id);
+        self.0.upgrade().is_some_and(draining)
+    }
+
     fn propose(&self, moves: Vec<(Slot, Incarnation)>) -> BoxFuture<'static, Result<(), String>> {
         let inner = self.0.upgrade();
         Box::pin(async move {
@@ -328,9 +333,15 @@ impl Cluster for Member {
 /// Who gets the slots of a broker that ends.
 fn heirs(manifest: &Manifest, of: Incarnation) -> BTreeMap<Slot, Incarnation> {
     let slots: Vec<Slot> = manifest.slots_of(of).map(|(slot, _)| slot).collect();
-    let live: Vec<Incarnation> = manifest.live().map(|(i, _)| i).filter(|i| *i != of).collect();
+    let others = || manifest.live().filter(|(i, _)| *i != of);
+    let staying = others().filter(|(_, s)| !manifest.draining.contains(&s.node_id));
+    let mut live: Vec<Incarnation> = staying.map(|(i, _)| i).collect();
     if live.is_empty() {
-        return Default::default();
+        // Better somebody who is about to leave than nobody.
+        live = others().map(|(i, _)| i).collect();
+    }
+    if live.is_empty() {
+        return BTreeMap::new();
     }
     placement::orphans(manifest, &slots, &live).into_iter().collect()
 }

@@ -11,9 +11,28 @@ pub const STREAMS: &str = "wal";
 /// The manifest.
 pub const MANIFEST: &str = "cluster/manifest.json";
 
+/// The folder of the manifest's numbered copies.
+pub const HISTORY: &str = "cluster/history";
+
 /// A numbered copy of the manifest.
 pub fn manifest_copy(version: u64) -> String {
-    format!("cluster/history/{version:020}.json")
+    format!("{HISTORY}/{version:020}.json")
+}
+
+/// The version of a numbered copy, from the last part of its key.
+pub fn copied_version(name: &str) -> Option<u64> {
+    name.strip_suffix(".json")?.parse().ok()
+}
+
+/// Where a manifest that could not be read is kept when a copy takes its place.
+pub fn replaced_manifest(commit: Uuid) -> String {
+    format!("cluster/replaced/{}", commit.simple())
+}
+
+/// The incarnation of a stream, from the name of its folder below [`STREAMS`].
+pub fn stream_of(folder: &str) -> Option<Incarnation> {
+    let incarnation = folder.rsplit_once('-')?.1.parse().ok()?;
+    (stream(incarnation).rsplit_once('/')?.1 == folder).then_some(incarnation)
 }
 
 /// The folder of a stream. The hash in front spreads streams over a store's key partitions.
@@ -22,7 +41,7 @@ pub fn stream(incarnation: Incarnation) -> String {
     let mut h = incarnation.wrapping_add(0x9e37_79b9_7f4a_7c15);
     h = (h ^ (h >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     h = (h ^ (h >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    format!("wal/{:04x}-{incarnation}", (h ^ (h >> 31)) as u16)
+    format!("{STREAMS}/{:04x}-{incarnation}", (h ^ (h >> 31)) as u16)
 }
 
 /// A segment or seal.
@@ -118,5 +137,18 @@ mod tests {
         }
         let short = format!("{}/9", stream(7));
         assert_eq!(parse_in_stream(&short), Some((7, InStream::Other)));
+    }
+
+    #[test]
+    fn names_are_read_as_they_are_written() {
+        for incarnation in [1, 77, u64::MAX] {
+            let folder = stream(incarnation);
+            assert_eq!(stream_of(&folder["wal/".len()..]), Some(incarnation));
+        }
+        assert_eq!(stream_of("0000-1"), None);
+        assert_eq!(stream_of("lost+found"), None);
+        let copy = manifest_copy(42);
+        assert_eq!(copied_version(&copy["cluster/history/".len()..]), Some(42));
+        assert_eq!(copied_version("42.txt"), None);
     }
 }

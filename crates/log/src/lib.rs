@@ -25,6 +25,7 @@ pub mod batch;
 mod checkpointer;
 mod clean;
 mod clock;
+pub mod cluster;
 pub mod codec;
 pub mod entry;
 pub mod format;

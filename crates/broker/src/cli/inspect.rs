@@ -3,10 +3,8 @@
 use std::io::Write;
 
 use alluvium_log::inspect;
-use alluvium_log::store::{Store, StoreKind, StoreOptions};
 
-use super::store::{absolute, in_words};
-use crate::config::store_kind;
+use super::store::{absolute, look_into};
 
 /// What to look at.
 #[derive(clap::Args, Clone, Debug)]
@@ -27,28 +25,7 @@ pub(super) async fn run(args: InspectArgs) -> Result<(), String> {
 }
 
 async fn look(args: &InspectArgs) -> Result<serde_json::Value, String> {
-    let url = absolute(&args.url)?;
-    let kind = store_kind(&url);
-    if kind == StoreKind::Memory {
-        return Err(
-            "memory:// is in the memory of the broker that serves it: nothing of it can be seen from here"
-                .into(),
-        );
-    }
-    let options = StoreOptions {
-        read_only: true,
-        ..StoreOptions::default()
-    };
-    let opened = Store::open(&url, options).await;
-    let store = opened.map_err(|error| match error {
-        alluvium_log::store::StoreError::Unusable { store, .. } if kind == StoreKind::Embedded => {
-            // What to do about a directory that is to be served is of no use to who only looks.
-            let why =
-                std::fs::read_dir(&store).map_or_else(|e| e.to_string(), |_| "it cannot be opened".into());
-            format!("cannot look at {store}: {why}; {}", inspect::WHAT_TO_GIVE)
-        }
-        other => in_words(&other),
-    })?;
+    let store = look_into(&absolute(&args.url)?).await?;
     let shown = match &args.key {
         Some(key) => inspect::object(&store, key).await,
         None => inspect::overview(&store).await,
@@ -59,6 +36,7 @@ async fn look(args: &InspectArgs) -> Result<serde_json::Value, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use alluvium_log::store::{Store, StoreKind, StoreOptions};
     use alluvium_log::{Log, LogOptions, SystemClock};
     use std::sync::Arc;
 

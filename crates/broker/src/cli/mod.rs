@@ -1,6 +1,7 @@
 //! The command line: one file per command.
 
 mod bench;
+mod cluster;
 pub mod config;
 mod inspect;
 mod serve;
@@ -30,6 +31,9 @@ enum Command {
     Store(StoreCommand),
     /// Show the manifest, a head, segment, seal or checkpoint as JSON
     Inspect(inspect::InspectArgs),
+    /// Look at a cluster and operate it, through its store
+    #[command(subcommand)]
+    Cluster(cluster::ClusterCommand),
     /// List every setting with its value, default and meaning
     Config(config::ConfigArgs),
     /// Put load on a Kafka broker, this one or any other, and measure
@@ -50,6 +54,7 @@ pub fn main() -> ExitCode {
         Command::Serve(args) => on_runtime(serve::run(args)),
         Command::Store(StoreCommand::Check(args)) => on_runtime(store::check(args)),
         Command::Inspect(args) => on_runtime(inspect::run(args)),
+        Command::Cluster(command) => on_runtime(cluster::run(command)),
         Command::Config(args) => show_config(&args),
         Command::Bench(command) => on_runtime(bench::run(command)),
     };

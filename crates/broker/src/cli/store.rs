@@ -1,5 +1,6 @@
 //! `alluvium store check URL`, and the store that a command line names.
 
+use alluvium_log::inspect::WHAT_TO_GIVE;
 use alluvium_log::store::probe::probe;
 use alluvium_log::store::{Store, StoreError, StoreKind, StoreOptions};
 
@@ -38,6 +39,32 @@ pub(super) async fn check(args: CheckArgs) -> Result<(), String> {
 pub(super) fn absolute(url: &str) -> Result<String, String> {
     let cwd = std::env::current_dir().map_err(|e| format!("no current directory: {e}"))?;
     resolve_store_url(url, &cwd).map_err(|problem| format!("bad store: {problem}"))
+}
+
+/// Why nothing can be done about a store in memory.
+pub(super) const MEMORY_IS_ELSEWHERE: &str =
+    "memory:// is in the memory of the broker that serves it: nothing of it can be seen from here";
+
+/// Opens a store, by its absolute URL, for looking only: a directory may be in use by a broker.
+pub(super) async fn look_into(url: &str) -> Result<Store, String> {
+    let kind = store_kind(url);
+    if kind == StoreKind::Memory {
+        return Err(MEMORY_IS_ELSEWHERE.to_owned());
+    }
+    let options = StoreOptions {
+        read_only: true,
+        ..StoreOptions::default()
+    };
+    let opened = Store::open(url, options).await;
+    opened.map_err(|error| match error {
+        StoreError::Unusable { store, .. } if kind == StoreKind::Embedded => {
+            // What to do about a directory that is to be served is of no use to who only looks.
+            let why =
+                std::fs::read_dir(&store).map_or_else(|e| e.to_string(), |_| "it cannot be opened".into());
+            format!("cannot look at {store}: {why}; {WHAT_TO_GIVE}")
+        }
+        other => in_words(&other),
+    })
 }
 
 /// The error without the advice of `serve`, which has a flag that other commands have not.

@@ -264,6 +264,7 @@ fn build(layered: Layered, surroundings: &Surroundings<'_>) -> Result<(Settings,
         cache_bytes: read.parsed("cache.bytes"),
         read_concurrency: read.parsed("store.read.concurrency"),
         producer_id_expiration: read.millis("producer.id.expiration.ms"),
+        ..LogOptions::for_store(read.store)
     };
     let settings = Settings {
         node_id: log.node_id.unwrap_or(1),

@@ -4,8 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::TryStreamExt;
 use object_store::{GetOptions, UpdateVersion};
 use tokio::sync::{Mutex, watch};
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -19,10 +21,9 @@ use crate::store::{Store, StoreError};
 /// How long one change is tried while the store does not answer.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What can be done about a damaged manifest. A copy is written after each change, so the newest is most often
-/// the manifest itself; an older one does not know what was changed since.
-const RESTORE: &str = "each version was copied to cluster/history/: with all brokers stopped and the store backed \
-                       up, look at the newest one with `alluvium inspect` and put it back under this key";
+/// What can be done about a manifest that is damaged or gone.
+const RESTORE: &str = "each version was copied to cluster/history/: stop all brokers, and `alluvium cluster \
+                       restore-manifest` puts the newest copy back";
 
 /// Why the manifest could not be read or changed.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -45,6 +46,8 @@ pub(crate) struct ManifestKeeper {
     current: watch::Sender<Arc<Manifest>>,
     /// Version of the stored object; the lock makes this broker's changes and polls take turns.
     stored: Mutex<Stored>,
+    /// Numbered copies that are being written.
+    copying: parking_lot::Mutex<Vec<JoinHandle<()>>>,
 }
 
 #[derive(Debug)]
@@ -61,21 +64,20 @@ impl ManifestKeeper {
     ) -> Result<ManifestKeeper, ManifestError<std::convert::Infallible>> {
         let key = store.key(keys::MANIFEST);
         loop {
-            let started = Instant::now();
-            let found = conditional::read(&store, &key)
-                .await
-                .map_err(|e| ManifestError::Unusable(e.to_string()))?;
-            if let Some(found) = found {
-                let manifest = decode(&store, &found.bytes)?;
-                let stored = Mutex::new(Stored {
-                    version: found.version,
-                    read_started: started,
-                });
-                return Ok(ManifestKeeper {
-                    current: watch::Sender::new(Arc::new(manifest)),
-                    stored,
-                    store,
-                });
+            if let Some(keeper) = ManifestKeeper::existing(&store).await? {
+                return Ok(keeper);
+            }
+            if has_copies(&store).await? {
+                // Copies are made after the manifest, so one that was created just now is there by now. A new cluster
+                // over the streams of a lost one would mix the two.
+                return match ManifestKeeper::existing(&store).await? {
+                    Some(keeper) => Ok(keeper),
+                    None => Err(ManifestError::Unusable(format!(
+                        "{}: {} is gone; {RESTORE}",
+                        store.display,
+                        keys::MANIFEST
+                    ))),
+                };
             }
             let commit = Uuid::new_v4();
             let new = Manifest::new(Uuid::new_v4(), commit, DEFAULT_SLOTS);
@@ -87,6 +89,28 @@ impl ManifestKeeper {
                 UpdateOutcome::Unknown(why) => return Err(ManifestError::Unknown(why)),
             }
         }
+    }
+
+    /// Reads the manifest of a cluster; `None` if there is none.
+    pub(crate) async fn existing(
+        store: &Store,
+    ) -> Result<Option<ManifestKeeper>, ManifestError<std::convert::Infallible>> {
+        let started = Instant::now();
+        let found = conditional::read(store, &store.key(keys::MANIFEST)).await;
+        let Some(found) = found.map_err(|e| ManifestError::Unusable(e.to_string()))? else {
+            return Ok(None);
+        };
+        let manifest = decode(store, &found.bytes)?;
+        let stored = Mutex::new(Stored {
+            version: found.version,
+            read_started: started,
+        });
+        Ok(Some(ManifestKeeper {
+            current: watch::Sender::new(Arc::new(manifest)),
+            stored,
+            store: store.clone(),
+            copying: parking_lot::Mutex::default(),
+        }))
     }
 
     pub(crate) fn current(&self) -> Arc<Manifest> {
@@ -211,16 +235,41 @@ impl ManifestKeeper {
 
     fn keep_copy(&self, version: u64, commit: Uuid, body: Bytes) {
         let store = self.store.clone();
-        tokio::spawn(async move {
-            let key = store.key(&keys::manifest_copy(version));
-            // Only the winner of a version writes its copy, so what is there is ours.
-            let patience = Patience::For(PATIENCE);
-            let outcome = conditional::create(&store, &key, body.into(), |_| true, patience).await;
-            if let CreateOutcome::Unknown(why) = outcome {
-                tracing::warn!(%key, %commit, why, "no numbered copy of the manifest was kept");
-            }
-        });
+        let copying = tokio::spawn(async move { keep_copy(&store, version, commit, body).await });
+        let mut tasks = self.copying.lock();
+        tasks.retain(|task| !task.is_finished());
+        tasks.push(copying);
     }
+
+    /// Waits until the numbered copies of this keeper's changes are written, or given up. Who ends the process does
+    /// this first.
+    pub(crate) async fn copies_kept(&self) {
+        let tasks = std::mem::take(&mut *self.copying.lock());
+        for task in tasks {
+            // A copy that could not be kept was told of; the change itself stands.
+            let _ = task.await;
+        }
+    }
+}
+
+/// Keeps the numbered copy of a version.
+pub(crate) async fn keep_copy(store: &Store, version: u64, commit: Uuid, body: Bytes) {
+    let key = store.key(&keys::manifest_copy(version));
+    // Only the winner of a version writes its copy, so what is there is ours.
+    let patience = Patience::For(PATIENCE);
+    let outcome = conditional::create(store, &key, body.into(), |_| true, patience).await;
+    if let CreateOutcome::Unknown(why) = outcome {
+        tracing::warn!(%key, %commit, why, "no numbered copy of the manifest was kept");
+    }
+}
+
+/// Whether there are copies of a manifest. A hint against harm, so LIST will do.
+async fn has_copies<E>(store: &Store) -> Result<bool, ManifestError<E>> {
+    let mut listed = store.bulk.list(Some(&store.key(keys::HISTORY)));
+    let first = listed.try_next().await;
+    first
+        .map(|first| first.is_some())
+        .map_err(|e| ManifestError::Unusable(format!("{}: {}", store.display, reason_of(&e))))
 }
 
 fn decode<E>(store: &Store, bytes: &[u8]) -> Result<Manifest, ManifestError<E>> {

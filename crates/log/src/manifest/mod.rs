@@ -5,13 +5,15 @@
 
 pub mod change;
 pub(crate) mod keeper;
+pub mod operator;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 pub use change::{Change, Rejection};
+pub use operator::NotChanged;
 
 use crate::{Incarnation, Seq, Slot, TopicId, TopicPartition};
 
@@ -103,9 +105,25 @@ pub struct Manifest {
     /// Newest commit id of each live incarnation: settles a CAS of unknown outcome, also when another
     /// writer has already built on it.
     pub last_commits: BTreeMap<Incarnation, Uuid>,
+    /// Brokers, by node id, that an operator has asked to hand over all that they lead; they get nothing until that
+    /// is undone.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub draining: BTreeSet<i32>,
+    /// The newest restoration from a copy, if there ever was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restored: Option<Restored>,
     /// Fields of newer minor versions, kept as they are.
     #[serde(flatten)]
     pub unknown: BTreeMap<String, serde_json::Value>,
+}
+
+/// A manifest that was put back from a copy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Restored {
+    /// Version of the copy.
+    pub from_version: u64,
+    /// Commit id of the restoration: it settles an unknown outcome, also when brokers have built on it since.
+    pub commit_id: Uuid,
 }
 
 /// One stream: the log of one broker start.
@@ -260,6 +278,8 @@ impl Manifest {
             deleted_names: BTreeMap::new(),
             broker_configs: BTreeMap::new(),
             last_commits: BTreeMap::new(),
+            draining: BTreeSet::new(),
+            restored: None,
             unknown: BTreeMap::new(),
         }
     }

@@ -1,0 +1,263 @@
+//! What an operator does with a cluster: every command of docs/cluster.md on real brokers and the S3 fake, and the
+//! commands that change the bucket while the store misbehaves or a broker still runs.
+
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+use std::process::Output;
+use std::time::{Duration, Instant};
+
+use alluvium_tests::batches::{self, Producer};
+use alluvium_tests::broker::{self, Broker, BrokerOptions};
+use alluvium_tests::kafka;
+use alluvium_tests::s3_fake::{Options, S3Fake};
+use alluvium_tests::wire::Client;
+use serde_json::Value;
+
+const PATIENCE: Duration = Duration::from_secs(120);
+/// The store as the page names it.
+const PAGE_STORE: &str = "s3://my-bucket/my-cluster";
+const TOPIC: &str = "t";
+const PARTITIONS: i32 = 12;
+
+fn alluvium(fake: &S3Fake, arguments: &[&str]) -> Output {
+    broker::run(arguments, &fake.env(), PATIENCE)
+}
+
+fn text(output: &Output) -> String {
+    format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    )
+}
+
+/// The command must succeed.
+fn succeeded(fake: &S3Fake, arguments: &[&str]) -> String {
+    let output = alluvium(fake, arguments);
+    let text = text(&output);
+    println!("$ alluvium {}\n{text}", arguments.join(" "));
+    assert!(output.status.success(), "{arguments:?} failed: {text}");
+    text
+}
+
+/// The command must fail, with exit code 1 and without a panic.
+fn failed(fake: &S3Fake, arguments: &[&str]) -> String {
+    let output = alluvium(fake, arguments);
+    let text = text(&output);
+    assert_eq!(output.status.code(), Some(1), "{arguments:?}: {text}");
+    assert!(!text.contains("panicked"), "{text}");
+    text
+}
+
+fn manifest(fake: &S3Fake, prefix: &str) -> Value {
+    let bytes = fake.get(&format!("{prefix}/cluster/manifest.json")).unwrap();
+    serde_json::from_slice(&bytes).unwrap()
+}
+
+/// One record into each partition, wherever it is led.
+fn produce_everywhere(brokers: &[Broker], value: &str) {
+    for partition in 0..PARTITIONS {
+        let began = Instant::now();
+        let taken = |broker: &Broker| {
+            let mut client = Client::connect(broker.address()).ok()?;
+            let records = batches::batch(0, Producer::NONE, &[value.into()]);
+            let (error, _) = kafka::produce(&mut client, TOPIC, partition, records).ok()?;
+            (error == 0).then_some(())
+        };
+        while !brokers.iter().any(|broker| taken(broker).is_some()) {
+            assert!(began.elapsed() < PATIENCE, "nobody leads partition {partition}");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+}
+
+/// `cluster status` until it says that all is well.
+fn healthy(fake: &S3Fake, url: &str) -> Value {
+    let began = Instant::now();
+    loop {
+        let output = alluvium(fake, &["cluster", "status", url, "--json"]);
+        if output.status.success() {
+            return serde_json::from_slice(&output.stdout).unwrap();
+        }
+        assert!(began.elapsed() < PATIENCE, "{}", text(&output));
+        std::thread::sleep(Duration::from_millis(500));
+    }
+}
+
+/// A broker as a command line of the page starts it, with addresses of this machine and the fake as its store.
+fn started(fake: &S3Fake, words: &[&str], url: &str) -> Broker {
+    let mut options = BrokerOptions::on(url).env(fake.env());
+    let mut words = words.iter().copied();
+    while let Some(word) = words.next() {
+        match word {
+            "--store" => assert_eq!(words.next(), Some(PAGE_STORE)),
+            "--listeners" | "--advertised-listeners" => drop(words.next()),
+            other => options.arguments.push(other.to_owned()),
+        }
+    }
+    Broker::start(options)
+}
+
+#[test]
+fn every_command_of_the_page_does_what_it_says() {
+    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/cluster.md");
+    let page = std::fs::read_to_string(page).unwrap();
+    let commands: Vec<&str> = page
+        .lines()
+        .filter_map(|line| line.strip_prefix("$ alluvium "))
+        .collect();
+    assert!(commands.len() >= 12, "{commands:?}");
+    let fake = S3Fake::start(Options::default()).unwrap();
+    let url = fake.store_url("page");
+    let mut brokers: Vec<Broker> = vec![];
+    for (i, command) in commands.iter().enumerate() {
+        let words: Vec<&str> = command.split_whitespace().collect();
+        if let ["serve", rest @ ..] = &words[..] {
+            brokers.push(started(&fake, rest, &url));
+            let more = commands.get(i + 1).is_some_and(|next| next.starts_with("serve"));
+            if !more {
+                let mut client = Client::connect(brokers[0].address()).unwrap();
+                kafka::create_topic(&mut client, TOPIC, PARTITIONS, &[]).unwrap();
+                produce_everywhere(&brokers, "first");
+                healthy(&fake, &url);
+            }
+            continue;
+        }
+        let mut words: Vec<&str> = words
+            .iter()
+            .map(|word| if *word == PAGE_STORE { url.as_str() } else { word })
+            .collect();
+        let restores = words.contains(&"restore-manifest");
+        if restores {
+            brokers.iter_mut().for_each(Broker::terminate);
+            assert!(fake.remove("page/cluster/manifest.json"));
+            words.push("--yes");
+        }
+        let said = succeeded(&fake, &words);
+        match &words[..] {
+            ["cluster", "status", _] => {
+                assert!(said.contains("brokers   3 live, 4 partitions each"), "{said}")
+            }
+            ["cluster", "drain", _, _] => {
+                assert!(
+                    said.contains("leads nothing any more: it can be stopped"),
+                    "{said}"
+                );
+                produce_everywhere(&brokers[..2], "drained");
+            }
+            ["cluster", "drain", _, _, "--undo"] => assert!(said.contains("no longer marked"), "{said}"),
+            ["cluster", "feature-level", _] => assert!(said.contains("* 2"), "{said}"),
+            _ => {}
+        }
+        if restores {
+            assert!(said.contains("nothing should be missing"), "{said}");
+            brokers.iter_mut().for_each(Broker::launch);
+            produce_everywhere(&brokers, "restored");
+        }
+    }
+    let status = healthy(&fake, &url);
+    assert_eq!(status["brokers"].as_array().unwrap().len(), 3);
+    assert_eq!(
+        (&status["topics"], &status["partitions"]),
+        (&1.into(), &PARTITIONS.into())
+    );
+}
+
+/// A bucket of a broker that has stopped, with one record in it.
+fn used_bucket(fake: &S3Fake, prefix: &str) -> Broker {
+    let mut broker = Broker::start(BrokerOptions::on(fake.store_url(prefix)).env(fake.env()));
+    let mut client = Client::connect(broker.address()).unwrap();
+    kafka::create_topic(&mut client, TOPIC, 1, &[]).unwrap();
+    let records = batches::batch(0, Producer::NONE, &["kept".into()]);
+    assert_eq!(kafka::produce(&mut client, TOPIC, 0, records).unwrap().0, 0);
+    drop(client);
+    broker.terminate();
+    broker
+}
+
+#[test]
+fn an_own_success_that_looks_like_a_failure_is_one_change() {
+    let fake = S3Fake::start(Options::default()).unwrap();
+    for fault in [
+        "applied-then-500",
+        "applied-then-412",
+        "applied-then-cut",
+        "500",
+        "409",
+    ] {
+        let prefix = format!("level-{fault}");
+        drop(used_bucket(&fake, &prefix));
+        let (url, key) = (fake.store_url(&prefix), format!("{prefix}/cluster/manifest.json"));
+        let mut before = manifest(&fake, &prefix);
+        before["feature_level"] = 1.into();
+        fake.put_raw(&key, before.to_string()).unwrap();
+        fake.set_fault_texts(&[&format!("kind=put,key=manifest.json$,times=1,do={fault}")]);
+        let said = succeeded(&fake, &["cluster", "feature-level", &url, "--set", "2", "--yes"]);
+        assert_eq!(fake.faults_fired(), [1], "{fault}");
+        fake.set_faults(vec![]);
+        assert!(said.contains("the feature level is 2 now"), "{said}");
+        let after = manifest(&fake, &prefix);
+        assert_eq!(after["feature_level"], 2);
+        assert_eq!(
+            after["version"].as_u64().unwrap(),
+            before["version"].as_u64().unwrap() + 1,
+            "{fault}"
+        );
+        let copy = format!(
+            "{prefix}/cluster/history/{:020}.json",
+            after["version"].as_u64().unwrap()
+        );
+        assert!(fake.get(&copy).is_some(), "{fault}: with its copy");
+    }
+}
+
+#[test]
+fn a_bucket_that_does_not_answer_is_told_in_a_line() {
+    let fake = S3Fake::start(Options::default()).unwrap();
+    for command in [
+        &["cluster", "status", "s3://no-such-bucket/x"][..],
+        &["cluster", "drain", "1", "s3://no-such-bucket/x"],
+        &["cluster", "feature-level", "s3://no-such-bucket/x"],
+        &["cluster", "restore-manifest", "s3://no-such-bucket/x", "--yes"],
+    ] {
+        let said = failed(&fake, command);
+        assert!(
+            said.contains("no-such-bucket") && said.trim_end().lines().count() == 1,
+            "{said}"
+        );
+    }
+    let nothing = failed(&fake, &["cluster", "status", &fake.store_url("empty")]);
+    assert!(nothing.contains("no Alluvium cluster here"), "{nothing}");
+}
+
+#[test]
+fn a_manifest_is_not_restored_under_a_running_broker() {
+    let fake = S3Fake::start(Options::default()).unwrap();
+    let mut broker = used_bucket(&fake, "restore");
+    let url = fake.store_url("restore");
+    broker.launch();
+    let whole = failed(&fake, &["cluster", "restore-manifest", &url, "--yes"]);
+    assert!(whole.contains("the manifest is whole"), "{whole}");
+    let key = "restore/cluster/manifest.json";
+    let before = manifest(&fake, "restore");
+    fake.put_raw(key, "{\"format\": {").unwrap();
+    let damaged = failed(&fake, &["cluster", "status", &url]);
+    assert!(damaged.contains("restore-manifest"), "{damaged}");
+    let running = failed(&fake, &["cluster", "restore-manifest", &url, "--yes"]);
+    assert!(running.contains("a broker is running"), "{running}");
+    assert_eq!(fake.get(key).unwrap(), "{\"format\": {");
+    broker.kill_9();
+    let said = succeeded(&fake, &["cluster", "restore-manifest", &url, "--yes"]);
+    assert!(said.contains("nothing should be missing"), "{said}");
+    let after = manifest(&fake, "restore");
+    assert!(after["version"].as_u64() > before["version"].as_u64());
+    assert!(after["next_incarnation"].as_u64() > before["next_incarnation"].as_u64());
+    assert_eq!(after["cluster_id"], before["cluster_id"]);
+    broker.launch();
+    assert_eq!(
+        kafka::read_all(broker.address(), TOPIC, 0, PATIENCE)
+            .unwrap()
+            .len(),
+        1
+    );
+}
