@@ -142,6 +142,18 @@ pub enum AppendError {
     Stopping,
 }
 
+impl AppendError {
+    /// Whether a producer gives up on it: then it must be proven first, see [`Log::confirm_rejection`].
+    pub fn is_for_good(&self) -> bool {
+        matches!(
+            self,
+            AppendError::OutOfOrderSequence { .. }
+                | AppendError::DuplicateSequence
+                | AppendError::InvalidProducerEpoch { .. }
+        )
+    }
+}
+
 /// An append whose place is fixed; it resolves at publication. Dropping it does not undo the append.
 #[derive(Debug)]
 pub struct PendingAppend {
@@ -280,6 +292,16 @@ impl Log {
         log_append_time: bool,
     ) -> Result<PendingAppend, AppendError> {
         self.inner.stream.append(partition, batch, log_append_time)
+    }
+
+    /// What to tell a producer whose batch was refused. Some refusals end a producer for good, so they must not come from
+    /// a broker that was succeeded by another one without noticing: they are answered only after proof that this broker
+    /// still leads the partition, else with `NotLeader`.
+    pub async fn confirm_rejection(&self, partition: &Arc<Partition>, refused: AppendError) -> AppendError {
+        if refused.is_for_good() && (self.confirm_leadership().await.is_err() || partition.is_gone()) {
+            return AppendError::NotLeader;
+        }
+        refused
     }
 
     /// Whole batches from the one that holds `offset` on: at least one if there is any, else up to `max_bytes`.

@@ -44,6 +44,9 @@ use crate::{Incarnation, Seq, Slot};
 const READ_AHEAD: usize = 32;
 /// How long a start keeps trying while the store fails.
 const PATIENCE: Duration = Duration::from_secs(300);
+/// A read is sent again after this time; it doubles, since a large object takes longer.
+const READ_TIMEOUT_MIN: Duration = Duration::from_secs(3);
+const READ_TIMEOUT_MAX: Duration = Duration::from_secs(60);
 /// How often the manifest is looked at.
 const POLL: Duration = Duration::from_secs(1);
 
@@ -312,6 +315,10 @@ impl Reader {
             state = match state {
                 Takeover::Begin | Takeover::Confirming { .. } => {
                     let head = self.head(victim).await?;
+                    // Read first: a head whose checkpoint is gone already is no head to begin from.
+                    let Some(checkpoint) = self.checkpoint(&head).await? else {
+                        continue;
+                    };
                     let seen = HeadSeen {
                         checkpoint_next: head.first_unread(),
                         floor: head.floor,
@@ -320,7 +327,7 @@ impl Reader {
                     if let Takeover::Probing { .. } = next {
                         // The first time, or the seal was void: all that was read before is out of date.
                         read = StreamRead {
-                            checkpoint: self.checkpoint(&head).await?,
+                            checkpoint,
                             segments: vec![],
                         };
                     }
@@ -426,23 +433,31 @@ impl Reader {
         }
     }
 
-    /// Reads a stream that is sealed at `bound`.
+    /// Reads a stream that is sealed at `bound`. Its owner may not know that it has ended, and checkpoint and delete
+    /// while this goes on: what is missing below the seal means that the head is read again.
     pub(crate) async fn sealed_stream(
         &self,
         stream: Incarnation,
         bound: Seq,
     ) -> Result<StreamRead, OpenError> {
-        let head = self.head(stream).await?;
-        let checkpoint = self.checkpoint(&head).await?;
-        let mut segments: Vec<(Seq, Vec<Entry>)> = vec![];
-        let mut indexes = self.indexes(stream, head.first_unread(), bound);
-        while let Some((seq, found)) = indexes.next().await {
-            match found? {
-                At::Segment(index) => segments.push((seq, index.entries)),
-                At::Missing => break,
+        loop {
+            let head = self.head(stream).await?;
+            let Some(checkpoint) = self.checkpoint(&head).await? else {
+                continue;
+            };
+            let mut segments: Vec<(Seq, Vec<Entry>)> = vec![];
+            let mut indexes = self.indexes(stream, head.first_unread(), bound);
+            while let Some((seq, found)) = indexes.next().await {
+                match found? {
+                    At::Segment(index) => segments.push((seq, index.entries)),
+                    At::Missing => break,
+                }
+            }
+            let read = head.first_unread() + segments.len() as Seq;
+            if read >= bound || self.head(stream).await?.commit_id == head.commit_id {
+                return Ok(StreamRead { checkpoint, segments });
             }
         }
-        Ok(StreamRead { checkpoint, segments })
     }
 
     pub(crate) async fn head(&self, stream: Incarnation) -> Result<Head, OpenError> {
@@ -455,15 +470,30 @@ impl Reader {
             .map_err(|e| OpenError::Unusable(format!("{key}: {e}")))
     }
 
-    async fn checkpoint(&self, head: &Head) -> Result<Option<checkpoint::Checkpoint>, OpenError> {
+    /// The checkpoint that a head names, if it names one; `None` if the owner has deleted it since, which it does only
+    /// after another head.
+    async fn checkpoint(&self, head: &Head) -> Result<Option<Option<checkpoint::Checkpoint>>, OpenError> {
         let Some(named) = &head.checkpoint else {
-            return Ok(None);
+            return Ok(Some(None));
         };
         let key = self
             .store
             .key(&keys::checkpoint(head.incarnation, named.next, named.nonce));
-        let get = || async { self.store.bulk.get(&key).await?.bytes().await };
-        let bytes = self.patiently(get).await?;
+        let get = || async {
+            match self.store.bulk.get(&key).await {
+                Err(object_store::Error::NotFound { .. }) => Ok(None),
+                Err(e) => Err(e),
+                Ok(got) => got.bytes().await.map(Some),
+            }
+        };
+        let Some(bytes) = self.patiently(get).await? else {
+            if self.head(head.incarnation).await?.commit_id == head.commit_id {
+                return Err(OpenError::Unusable(format!(
+                    "{key} is missing, and the head names it"
+                )));
+            }
+            return Ok(None);
+        };
         let checkpoint = checkpoint::decode(&bytes, Some(self.cluster))
             .map_err(|e| OpenError::Unusable(format!("{key}: {e}")))?;
         if (checkpoint.incarnation, checkpoint.next) != (head.incarnation, named.next) {
@@ -471,7 +501,7 @@ impl Reader {
                 "{key}: holds the state of another position"
             )));
         }
-        Ok(Some(checkpoint))
+        Ok(Some(Some(checkpoint)))
     }
 
     /// Indexes from `first` up to `bound`, in order, several requests under way.
@@ -530,8 +560,17 @@ impl Reader {
     {
         let started = Instant::now();
         let mut failures = 0;
+        let mut wait = READ_TIMEOUT_MIN;
         loop {
-            match read().await {
+            let Ok(read) = tokio::time::timeout(wait, read()).await else {
+                // An answer that is lost must not hold up a takeover; one that is slow gets more time.
+                wait = (wait * 2).min(READ_TIMEOUT_MAX);
+                if started.elapsed() < PATIENCE {
+                    continue;
+                }
+                return Err(OpenError::Unusable(format!("{}: no answer", self.store.display)));
+            };
+            match read {
                 Ok(found) => return Ok(found),
                 Err(e) if started.elapsed() < PATIENCE => {
                     failures += 1;

@@ -234,6 +234,14 @@ fn append_one(
                 append: publication.push(append.published()),
             }
         }
+        Err(error) if error.is_for_good() => {
+            let log = broker.log.clone();
+            let confirmed = async move { Err(log.confirm_rejection(&partition, error).await) };
+            Part::Appended {
+                index,
+                append: publication.push(confirmed),
+            }
+        }
         Err(error) => not_appended(manifest, topic, index, &error),
     }
 }

@@ -20,6 +20,8 @@ use crate::store::{Store, StoreError};
 
 /// How long one change is tried while the store does not answer.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How long one look at the manifest may take; the next one comes a second later.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// What can be done about a manifest that is damaged or gone.
 const RESTORE: &str = "each version was copied to cluster/history/: stop all brokers, and `alluvium cluster \
@@ -185,17 +187,24 @@ impl ManifestKeeper {
             if_none_match: stored.version.e_tag.clone(),
             ..GetOptions::default()
         };
-        let got = match self.store.bulk.get_opts(&key, options).await {
+        let read = async {
+            let got = self.store.bulk.get_opts(&key, options).await?;
+            let version = UpdateVersion {
+                e_tag: got.meta.e_tag.clone(),
+                version: got.meta.version.clone(),
+            };
+            Ok((version, got.bytes().await?))
+        };
+        // Everybody waits for this one: a lost answer must not hold them up for as long as a bulk read may take.
+        let Ok(read) = tokio::time::timeout(LOOK_TIMEOUT, read).await else {
+            return Err(format!("no answer within {LOOK_TIMEOUT:?}"));
+        };
+        let (version, bytes) = match read {
             Err(object_store::Error::NotModified { .. }) => return Ok(()),
             Err(object_store::Error::NotFound { .. }) => return Err(format!("{key} is gone")),
             Err(e) => return Err(reason_of(&e)),
-            Ok(got) => got,
+            Ok(read) => read,
         };
-        let version = UpdateVersion {
-            e_tag: got.meta.e_tag.clone(),
-            version: got.meta.version.clone(),
-        };
-        let bytes = got.bytes().await.map_err(|e| reason_of(&e))?;
         self.adopt::<std::convert::Infallible>(stored, Versioned { bytes, version })
             .map_err(|e| e.to_string())
     }
