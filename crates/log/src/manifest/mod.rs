@@ -419,7 +419,8 @@ impl Manifest {
         if let Some((_, predecessor)) = self.live().find(|(_, s)| same_place(s)) {
             return predecessor.node_id;
         }
-        let taken = |id: &i32| self.live().any(|(_, s)| s.node_id == *id);
+        // A mark stays with its number: a new broker would get nothing.
+        let taken = |id: &i32| self.draining.contains(id) || self.live().any(|(_, s)| s.node_id == *id);
         (1..).find(|id| !taken(id)).unwrap_or(1)
     }
 }
