@@ -488,6 +488,9 @@ async fn an_older_copy_says_what_is_lost() {
     assert!(plan.copy.topics.contains_key("early") && !plan.copy.topics.contains_key("late"));
     let version = restore::restore(&store, &plan).await.unwrap();
     assert!(version > late, "no broker has applied it before");
+    let kept = |m: &Manifest| m.restored.as_ref().unwrap().unknown_streams.clone();
+    let now = Manifest::decode(&bytes(&store, keys::MANIFEST).await).unwrap();
+    assert_eq!(kept(&now).into_iter().collect::<Vec<_>>(), [stranger]);
     // By number, over a whole one.
     assert!(planned(&store, Some(early), false).await.is_err());
     let forced = planned(&store, Some(early), true).await.unwrap();

@@ -124,6 +124,10 @@ pub struct Restored {
     pub from_version: u64,
     /// Commit id of the restoration: it settles an unknown outcome, also when brokers have built on it since.
     pub commit_id: Uuid,
+    /// Streams that the copy did not know, of this and of earlier restorations. No slot's log goes through them any
+    /// more, but they hold what was acknowledged: they are for people to look at, and nobody deletes them.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub unknown_streams: BTreeSet<Incarnation>,
 }
 
 /// One stream: the log of one broker start.
