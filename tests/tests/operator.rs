@@ -78,7 +78,7 @@ fn read_everywhere(brokers: &[Broker], count: usize) {
     for partition in 0..PARTITIONS {
         let began = Instant::now();
         let found = |broker: &Broker| {
-            let read = kafka::read_all(broker.address(), TOPIC, partition, Duration::from_secs(5));
+            let read = kafka::read_all(broker.address(), TOPIC, partition, Duration::from_secs(1));
             read.map(|records| records.len()).unwrap_or(0)
         };
         while !brokers.iter().any(|broker| found(broker) == count) {
