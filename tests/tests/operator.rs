@@ -82,7 +82,10 @@ fn read_everywhere(brokers: &[Broker], count: usize) {
             read.map(|records| records.len()).unwrap_or(0)
         };
         while !brokers.iter().any(|broker| found(broker) == count) {
-            assert!(began.elapsed() < PATIENCE, "partition {partition} has not {count} records");
+            assert!(
+                began.elapsed() < PATIENCE,
+                "partition {partition} has not {count} records"
+            );
             std::thread::sleep(Duration::from_millis(100));
         }
     }

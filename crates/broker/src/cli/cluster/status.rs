@@ -53,7 +53,9 @@ pub(super) fn page(status: &Status) -> String {
     }
     if !status.linked.is_empty() {
         out.push(String::new());
-        out.push("Earlier streams that partitions go through until their brokers have merged them:".to_owned());
+        out.push(
+            "Earlier streams that partitions go through until their brokers have merged them:".to_owned(),
+        );
         let mut rows = vec![
             ["BROKER", "INC", "SEALED AT", "SLOTS", "WHICH"]
                 .map(str::to_owned)
@@ -63,7 +65,9 @@ pub(super) fn page(status: &Status) -> String {
             vec![
                 linked.node_id.to_string(),
                 linked.incarnation.to_string(),
-                linked.sealed_at.map_or_else(|| "lives".to_owned(), |at| at.to_string()),
+                linked
+                    .sealed_at
+                    .map_or_else(|| "lives".to_owned(), |at| at.to_string()),
                 linked.slots.to_string(),
                 ranges(&linked.slot_ranges, 40),
             ]

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use alluvium_log::cluster::Led;
-use alluvium_log::cluster::status::{BrokerStatus, MoveStatus, LinkedStatus, SlotRange, Status};
+use alluvium_log::cluster::status::{BrokerStatus, LinkedStatus, MoveStatus, SlotRange, Status};
 use alluvium_log::manifest::{Endpoint, Manifest};
 use alluvium_log::{Log, LogOptions};
 use uuid::Uuid;
