@@ -18,6 +18,8 @@ const PATIENCE: Duration = Duration::from_secs(120);
 const PAGE_STORE: &str = "s3://my-bucket/my-cluster";
 const TOPIC: &str = "t";
 const PARTITIONS: i32 = 12;
+/// The batches have timestamps of 1970.
+const KEPT: &[(&str, &str)] = &[("retention.ms", "-1")];
 
 fn alluvium(fake: &S3Fake, arguments: &[&str]) -> Output {
     broker::run(arguments, &fake.env(), PATIENCE)
@@ -71,6 +73,24 @@ fn produce_everywhere(brokers: &[Broker], value: &str) {
     }
 }
 
+/// Each partition holds so many records, wherever it is led.
+fn read_everywhere(brokers: &[Broker], count: usize) {
+    for partition in 0..PARTITIONS {
+        let began = Instant::now();
+        let found = |broker: &Broker| {
+            let read = kafka::read_all(broker.address(), TOPIC, partition, Duration::from_secs(1));
+            read.map(|records| records.len()).unwrap_or(0)
+        };
+        while !brokers.iter().any(|broker| found(broker) == count) {
+            assert!(
+                began.elapsed() < PATIENCE,
+                "partition {partition} has not {count} records"
+            );
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+}
+
 /// `cluster status` until it says that all is well.
 fn healthy(fake: &S3Fake, url: &str) -> Value {
     let began = Instant::now();
@@ -117,7 +137,7 @@ fn every_command_of_the_page_does_what_it_says() {
             let more = commands.get(i + 1).is_some_and(|next| next.starts_with("serve"));
             if !more {
                 let mut client = Client::connect(brokers[0].address()).unwrap();
-                kafka::create_topic(&mut client, TOPIC, PARTITIONS, &[]).unwrap();
+                kafka::create_topic(&mut client, TOPIC, PARTITIONS, KEPT).unwrap();
                 produce_everywhere(&brokers, "first");
                 healthy(&fake, &url);
             }
@@ -155,6 +175,7 @@ fn every_command_of_the_page_does_what_it_says() {
             produce_everywhere(&brokers, "restored");
         }
     }
+    read_everywhere(&brokers, 3);
     let status = healthy(&fake, &url);
     assert_eq!(status["brokers"].as_array().unwrap().len(), 3);
     assert_eq!(
@@ -167,7 +188,7 @@ fn every_command_of_the_page_does_what_it_says() {
 fn used_bucket(fake: &S3Fake, prefix: &str) -> Broker {
     let mut broker = Broker::start(BrokerOptions::on(fake.store_url(prefix)).env(fake.env()));
     let mut client = Client::connect(broker.address()).unwrap();
-    kafka::create_topic(&mut client, TOPIC, 1, &[]).unwrap();
+    kafka::create_topic(&mut client, TOPIC, 1, KEPT).unwrap();
     let records = batches::batch(0, Producer::NONE, &["kept".into()]);
     assert_eq!(kafka::produce(&mut client, TOPIC, 0, records).unwrap().0, 0);
     drop(client);

@@ -65,9 +65,13 @@ pub(crate) enum NotCleaned {
     Fenced,
 }
 
-/// Whether a stream was there and has left the table, which it never enters again.
+/// Whether a stream was there and has left the table, which it never enters again. One that is not in the table only
+/// because the manifest was restored from an older copy has left nothing.
 fn is_drained(manifest: &Manifest, incarnation: Incarnation) -> bool {
-    incarnation < manifest.next_incarnation && !manifest.streams.contains_key(&incarnation)
+    let restored = manifest.restored.as_ref();
+    incarnation < manifest.next_incarnation
+        && !manifest.streams.contains_key(&incarnation)
+        && !restored.is_some_and(|r| r.unknown_streams.contains(&incarnation))
 }
 
 /// Whether an object of the own stream is needed by nobody, by what a durable head says.
@@ -386,6 +390,12 @@ mod tests {
         assert!(!is_drained(&m, i) && !is_drained(&m, i + 1));
         m.streams.remove(&i);
         assert!(is_drained(&m, i) && !is_drained(&m, i + 1));
+        m.restored = Some(crate::manifest::Restored {
+            from_version: 1,
+            commit_id: uuid::Uuid::nil(),
+            unknown_streams: BTreeSet::from([i]),
+        });
+        assert!(!is_drained(&m, i), "the copy did not know it");
     }
 
     #[tokio::test(start_paused = true)]

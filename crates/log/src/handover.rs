@@ -216,6 +216,8 @@ impl Inner {
         if let Some(membership) = self.membership.get() {
             membership.tell_all().await;
         }
+        // The process ends after this.
+        self.keeper.copies_kept().await;
     }
 
     /// Takes the slots out of their links that a durable checkpoint holds whole.
@@ -333,13 +335,7 @@ impl Cluster for Member {
 /// Who gets the slots of a broker that ends.
 fn heirs(manifest: &Manifest, of: Incarnation) -> BTreeMap<Slot, Incarnation> {
     let slots: Vec<Slot> = manifest.slots_of(of).map(|(slot, _)| slot).collect();
-    let others = || manifest.live().filter(|(i, _)| *i != of);
-    let staying = others().filter(|(_, s)| !manifest.draining.contains(&s.node_id));
-    let mut live: Vec<Incarnation> = staying.map(|(i, _)| i).collect();
-    if live.is_empty() {
-        // Better somebody who is about to leave than nobody.
-        live = others().map(|(i, _)| i).collect();
-    }
+    let live = manifest.receivers(of);
     if live.is_empty() {
         return BTreeMap::new();
     }

@@ -29,7 +29,8 @@ pub fn replaced_manifest(commit: Uuid) -> String {
     format!("cluster/replaced/{}", commit.simple())
 }
 
-/// The incarnation of a stream, from the name of its folder below [`STREAMS`].
+/// The incarnation of a stream, from the name of its folder below [`STREAMS`]. A folder that only looks like that of a
+/// stream is somebody else's.
 pub fn stream_of(folder: &str) -> Option<Incarnation> {
     let incarnation = folder.rsplit_once('-')?.1.parse().ok()?;
     (stream(incarnation).rsplit_once('/')?.1 == folder).then_some(incarnation)
@@ -87,11 +88,7 @@ pub enum InStream {
 pub fn parse_in_stream(key: &str) -> Option<(Incarnation, InStream)> {
     let below = key.strip_prefix(STREAMS)?.strip_prefix('/')?;
     let (folder, name) = below.split_once('/')?;
-    let incarnation = folder.split_once('-')?.1.parse().ok()?;
-    // A folder that only looks like that of a stream is somebody else's.
-    if stream(incarnation) != format!("{STREAMS}/{folder}") {
-        return None;
-    }
+    let incarnation = stream_of(folder)?;
     let digits = |text: &str| {
         let plain = text.len() == 20 && text.bytes().all(|b| b.is_ascii_digit());
         text.parse().ok().filter(|_| plain)

@@ -296,9 +296,12 @@ pub async fn restore(store: &Store, plan: &Plan) -> Result<u64, ClusterError> {
         }
     }
     let mut next = plan.restored.clone();
+    let mut unknown_streams = next.restored.map(|r| r.unknown_streams).unwrap_or_default();
+    unknown_streams.extend(&plan.unknown_streams);
     next.restored = Some(Restored {
         from_version: plan.copy.version,
         commit_id: commit,
+        unknown_streams,
     });
     next.stamp(None, commit);
     let body = Bytes::from(next.encode());

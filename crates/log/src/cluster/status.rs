@@ -54,8 +54,8 @@ pub struct Status {
     pub partitions_min: u64,
     /// Most of them.
     pub partitions_max: u64,
-    /// Streams of brokers that are gone, still needed by partitions.
-    pub sealed: Vec<SealedStatus>,
+    /// Earlier streams that partitions still need.
+    pub linked: Vec<LinkedStatus>,
     /// Slots whose owner is asked to give them to another broker.
     pub moves: Vec<MoveStatus>,
     /// Slots that no live broker owns.
@@ -103,15 +103,15 @@ pub struct BrokerStatus {
     pub applied_version: u64,
 }
 
-/// A sealed stream that the log of some slots still goes through.
+/// An earlier stream that the log of some slots still goes through: one that ended, or that handed them over.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct SealedStatus {
+pub struct LinkedStatus {
     /// The broker that wrote it.
     pub node_id: i32,
     /// Its start.
     pub incarnation: Incarnation,
-    /// Seq of the seal.
-    pub sealed_at: Seq,
+    /// Seq of the seal; `None` while the broker lives and has handed the slots over.
+    pub sealed_at: Option<Seq>,
     /// How many slots.
     pub slots: u64,
     /// Which.
@@ -305,7 +305,7 @@ pub fn judge(seen: &Seen) -> Status {
         partitions_min: shares.clone().min().unwrap_or(0),
         partitions_max: shares.max().unwrap_or(0),
         brokers,
-        sealed: sealed(m),
+        linked: linked(m),
         moves: moves(m),
         slots_without_owner,
         partitions_without_owner,
@@ -351,27 +351,31 @@ fn without_owner(m: &Manifest, led: &BTreeMap<Incarnation, Led>) -> (Vec<SlotRan
     (ranges, partitions.map(|(_, led)| led.partitions).sum())
 }
 
-fn sealed(m: &Manifest) -> Vec<SealedStatus> {
-    let mut sealed = vec![];
+fn linked(m: &Manifest) -> Vec<LinkedStatus> {
+    let mut linked = vec![];
     for (incarnation, entry) in &m.streams {
-        if let StreamState::Sealed { at, links } = &entry.state {
-            let mut ranges: Vec<SlotRange> = links
-                .iter()
-                .map(|run| SlotRange::run(run.first, run.count))
-                .collect();
-            ranges.sort_by_key(|range| range.first);
-            // A slot may have gone through the stream more than once.
-            let ranges = joined(ranges.into_iter());
-            sealed.push(SealedStatus {
+        let (sealed_at, links) = match &entry.state {
+            StreamState::Sealed { at, links } => (Some(*at), links.as_slice()),
+            StreamState::Live => (None, &[][..]),
+        };
+        let links = links.iter().map(|run| SlotRange::run(run.first, run.count));
+        let released = entry.released.iter();
+        let released = released.map(|run| SlotRange::run(run.first, run.count));
+        let mut ranges: Vec<SlotRange> = links.chain(released).collect();
+        ranges.sort_by_key(|range| range.first);
+        // A slot may have gone through the stream more than once.
+        let ranges = joined(ranges.into_iter());
+        if !ranges.is_empty() {
+            linked.push(LinkedStatus {
                 node_id: entry.node_id,
                 incarnation: *incarnation,
-                sealed_at: *at,
+                sealed_at,
                 slots: ranges.iter().map(SlotRange::count).sum(),
                 slot_ranges: ranges,
             });
         }
     }
-    sealed
+    linked
 }
 
 fn moves(m: &Manifest) -> Vec<MoveStatus> {

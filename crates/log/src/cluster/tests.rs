@@ -299,16 +299,35 @@ fn slots_of_nobody_and_of_the_dead_are_a_problem() {
         "{:?}",
         s.problems
     );
-    let [sealed] = &s.sealed[..] else {
-        panic!("{:?}", s.sealed)
+    let [sealed] = &s.linked[..] else {
+        panic!("{:?}", s.linked)
     };
     assert_eq!(
         (sealed.node_id, sealed.incarnation, sealed.sealed_at, sealed.slots),
-        (2, 2, 7, 3)
+        (2, 2, Some(7), 3)
     );
     assert_eq!(sealed.slot_ranges, [SlotRange { first: 3, last: 5 }]);
     let empty = Manifest::new(Uuid::from_u128(1), Uuid::from_u128(2), 8);
     assert!(judged(&empty, &[]).problems[0].starts_with("no broker is live"));
+}
+
+#[test]
+fn a_live_stream_that_handed_slots_over_is_listed_with_them() {
+    let mut m = shared(&[4, 4]);
+    m.set_desired(&[(1, 2), (2, 2)]);
+    let released = [(1, 1), (2, 1)].map(|(slot, epoch)| crate::manifest::change::Released {
+        slot,
+        epoch,
+        bound: 9,
+    });
+    m.move_slots(1, &released).unwrap();
+    let s = judged(&m, &[Some(1); 2]);
+    let [linked] = &s.linked[..] else {
+        panic!("{:?}", s.linked)
+    };
+    assert_eq!((linked.node_id, linked.sealed_at, linked.slots), (1, None, 2));
+    assert_eq!(linked.slot_ranges, [SlotRange { first: 1, last: 2 }]);
+    assert_eq!(s.moves, []);
 }
 
 #[test]
@@ -469,6 +488,9 @@ async fn an_older_copy_says_what_is_lost() {
     assert!(plan.copy.topics.contains_key("early") && !plan.copy.topics.contains_key("late"));
     let version = restore::restore(&store, &plan).await.unwrap();
     assert!(version > late, "no broker has applied it before");
+    let kept = |m: &Manifest| m.restored.as_ref().unwrap().unknown_streams.clone();
+    let now = Manifest::decode(&bytes(&store, keys::MANIFEST).await).unwrap();
+    assert_eq!(kept(&now).into_iter().collect::<Vec<_>>(), [stranger]);
     // By number, over a whole one.
     assert!(planned(&store, Some(early), false).await.is_err());
     let forced = planned(&store, Some(early), true).await.unwrap();

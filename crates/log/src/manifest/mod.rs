@@ -124,6 +124,10 @@ pub struct Restored {
     pub from_version: u64,
     /// Commit id of the restoration: it settles an unknown outcome, also when brokers have built on it since.
     pub commit_id: Uuid,
+    /// Streams that the copy did not know, of this and of earlier restorations. No slot's log goes through them any
+    /// more, but they hold what was acknowledged: they are for people to look at, and nobody deletes them.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub unknown_streams: BTreeSet<Incarnation>,
 }
 
 /// One stream: the log of one broker start.
@@ -419,7 +423,8 @@ impl Manifest {
         if let Some((_, predecessor)) = self.live().find(|(_, s)| same_place(s)) {
             return predecessor.node_id;
         }
-        let taken = |id: &i32| self.live().any(|(_, s)| s.node_id == *id);
+        // A mark stays with its number: a new broker would get nothing.
+        let taken = |id: &i32| self.draining.contains(id) || self.live().any(|(_, s)| s.node_id == *id);
         (1..).find(|id| !taken(id)).unwrap_or(1)
     }
 }

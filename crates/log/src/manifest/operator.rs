@@ -1,7 +1,8 @@
 //! What an operator changes in the manifest, without a broker: the marks of brokers that are to hand over, and the
 //! feature level. Pure, and validated again at each attempt of the compare-and-swap loop, as every change is.
 
-use super::{FEATURE_LEVEL, Manifest};
+use super::{FEATURE_LEVEL, LEVEL_OF_CLUSTERS, Manifest};
+use crate::Incarnation;
 
 /// Feature levels that this build knows, and what each allows to be written.
 pub const LEVELS: [(u32, &str); 2] = [
@@ -14,8 +15,6 @@ pub const LEVELS: [(u32, &str); 2] = [
         "slots handed over while both brokers live, streams merged and given back",
     ),
 ];
-/// The level from which on a slot can be handed over by a broker that lives on.
-pub const HAND_OVER_LEVEL: u32 = 2;
 
 /// Why an operator's change is not made.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -74,7 +73,7 @@ impl Manifest {
                 live: self.live_in_words(),
             });
         }
-        if self.feature_level < HAND_OVER_LEVEL {
+        if self.feature_level < LEVEL_OF_CLUSTERS {
             return Err(NotChanged::NoHandOver(self.feature_level));
         }
         let takes_over = |other: i32| other != node_id && !self.draining.contains(&other);
@@ -83,6 +82,18 @@ impl Manifest {
         }
         self.draining.insert(node_id);
         Ok(())
+    }
+
+    /// Live streams that may be given slots, without `except`: those that are not marked, or all if all are, since
+    /// partitions without a leader are worse.
+    pub fn receivers(&self, except: Incarnation) -> Vec<Incarnation> {
+        let others = || self.live().filter(|(incarnation, _)| *incarnation != except);
+        let unmarked = others().filter(|(_, stream)| !self.draining.contains(&stream.node_id));
+        let unmarked: Vec<Incarnation> = unmarked.map(|(incarnation, _)| incarnation).collect();
+        match unmarked.is_empty() {
+            true => others().map(|(incarnation, _)| incarnation).collect(),
+            false => unmarked,
+        }
     }
 
     /// Allows brokers to write what `level` brings.
@@ -162,6 +173,26 @@ mod tests {
         m.feature_level = 1;
         assert_eq!(m.set_draining(2, true), Err(NotChanged::NoHandOver(1)));
         m.set_draining(1, false).unwrap();
+    }
+
+    #[test]
+    fn slots_go_to_those_without_a_mark_if_there_are_any() {
+        let mut m = manifest(&[1, 2, 3]);
+        m.set_draining(2, true).unwrap();
+        assert_eq!(m.receivers(1), [3]);
+        assert_eq!(m.receivers(0), [1, 3]);
+        m.set_draining(3, true).unwrap();
+        assert_eq!(m.receivers(1), [2, 3], "all that are left are marked");
+    }
+
+    #[test]
+    fn a_new_broker_gets_no_number_that_is_marked() {
+        let mut m = manifest(&[1, 2, 3]);
+        m.set_draining(2, true).unwrap();
+        m.streams.remove(&2);
+        assert_eq!(m.free_node_id(&BTreeMap::new()), 4);
+        m.set_draining(2, false).unwrap();
+        assert_eq!(m.free_node_id(&BTreeMap::new()), 2);
     }
 
     #[test]

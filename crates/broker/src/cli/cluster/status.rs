@@ -51,27 +51,29 @@ pub(super) fn page(status: &Status) -> String {
         out.push(String::new());
         out.extend(table(&roles(&status.brokers), &[1, 2]));
     }
-    if !status.sealed.is_empty() {
+    if !status.linked.is_empty() {
         out.push(String::new());
         out.push(
-            "Ended streams that partitions still need, until their brokers have merged them:".to_owned(),
+            "Earlier streams that partitions go through until their brokers have merged them:".to_owned(),
         );
         let mut rows = vec![
             ["BROKER", "INC", "SEALED AT", "SLOTS", "WHICH"]
                 .map(str::to_owned)
                 .to_vec(),
         ];
-        rows.extend(status.sealed.iter().take(ROWS_SHOWN).map(|sealed| {
+        rows.extend(status.linked.iter().take(ROWS_SHOWN).map(|linked| {
             vec![
-                sealed.node_id.to_string(),
-                sealed.incarnation.to_string(),
-                sealed.sealed_at.to_string(),
-                sealed.slots.to_string(),
-                ranges(&sealed.slot_ranges, 50),
+                linked.node_id.to_string(),
+                linked.incarnation.to_string(),
+                linked
+                    .sealed_at
+                    .map_or_else(|| "lives".to_owned(), |at| at.to_string()),
+                linked.slots.to_string(),
+                ranges(&linked.slot_ranges, 40),
             ]
         }));
         out.extend(table(&rows, &[4]));
-        out.extend(more(status.sealed.len()));
+        out.extend(more(status.linked.len()));
     }
     if !status.moves.is_empty() {
         out.push(String::new());

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use alluvium_log::cluster::Led;
-use alluvium_log::cluster::status::{BrokerStatus, MoveStatus, SealedStatus, SlotRange, Status};
+use alluvium_log::cluster::status::{BrokerStatus, LinkedStatus, MoveStatus, SlotRange, Status};
 use alluvium_log::manifest::{Endpoint, Manifest};
 use alluvium_log::{Log, LogOptions};
 use uuid::Uuid;
@@ -301,10 +301,10 @@ fn large() -> Status {
             last: i * 2,
         })
         .collect();
-    let sealed = |incarnation| SealedStatus {
+    let linked = |incarnation| LinkedStatus {
         node_id: 100_000,
         incarnation,
-        sealed_at: 1_000_000_000,
+        sealed_at: Some(1_000_000_000),
         slots: 1_024,
         slot_ranges: ranges.clone(),
     };
@@ -322,7 +322,7 @@ fn large() -> Status {
         brokers: vec![broker(1), broker(100_000)],
         partitions_min: 49_000,
         partitions_max: 51_000,
-        sealed: (0..25).map(sealed).collect(),
+        linked: (0..25).map(linked).collect(),
         moves: vec![
             MoveStatus {
                 slots: SlotRange { first: 7, last: 9 },
@@ -366,7 +366,7 @@ fn the_page_fits_a_hundred_columns() {
 fn the_page_of_an_empty_cluster_has_no_tables() {
     let status = Status {
         brokers: vec![],
-        sealed: vec![],
+        linked: vec![],
         moves: vec![],
         notes: vec![],
         slots_without_owner: vec![],
