@@ -79,7 +79,7 @@ pub fn recover(
         release: false,
     };
     let mut chain: Vec<&Link> = meta.links.iter().collect();
-    if with_owner {
+    if with_owner && meta.owner != NOBODY {
         chain.push(&owner);
     }
     // Start from the newest checkpoint that covers the slot in the epoch granted to its stream.
