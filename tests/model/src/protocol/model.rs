@@ -517,7 +517,11 @@ impl Protocol {
         if s.left.release == 0 || Self::releasing(br, slot) {
             return None;
         }
-        let snapshot = Self::assigned(br, slot)?;
+        let mut snapshot = Self::assigned(br, slot)?;
+        if self.rules.has(ImageBeforePointers) {
+            let published = br.owned[slot as usize].as_ref()?.log.iter();
+            snapshot.iter_mut().zip(published).for_each(|(x, p)| *x = *p);
+        }
         s.left.release -= 1;
         self.append(
             s,

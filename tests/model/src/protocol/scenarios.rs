@@ -139,6 +139,22 @@ pub fn all() -> Vec<Scenario> {
             },
             ..base.clone()
         },
+        // An inherited slot is merged and released at the same time.
+        Scenario {
+            name: "release-merged",
+            reaches: vec!["all acked", "acked after a release", "stream drained", "two links"],
+            brokers: 3,
+            producers: vec![(0, 1), (0, 1)],
+            max_sends: 1,
+            budget: Budget {
+                takeover: 1,
+                release: 1,
+                merge: 1,
+                checkpoint: 1,
+                ..none
+            },
+            ..base.clone()
+        },
         // Unreferenced files of a drained writer, while the slot moves on.
         Scenario {
             name: "clean",
