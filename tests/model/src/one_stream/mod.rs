@@ -14,6 +14,7 @@ pub mod rules;
 pub mod settings;
 mod starts;
 pub mod state;
+pub mod topics;
 mod writes;
 
 use model::{OneStream, Scenario};
@@ -29,6 +30,7 @@ pub fn all() -> Vec<Scenario> {
         producers: vec![1, 1],
         max_sends: 2,
         puts_in_flight: 2,
+        old_checkpoints_go: false,
         budget: none,
         reaches: vec![],
     };
@@ -105,6 +107,47 @@ pub fn all() -> Vec<Scenario> {
                 "restarted from a checkpoint",
                 "two links",
             ]),
+            ..base.clone()
+        },
+        // Checkpoints and heads of unknown outcome, while old checkpoints are deleted.
+        Scenario {
+            name: "heads",
+            producers: vec![1, 1],
+            max_sends: 1,
+            puts_in_flight: 1,
+            old_checkpoints_go: true,
+            budget: Budget {
+                starts: 1,
+                unknown: 2,
+                checkpoints: 2,
+                ..none
+            },
+            reaches: vec![
+                "all acknowledged",
+                "checkpoint deleted",
+                "head adopted",
+                "restarted from a checkpoint",
+            ],
+            ..base.clone()
+        },
+        // Old checkpoints go under the eyes of takers, also those of a zombie whose stream is only a link.
+        Scenario {
+            name: "old-checkpoints",
+            producers: vec![1, 1],
+            max_sends: 1,
+            puts_in_flight: 1,
+            old_checkpoints_go: true,
+            budget: Budget {
+                starts: 2,
+                checkpoints: 2,
+                ..none
+            },
+            reaches: vec![
+                "all acknowledged",
+                "checkpoint deleted",
+                "taker met a deleted checkpoint",
+                "two links",
+            ],
             ..base
         },
     ]
@@ -128,11 +171,13 @@ pub fn runs() -> Vec<Run> {
     };
     let mut runs: Vec<Run> = all().iter().filter_map(|s| one(s.name, vec![])).collect();
     runs.extend(settings::runs(false));
+    runs.extend(topics::runs(false));
     runs.extend(
         rules::MUTATIONS
             .iter()
             .filter_map(|(d, config)| one(config, vec![*d])),
     );
     runs.extend(settings::runs(true));
+    runs.extend(topics::runs(true));
     runs
 }

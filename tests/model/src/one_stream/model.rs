@@ -41,6 +41,9 @@ pub struct Scenario {
     pub producers: Vec<u8>,
     pub max_sends: u8,
     pub puts_in_flight: usize,
+    /// Checkpoints take their time to be written, old ones are deleted, and takers read head and checkpoint one after
+    /// the other.
+    pub old_checkpoints_go: bool,
     pub budget: Budget,
     /// What must be reached, or the configuration does not show what it is for.
     pub reaches: Vec<&'static str>,
@@ -58,6 +61,7 @@ pub struct OneStream {
 pub enum Write {
     Segment(Seq),
     Seal,
+    Checkpoint,
     Head,
 }
 
@@ -69,6 +73,8 @@ pub enum Act {
     Land(Incarnation, Seq, Incarnation),
     /// A copy of a compare-and-swap of a head reaches the bucket.
     LandHead(usize),
+    /// A copy of a checkpoint reaches the bucket: stream and nonce.
+    LandCheckpoint(Incarnation, u128),
     /// The store's answer to a write reaches its writer.
     Answer(Incarnation, Write),
     /// The store, or a layer below the writer, refuses what an earlier copy has done.
@@ -79,6 +85,7 @@ pub enum Act {
     ReadBack(Incarnation, Write),
     /// Patience with a head runs out.
     GiveUpHead(Incarnation),
+    GiveUpCheckpoint(Incarnation),
     /// A broker starts and registers.
     Start,
     /// A broker start's memory is lost.
@@ -93,6 +100,8 @@ pub enum Act {
     Checkpoint(Incarnation),
     /// Deletes the segments below the floor.
     Delete(Incarnation),
+    /// Deletes the checkpoints before the one that the head names.
+    DeleteCheckpoints(Incarnation),
 }
 
 impl OneStream {
@@ -200,6 +209,8 @@ impl OneStream {
             waiting: vec![],
             head: None,
             head_write: None,
+            checkpoint_write: None,
+            head_open: false,
             heads_written: 0,
             given_up: Default::default(),
         }))
@@ -219,10 +230,9 @@ impl OneStream {
                 Some(())
             }
             Act::LandHead(i) => self.land_head(s, i),
-            Act::Answer(inc, Write::Head) => self.head_step(s, inc, Step::Answer),
-            Act::Answer(inc, write) => self.create_step(s, inc, write, Step::Answer),
-            Act::ReadBack(inc, Write::Head) => self.head_step(s, inc, Step::ReadBack),
-            Act::ReadBack(inc, write) => self.create_step(s, inc, write, Step::ReadBack),
+            Act::LandCheckpoint(stream, nonce) => self.land_checkpoint(s, (stream, nonce)),
+            Act::Answer(inc, write) => self.write_step(s, inc, write, Step::Answer),
+            Act::ReadBack(inc, write) => self.write_step(s, inc, write, Step::ReadBack),
             Act::Echo(inc, write) | Act::TimeOut(inc, write) => {
                 s.left.unknown = s.left.unknown.checked_sub(1)?;
                 let what = if matches!(act, Act::Echo(..)) {
@@ -230,12 +240,10 @@ impl OneStream {
                 } else {
                     Step::TimeOut
                 };
-                match write {
-                    Write::Head => self.head_step(s, inc, what),
-                    _ => self.create_step(s, inc, write, what),
-                }
+                self.write_step(s, inc, write, what)
             }
             Act::GiveUpHead(inc) => self.give_up_head(s, inc),
+            Act::GiveUpCheckpoint(inc) => self.give_up_checkpoint(s, inc),
             Act::Start => self.start(s),
             Act::Crash(inc) => {
                 s.left.crashes = s.left.crashes.checked_sub(1)?;
@@ -248,6 +256,15 @@ impl OneStream {
             Act::LogStart(inc) => self.log_start(s, inc),
             Act::Checkpoint(inc) => self.checkpoint(s, inc),
             Act::Delete(inc) => self.delete(s, inc),
+            Act::DeleteCheckpoints(inc) => self.delete_checkpoints(s, inc),
+        }
+    }
+
+    fn write_step(&self, s: &mut State, inc: Incarnation, write: Write, what: Step) -> Option<()> {
+        match write {
+            Write::Head => self.head_step(s, inc, what),
+            Write::Checkpoint => self.checkpoint_step(s, inc, what),
+            Write::Segment(_) | Write::Seal => self.create_step(s, inc, write, what),
         }
     }
 
@@ -260,7 +277,9 @@ impl OneStream {
             flying_heads,
             ..
         } = &mut s.bucket;
-        flying_heads.retain(|f| heads.get(&f.stream) == f.expected.as_ref());
+        if !self.has(HeadWithoutCas) {
+            flying_heads.retain(|f| heads.get(&f.stream) == f.expected.as_ref());
+        }
         if self.cfg.budget.log_starts == 0 && !self.has(FloorForgetsNeeded) {
             // Nothing is ever deleted.
             flying.retain(|(stream, seq, _), _| !objs.contains_key(&(*stream, *seq)));
@@ -306,6 +325,7 @@ impl Model for OneStream {
             heads: BTreeMap::new(),
             flying_heads: vec![],
             checkpoints: BTreeMap::new(),
+            flying_checkpoints: BTreeMap::new(),
         };
         vec![State {
             bucket,
@@ -333,6 +353,8 @@ impl Model for OneStream {
                 .map(|(stream, seq, by)| Act::Land(*stream, *seq, *by)),
         );
         acts.extend((0..s.bucket.flying_heads.len()).map(Act::LandHead));
+        let checkpoints = s.bucket.flying_checkpoints.keys();
+        acts.extend(checkpoints.map(|(stream, nonce)| Act::LandCheckpoint(*stream, *nonce)));
         if s.left.starts > 0 {
             acts.push(Act::Start);
         }
@@ -360,6 +382,15 @@ impl Model for OneStream {
                         if w.machine.action() == Action::Read {
                             acts.push(Act::GiveUpHead(inc));
                         }
+                    }
+                    if let Some(w) = &b.checkpoint_write {
+                        writes.push(Write::Checkpoint);
+                        if w.machine.action() == Action::Read {
+                            acts.push(Act::GiveUpCheckpoint(inc));
+                        }
+                    }
+                    if self.cfg.old_checkpoints_go {
+                        acts.push(Act::DeleteCheckpoints(inc));
                     }
                     if s.left.log_starts > 0 {
                         acts.push(Act::LogStart(inc));
@@ -424,6 +455,16 @@ impl Model for OneStream {
                     .any(|(stream, h)| h.floor > 0 && !s.bucket.objs.contains_key(&(*stream, 0)))
             }),
             Property::sometimes("head adopted", |_: &OneStream, s: &State| s.head_adopted),
+            Property::sometimes("checkpoint deleted", |_: &OneStream, s: &State| {
+                s.bucket.heads.iter().any(|(stream, h)| {
+                    let of_stream = s.bucket.checkpoints.keys().filter(|c| c.0 == *stream);
+                    h.heartbeat > 1 && of_stream.count() == 1
+                })
+            }),
+            Property::sometimes("taker met a deleted checkpoint", |_: &OneStream, s: &State| {
+                let met = |b: &Broker| matches!(b, Broker::Taking(t) if t.met_missing && t.granted);
+                s.brokers.iter().any(met)
+            }),
             Property::sometimes("restarted from a checkpoint", |_: &OneStream, s: &State| {
                 s.brokers.iter().any(|b| match b {
                     Broker::Taking(t) => t.read.values().any(|r| r.checkpoint.is_some()),

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use alluvium_log::entry::Entry;
+use alluvium_log::head::Head;
 use alluvium_log::manifest::Manifest;
 use alluvium_log::partition::image::PartitionImage;
 use alluvium_log::recover::{Source, Sources, StreamRead, recover, to_read};
@@ -21,9 +22,9 @@ pub fn head_seen(bucket: &Bucket, stream: Incarnation) -> HeadSeen {
     }
 }
 
-/// A reading that begins at the checkpoint that the stored head names. False if that is not there.
-pub fn begin(bucket: &Bucket, stream: Incarnation) -> Option<Reading> {
-    let named = bucket.heads.get(&stream).and_then(|h| h.checkpoint.as_ref());
+/// A reading that begins at the checkpoint that a head names; nothing if that is not there.
+pub fn begin(bucket: &Bucket, stream: Incarnation, head: Option<&Of<Head>>) -> Option<Reading> {
+    let named = head.and_then(|h| h.checkpoint.as_ref());
     let checkpoint = match named {
         None => None,
         Some(c) => Some(bucket.checkpoints.get(&(stream, c.nonce.as_u128()))?.clone()),
@@ -34,17 +35,42 @@ pub fn begin(bucket: &Bucket, stream: Incarnation) -> Option<Reading> {
     })
 }
 
-/// Reads a stream that the manifest says is sealed at `bound`, all at once.
-fn sealed_stream(bucket: &Bucket, stream: Incarnation, bound: Seq) -> Option<Reading> {
-    let mut reading = begin(bucket, stream)?;
-    for seq in head_seen(bucket, stream).checkpoint_next..bound {
-        match bucket.objs.get(&(stream, seq)) {
-            Some(Obj::Data(entries)) => reading.segments.push((seq, entries.clone())),
-            Some(Obj::Seal { .. }) => reading.segments.push((seq, Default::default())),
-            None => break,
+/// Reads a stream that the manifest says is sealed at `bound`, from the checkpoint that `head` names, all at once.
+/// Nothing if something is not there.
+pub fn sealed_stream(
+    bucket: &Bucket,
+    stream: Incarnation,
+    bound: Seq,
+    head: Option<&Of<Head>>,
+) -> Option<Reading> {
+    let mut reading = begin(bucket, stream, head)?;
+    for seq in head.map_or(0, |h| h.first_unread())..bound {
+        match bucket.objs.get(&(stream, seq))? {
+            Obj::Data(entries) => reading.segments.push((seq, entries.clone())),
+            Obj::Seal { .. } => reading.segments.push((seq, Default::default())),
         }
     }
     Some(reading)
+}
+
+/// A linked stream that must be read before the slot can be recovered, and where it ends.
+pub fn wanted(manifest: &Manifest, read: &BTreeMap<Incarnation, Reading>) -> Option<(Incarnation, Seq)> {
+    to_read(manifest, &[SLOT], &sources(read)).iter().find_map(stream_of)
+}
+
+fn sources(read: &BTreeMap<Incarnation, Reading>) -> Sources {
+    Sources {
+        streams: read.iter().map(|(i, r)| (*i, stream_read(r))).collect(),
+        ..Sources::default()
+    }
+}
+
+/// One broker at a time: nothing is released.
+fn stream_of(source: &Source) -> Option<(Incarnation, Seq)> {
+    match source {
+        Source::Stream { stream, bound } => Some((*stream, *bound)),
+        Source::Release { .. } => None,
+    }
 }
 
 fn stream_read(r: &Reading) -> StreamRead {
@@ -64,21 +90,16 @@ pub fn rebuild(
     manifest: &Manifest,
     read: &BTreeMap<Incarnation, Reading>,
 ) -> Result<PartitionImage, String> {
-    let mut read = Sources {
-        streams: read.iter().map(|(i, r)| (*i, stream_read(r))).collect(),
-        ..Sources::default()
-    };
+    let mut read = sources(read);
     loop {
         let wanted = to_read(manifest, &[SLOT], &read);
         if wanted.is_empty() {
             break;
         }
-        for source in wanted {
-            // One broker at a time: nothing is released.
-            let Source::Stream { stream, bound } = source else {
-                return Err("a slot was released".to_owned());
-            };
-            let r = sealed_stream(bucket, stream, bound).ok_or("a checkpoint is missing")?;
+        for source in &wanted {
+            let (stream, bound) = stream_of(source).ok_or("a slot was released")?;
+            let head = bucket.heads.get(&stream);
+            let r = sealed_stream(bucket, stream, bound, head).ok_or("a linked stream is not whole")?;
             read.streams.insert(stream, stream_read(&r));
         }
     }
@@ -97,7 +118,8 @@ fn fresh_taker(bucket: &Bucket) -> Result<PartitionImage, String> {
         let seal = loop {
             let found = match take {
                 Takeover::Begin => {
-                    reading = begin(bucket, victim).ok_or("a checkpoint is missing")?;
+                    let head = bucket.heads.get(&victim);
+                    reading = begin(bucket, victim, head).ok_or("a checkpoint is missing")?;
                     Found::Head(head_seen(bucket, victim))
                 }
                 Takeover::Confirming { .. } => {

@@ -30,6 +30,18 @@ pub enum Deviation {
     FloorForgetsNeeded,
     /// A restarted broker appends without the producers that recovery found.
     ForgetProducers,
+    /// A head names a checkpoint whose write was not answered.
+    UnknownCheckpointIsStored,
+    /// A head is written whatever is there.
+    HeadWithoutCas,
+    /// An old checkpoint is deleted when the head that names a newer one is sent.
+    DeleteCheckpointBeforeHead,
+    /// A head that was given up is taken for written.
+    UnknownHeadIsStored,
+    /// A head that was given up is taken for one that never comes.
+    UnknownHeadIsLost,
+    /// A taker that finds no checkpoint where the head says takes the stream for one without.
+    MissingCheckpointIsNone,
 }
 
 use Deviation::*;
@@ -50,4 +62,10 @@ pub const MUTATIONS: &[(Deviation, &str)] = &[
     (FloorReadOnlyBeforeSeal, "floor"),
     (TrustFoundSeal, "two-takers"),
     (DeleteBeforeHeadDurable, "floor"),
+    (UnknownCheckpointIsStored, "heads"),
+    (HeadWithoutCas, "heads"),
+    (DeleteCheckpointBeforeHead, "heads"),
+    (UnknownHeadIsStored, "heads"),
+    (UnknownHeadIsLost, "heads"),
+    (MissingCheckpointIsNone, "old-checkpoints"),
 ];

@@ -28,8 +28,11 @@ impl OneStream {
             first_floor: 0,
             sealing: None,
             reading: Reading::default(),
+            named: None,
             sealed: vec![],
             read: BTreeMap::new(),
+            linked: None,
+            met_missing: false,
             granted: false,
         })));
         Some(())
@@ -43,6 +46,15 @@ impl OneStream {
             return None;
         };
         let victim = *t.victims.first()?;
+        if let Some(head) = t.named.take() {
+            match begin(bucket, victim, Some(&head)) {
+                Some(reading) => t.reading = reading,
+                None if self.has(MissingCheckpointIsNone) => t.reading = Reading::default(),
+                // Its owner has deleted it, so the head names a newer one by now.
+                None => (t.take, t.met_missing) = (Takeover::Begin, true),
+            }
+            return Some(());
+        }
         match t.take {
             Takeover::Begin | Takeover::Confirming { .. } => {
                 let mut seen = head_seen(bucket, victim);
@@ -57,7 +69,12 @@ impl OneStream {
                 t.take = t.take.on(Found::Head(seen));
                 if let Takeover::Probing { .. } = t.take {
                     // The first time, or the seal was void: all that was read before is out of date.
-                    t.reading = begin(bucket, victim)?;
+                    let head = bucket.heads.get(&victim);
+                    if self.cfg.old_checkpoints_go && head.is_some() {
+                        t.named = head.cloned();
+                    } else {
+                        t.reading = begin(bucket, victim, head)?;
+                    }
                 }
             }
             Takeover::Probing { probe } => {
@@ -150,11 +167,34 @@ impl OneStream {
             s.brokers[inc as usize - 1] = Broker::Over;
             return Some(());
         }
+        if self.cfg.old_checkpoints_go && self.read_linked(s, inc) {
+            return Some(());
+        }
         match rebuild(&s.bucket, &manifest, &t.read) {
             Ok(image) => s.brokers[inc as usize - 1] = self.serve(run.epoch, image),
             Err(_) => s.bad = Some(Violation::TakerCannotRecover),
         }
         Some(())
+    }
+
+    /// The next read of a linked stream: of its head, or of all that the head leads to. Its owner may still run and
+    /// delete, so what is not there any more means: read the head again. False if nothing must be read.
+    fn read_linked(&self, s: &mut State, inc: Incarnation) -> bool {
+        let State { bucket, brokers, .. } = s;
+        let Some(Broker::Taking(t)) = brokers.get_mut(inc as usize - 1) else {
+            return false;
+        };
+        let Some((stream, bound)) = wanted(&bucket.manifest, &t.read) else {
+            return false;
+        };
+        match t.linked.take() {
+            Some((of, head)) if of == stream => match sealed_stream(bucket, stream, bound, head.as_ref()) {
+                Some(reading) => drop(t.read.insert(stream, reading)),
+                None => t.met_missing = true,
+            },
+            _ => t.linked = Some((stream, bucket.heads.get(&stream).cloned())),
+        }
+        true
     }
 }
 

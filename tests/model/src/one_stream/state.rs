@@ -15,6 +15,7 @@ use alluvium_log::store::conditional::{CreateMachine, UpdateMachine};
 use alluvium_log::stream::window::Window;
 use alluvium_log::takeover::Takeover;
 use alluvium_log::{Incarnation, Offset, Seq};
+use uuid::Uuid;
 
 /// A record: one (producer, sequence number).
 pub type Rec = u8;
@@ -170,6 +171,14 @@ pub struct Bucket {
     pub flying_heads: Vec<FlyingHead>,
     /// By stream and nonce.
     pub checkpoints: BTreeMap<(Incarnation, u128), Of<Checkpoint>>,
+    pub flying_checkpoints: BTreeMap<(Incarnation, u128), FlyingCheckpoint>,
+}
+
+/// Copies of a checkpoint that are on their way.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct FlyingCheckpoint {
+    pub body: Of<Checkpoint>,
+    pub copies: u8,
 }
 
 /// What a taker has read of one stream.
@@ -190,8 +199,14 @@ pub struct Taking {
     /// The seal on its way.
     pub sealing: Option<CreateMachine>,
     pub reading: Reading,
+    /// A head whose checkpoint must still be read.
+    pub named: Option<Of<Head>>,
     pub sealed: Vec<(Incarnation, Seq)>,
     pub read: BTreeMap<Incarnation, Reading>,
+    /// The head of a linked stream whose checkpoint and segments must still be read.
+    pub linked: Option<(Incarnation, Option<Of<Head>>)>,
+    /// A checkpoint was gone, and the head was read again.
+    pub met_missing: bool,
     /// The manifest says that it owns the slot.
     pub granted: bool,
 }
@@ -210,6 +225,24 @@ pub struct HeadWrite {
     pub machine: UpdateMachine,
     pub expected: Option<Of<Head>>,
     pub body: Of<Head>,
+    /// What it names, to be named again if an earlier head turns out to be in the way.
+    pub names: Option<Named>,
+}
+
+/// A durable checkpoint, and the oldest segment that is needed beside it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Named {
+    pub next: Seq,
+    pub nonce: Uuid,
+    pub oldest_needed: Option<Seq>,
+}
+
+/// A checkpoint that is being written. Its key holds the nonce.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct CheckpointWrite {
+    pub machine: CreateMachine,
+    pub named: Named,
+    pub body: Of<Checkpoint>,
 }
 
 /// A broker start that serves.
@@ -224,6 +257,9 @@ pub struct Serving {
     /// The newest head that it knows to be stored.
     pub head: Option<Of<Head>>,
     pub head_write: Option<HeadWrite>,
+    pub checkpoint_write: Option<CheckpointWrite>,
+    /// A head was given up, and none is known to be stored since: it may name any checkpoint.
+    pub head_open: bool,
     pub heads_written: u8,
     /// Seqs that were told as failed: only a deviation does that.
     pub given_up: BTreeSet<Seq>,

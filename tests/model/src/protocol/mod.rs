@@ -2,6 +2,7 @@
 
 pub mod model;
 pub mod progress;
+mod reads;
 mod recover;
 pub mod rules;
 pub mod scenarios;

@@ -4,6 +4,7 @@
 
 use stateright::{Model, Property};
 
+use super::reads;
 use super::recover::*;
 use super::rules::{Deviation::*, Rules};
 use super::state::*;
@@ -76,6 +77,30 @@ pub enum Act {
     Delayed(Box<Act>),
     LandCas(usize),
     SettleCas(B),
+    /// All leases run out that nothing has renewed since the last tick.
+    Tick,
+    LookStart(B),
+    LookEnd(B),
+    /// A client asks what committed offsets there are.
+    AskCommitted(B, Slot),
+    /// A client fetches at an offset that it has been shown, and the broker does not know it.
+    AskBeyond(B, Slot),
+    /// A deviation: the second write under way is stored, and counts as proof.
+    ProveSecond(B),
+    /// A graceful stop begins.
+    Stop(B),
+    SealItself(B),
+    Retire {
+        from: B,
+        to: Inc,
+    },
+    TakeFree(B),
+    /// Like `TakeCommit`, and one slot goes to another broker.
+    TakeSplit {
+        by: B,
+        slot: Slot,
+        to: B,
+    },
 }
 
 impl Protocol {
@@ -109,14 +134,23 @@ impl Protocol {
             floor: 0,
             cas: None,
             commits: 0,
+            leased: self.has_ticks(),
+            look: None,
+            stopping: false,
+            sealed_itself: None,
         }
     }
 
-    fn forget(&self, br: &mut Broker) {
+    pub fn forget(&self, br: &mut Broker) {
         *br = Broker {
             up: false,
+            leased: false,
             ..self.new_broker(br.inc)
         };
+    }
+
+    pub fn has_ticks(&self) -> bool {
+        self.cfg.budget.tick > 0
     }
 
     fn serving(br: &Broker, slot: Slot) -> Option<&Owned> {
@@ -146,14 +180,17 @@ impl Protocol {
     }
 
     fn append(&self, s: &mut State, b: B, seg: Segment) -> Option<()> {
+        let after_ask = s.asked.as_ref().is_some_and(|a| a.broker == b);
         let br = &mut s.brokers[b];
-        if br.inflight.len() >= self.cfg.pipeline {
+        if br.inflight.len() >= self.cfg.pipeline || br.stopping {
             return None;
         }
         let (inc, seq) = (br.inc, br.next + br.inflight.len() as Seq);
         br.inflight.push(Put {
             seg: seg.clone(),
             retried: false,
+            fresh: self.has_ticks(),
+            after_ask,
         });
         fly(&mut s.streams[inc as usize], seq, seg);
         Some(())
@@ -274,7 +311,7 @@ impl Protocol {
                     0,
                     Put {
                         retried: false,
-                        seg: put.seg.clone(),
+                        ..put.clone()
                     },
                 );
                 s.brokers[b].inflight = puts;
@@ -323,6 +360,7 @@ impl Protocol {
                 Self::ack(s, *rec, *off);
             }
         }
+        self.proven_by_write(s, b, &put);
     }
 
     // ---- seals and takeover ----
@@ -335,7 +373,7 @@ impl Protocol {
         let br = &s.brokers[b];
         let owns = s.manifest.slots.iter().any(|m| m.owner == victim);
         let live = s.manifest.streams[victim as usize] == Status::Live;
-        if !br.up || br.take.is_some() || br.inc == victim || !owns || !live || s.left.takeover == 0 {
+        if !br.up || br.stopping || br.take.is_some() || br.inc == victim || !owns || !live || s.left.takeover == 0 {
             return None;
         }
         s.left.takeover -= 1;
@@ -367,7 +405,13 @@ impl Protocol {
     }
 
     /// Re-reads the floor; then a void seal means start again, a good one means CAS.
-    fn take_commit(&self, s: &mut State, b: B, delayed: bool) -> Option<()> {
+    fn take_commit(
+        &self,
+        s: &mut State,
+        b: B,
+        other: Option<(Slot, Inc)>,
+        delayed: bool,
+    ) -> Option<()> {
         let t = s.brokers[b].take.clone()?;
         let seal = t.seal?;
         if s.manifest.streams[t.victim as usize] != Status::Live {
@@ -396,9 +440,54 @@ impl Protocol {
             Op::TakeAll {
                 victim: t.victim,
                 seal,
+                other,
             },
             delayed,
         )
+    }
+
+    fn take_split(&self, s: &mut State, b: B, slot: Slot, to: B) -> Option<()> {
+        let to = s.brokers[to].inc;
+        let victim = s.brokers[b].take.as_ref()?.victim;
+        if to == victim || to == s.brokers[b].inc || s.manifest.slots[slot as usize].owner != victim {
+            return None;
+        }
+        s.left.split = s.left.split.checked_sub(1)?;
+        self.take_commit(s, b, Some((slot, to)), false)
+    }
+
+    // ---- graceful stop ----
+
+    fn stop(&self, s: &mut State, b: B) -> Option<()> {
+        let br = &mut s.brokers[b];
+        if br.stopping || br.take.is_some() || br.owned.iter().all(Option::is_none) {
+            return None;
+        }
+        s.left.retire = s.left.retire.checked_sub(1)?;
+        br.stopping = true;
+        Some(())
+    }
+
+    /// All that was sent is published; a seal of one's own ends the stream behind it.
+    fn seal_itself(&self, s: &mut State, b: B) -> Option<()> {
+        let br = &s.brokers[b];
+        let flushed = br.inflight.is_empty() || self.rules.has(SealBeforeFlush);
+        if !br.stopping || br.sealed_itself.is_some() || !flushed {
+            return None;
+        }
+        let seq = br.next + br.inflight.len() as Seq;
+        if s.streams[br.inc as usize].create(seq, Obj::Seal) {
+            s.brokers[b].sealed_itself = Some(seq);
+        } else {
+            // A taker was there first.
+            self.forget(&mut s.brokers[b]);
+        }
+        Some(())
+    }
+
+    fn retire(&self, s: &mut State, b: B, to: Inc, delayed: bool) -> Option<()> {
+        let seal = s.brokers[b].sealed_itself?;
+        self.cas(s, b, Op::Retire { seal, to }, delayed)
     }
 
     fn recover_slot(&self, s: &mut State, b: B, slot: Slot) -> Option<()> {
@@ -428,7 +517,11 @@ impl Protocol {
         if s.left.release == 0 || Self::releasing(br, slot) {
             return None;
         }
-        let snapshot = Self::assigned(br, slot)?;
+        let mut snapshot = Self::assigned(br, slot)?;
+        if self.rules.has(ImageBeforePointers) {
+            let published = br.owned[slot as usize].as_ref()?.log.iter();
+            snapshot.iter_mut().zip(published).for_each(|(x, p)| *x = *p);
+        }
         s.left.release -= 1;
         self.append(
             s,
@@ -500,12 +593,13 @@ impl Protocol {
             return None;
         }
         match *op {
-            Op::TakeAll { victim, seal } => {
-                if m.streams[victim as usize] != Status::Live {
+            Op::TakeAll { victim, seal, other } => {
+                let target_live = other.is_none_or(|(_, to)| live(&m, to));
+                if m.streams[victim as usize] != Status::Live || !target_live {
                     return None;
                 }
                 m.streams[victim as usize] = Status::SealedAt(seal);
-                for sl in m.slots.iter_mut().filter(|sl| sl.owner == victim) {
+                for (slot, sl) in m.slots.iter_mut().enumerate().filter(|(_, sl)| sl.owner == victim) {
                     if self.rules.has(TakeoverForgetsLinks) {
                         sl.links.clear();
                     }
@@ -515,6 +609,33 @@ impl Protocol {
                         epoch: sl.epoch,
                         release: false,
                     });
+                    let to = other.filter(|o| o.0 as usize == slot).map_or(by, |o| o.1);
+                    (sl.owner, sl.epoch) = (to, sl.epoch + 1);
+                }
+            }
+            Op::Retire { seal, to } => {
+                if to != NOBODY && !live(&m, to) {
+                    return None;
+                }
+                m.streams[by as usize] = Status::SealedAt(seal);
+                for sl in m.slots.iter_mut().filter(|sl| sl.owner == by) {
+                    sl.links.push(Link {
+                        stream: by,
+                        bound: seal,
+                        epoch: sl.epoch,
+                        release: false,
+                    });
+                    // Without an owner, the epoch waits for the next one.
+                    (sl.owner, sl.epoch) = (to, sl.epoch + Epoch::from(to != NOBODY));
+                }
+            }
+            Op::TakeFree => {
+                let mut free = m.slots.iter_mut().filter(|sl| sl.owner == NOBODY).peekable();
+                free.peek()?;
+                for sl in free {
+                    if self.rules.has(UnownedIsNew) {
+                        sl.links.clear();
+                    }
                     (sl.owner, sl.epoch) = (by, sl.epoch + 1);
                 }
             }
@@ -542,7 +663,11 @@ impl Protocol {
                 if (sl.owner, sl.epoch) != (by, epoch) || sl.links.is_empty() {
                     return None;
                 }
-                sl.links.clear();
+                let dropped = std::mem::take(&mut sl.links);
+                if self.rules.has(TakerDropsOthersLinks) {
+                    let with_it = |l: &Link| dropped.iter().any(|d| d.stream == l.stream);
+                    m.slots.iter_mut().for_each(|sl| sl.links.retain(|l| !with_it(l)));
+                }
             }
         }
         Some(m)
@@ -576,7 +701,8 @@ impl Protocol {
         match *op {
             Op::TakeAll { .. } => br.take = None,
             Op::Move { slot, .. } => br.owned[slot as usize] = None,
-            Op::DropLinks { .. } => {}
+            Op::Retire { .. } => self.forget(br),
+            Op::DropLinks { .. } | Op::TakeFree => {}
         }
     }
 
@@ -699,6 +825,11 @@ impl Protocol {
                 floor = l0.fold(floor, Seq::min);
             }
             slots[slot] = Some((o.epoch, log));
+        }
+        if self.rules.has(CheckpointCoversUnrecovered) {
+            for (slot, m) in s.manifest.slots.iter().enumerate().filter(|(_, m)| m.owner == br.inc) {
+                slots[slot].get_or_insert((m.epoch, vec![]));
+            }
         }
         if pinned && !self.rules.has(FloorForgetsReleased) {
             floor = br.floor;
@@ -907,7 +1038,18 @@ impl Protocol {
             Act::Restart(b) => self.restart(s, b),
             Act::TakeStart(b, victim) => self.take_start(s, b, victim),
             Act::TakeProbe(b) => self.take_probe(s, b),
-            Act::TakeCommit(b) => self.take_commit(s, b, delayed),
+            Act::TakeCommit(b) => self.take_commit(s, b, None, delayed),
+            Act::TakeSplit { by, slot, to } => self.take_split(s, by, slot, to),
+            Act::Stop(b) => self.stop(s, b),
+            Act::SealItself(b) => self.seal_itself(s, b),
+            Act::Retire { from, to } => self.retire(s, from, to, delayed),
+            Act::TakeFree(b) => self.cas(s, b, Op::TakeFree, delayed),
+            Act::Tick => self.tick(s),
+            Act::LookStart(b) => self.look_start(s, b),
+            Act::LookEnd(b) => self.look_end(s, b),
+            Act::AskCommitted(b, slot) => self.ask_committed(s, b, slot),
+            Act::AskBeyond(b, slot) => self.ask_beyond(s, b, slot),
+            Act::ProveSecond(b) => self.prove_second(s, b),
             Act::Recover(b, slot) => self.recover_slot(s, b, slot),
             Act::Release(b, slot) => self.release(s, b, slot),
             Act::Move { from, slot, to } => self.move_slot(s, from, slot, to, delayed),
@@ -999,6 +1141,8 @@ impl Model for Protocol {
             brokers,
             recs: vec![RecState::default(); self.slot_of.len()],
             cleaner: None,
+            asked: None,
+            answered: false,
             left: self.cfg.budget,
             visible: vec![vec![]; self.cfg.owners.len()],
             bad: None,
@@ -1059,8 +1203,28 @@ impl Model for Protocol {
                     acts.extend((0..s.streams.len()).map(|v| Act::TakeStart(b, v as Inc)))
                 }
                 Some(t) if t.seal.is_none() => acts.push(Act::TakeProbe(b)),
-                Some(_) => cas_acts.push(Act::TakeCommit(b)),
+                Some(_) => {
+                    cas_acts.push(Act::TakeCommit(b));
+                    if s.left.split > 0 {
+                        let to = 0..s.brokers.len();
+                        let split = |slot| to.clone().map(move |to| Act::TakeSplit { by: b, slot, to });
+                        acts.extend((0..slots).flat_map(split));
+                    }
+                }
                 None => {}
+            }
+            self.read_actions(s, b, acts);
+            if s.left.retire > 0 {
+                acts.push(Act::Stop(b));
+            }
+            if br.stopping {
+                acts.push(Act::SealItself(b));
+            } else if s.manifest.slots.iter().any(|m| m.owner == NOBODY) {
+                cas_acts.push(Act::TakeFree(b));
+            }
+            if br.sealed_itself.is_some() {
+                let heirs = s.brokers.iter().map(|to| to.inc).filter(|to| *to != br.inc);
+                cas_acts.extend(heirs.chain([NOBODY]).map(|to| Act::Retire { from: b, to }));
             }
             if s.left.merge > 0 {
                 acts.push(Act::Merge(b));
@@ -1111,8 +1275,9 @@ impl Model for Protocol {
     fn next_state(&self, last: &State, act: Act) -> Option<State> {
         let mut s = last.clone();
         self.step(&mut s, &act, false)?;
+        self.forget_question(&mut s);
         if s.bad.is_none() {
-            s.bad = check(&self.rules, &s, &self.slot_of);
+            s.bad = check(&self.rules, &s, &self.slot_of).or_else(|| self.stale(&s));
         }
         Some(s)
     }
@@ -1155,6 +1320,9 @@ impl Model for Protocol {
                 "nothing published past a seal or link",
                 |_: &Protocol, s: &State| !bad(s, Violation::PublishedPastSeal),
             ),
+            Property::always("leases and proofs hold", |_: &Protocol, s: &State| {
+                !reads::VIOLATIONS.iter().any(|v| bad(s, *v))
+            }),
             // Progress, and proof that the configuration reaches what it is for.
             Property::sometimes("all acked", |_: &Protocol, s: &State| {
                 s.recs.iter().all(|r| r.acked.is_some())
@@ -1189,6 +1357,20 @@ impl Model for Protocol {
             }),
             Property::sometimes("file deleted", |_: &Protocol, s: &State| {
                 s.files.iter().any(|f| !f.present)
+            }),
+            Property::sometimes("stale within its lease", reads::stale_within_lease),
+            Property::sometimes("answered after proof", |_: &Protocol, s: &State| s.answered),
+            Property::sometimes("slot without an owner", |_: &Protocol, s: &State| {
+                s.manifest.slots.iter().any(|m| m.owner == NOBODY)
+            }),
+            Property::sometimes("taker and heir", |_: &Protocol, s: &State| {
+                let owners = |l: &Link| {
+                    let to = s.manifest.slots.iter().filter(|m| m.links.contains(l));
+                    let mut to: Vec<Inc> = to.map(|m| m.owner).collect();
+                    to.dedup();
+                    to.len() > 1
+                };
+                s.manifest.slots.iter().flat_map(|m| &m.links).any(owners)
             }),
             Property::sometimes("log start moved", |_: &Protocol, s: &State| {
                 s.brokers.iter().any(|b| {

@@ -34,7 +34,7 @@ fn hope(m: &Protocol, s: &State) -> bool {
         .slots
         .iter()
         .map(|m| m.owner)
-        .filter(|o| !sound_owner(*o))
+        .filter(|o| *o != NOBODY && !sound_owner(*o))
         .collect();
     lost.sort();
     lost.dedup();
@@ -43,7 +43,8 @@ fn hope(m: &Protocol, s: &State) -> bool {
         .recs
         .iter()
         .all(|r| r.acked.is_some() || r.sent < m.cfg.max_sends);
-    clients && (lost.is_empty() || taker && lost.len() <= s.left.takeover as usize)
+    let waiting = s.manifest.slots.iter().any(|m| m.owner == NOBODY);
+    clients && (!waiting || taker) && (lost.is_empty() || taker && lost.len() <= s.left.takeover as usize)
 }
 
 pub fn analyse(m: &Protocol) -> Report {

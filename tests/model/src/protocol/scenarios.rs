@@ -139,6 +139,22 @@ pub fn all() -> Vec<Scenario> {
             },
             ..base.clone()
         },
+        // An inherited slot is merged and released at the same time.
+        Scenario {
+            name: "release-merged",
+            reaches: vec!["all acked", "acked after a release", "stream drained", "two links"],
+            brokers: 3,
+            producers: vec![(0, 1), (0, 1)],
+            max_sends: 1,
+            budget: Budget {
+                takeover: 1,
+                release: 1,
+                merge: 1,
+                checkpoint: 1,
+                ..none
+            },
+            ..base.clone()
+        },
         // Unreferenced files of a drained writer, while the slot moves on.
         Scenario {
             name: "clean",
@@ -232,6 +248,86 @@ pub fn all() -> Vec<Scenario> {
                 takeover: 2,
                 release: 1,
                 delayed_cas: 2,
+                ..none
+            },
+            ..base.clone()
+        },
+        // A fenced broker that does not know it, and clients that ask it.
+        Scenario {
+            name: "reads",
+            reaches: vec![
+                "all acked after a takeover",
+                "stale within its lease",
+                "answered after proof",
+            ],
+            max_incarnations: 2,
+            producers: vec![(0, 1), (0, 1)],
+            budget: Budget {
+                takeover: 1,
+                tick: 1,
+                ask: 1,
+                ..none
+            },
+            ..base.clone()
+        },
+        // A slot goes to another broker, and its old owner does not know yet whether it did.
+        Scenario {
+            name: "reads-move",
+            reaches: vec![
+                "all acked",
+                "acked after a release",
+                "answered after proof",
+            ],
+            max_incarnations: 2,
+            owners: vec![0, 0],
+            producers: vec![(0, 1), (1, 1)],
+            budget: Budget {
+                release: 1,
+                delayed_cas: 1,
+                tick: 1,
+                ask: 1,
+                ..none
+            },
+            ..base.clone()
+        },
+        // A broker that ends its own stream and gives its slots away, against a taker.
+        Scenario {
+            name: "retire",
+            reaches: vec![
+                "all acked",
+                "all acked after a takeover",
+                "slot without an owner",
+                "stream drained",
+                "two links",
+            ],
+            producers: vec![(0, 1), (0, 1)],
+            budget: Budget {
+                retire: 1,
+                takeover: 1,
+                merge: 1,
+                checkpoint: 1,
+                ..none
+            },
+            ..base.clone()
+        },
+        // A takeover gives slots to two brokers, one of which dies before it has recovered.
+        Scenario {
+            name: "split",
+            reaches: vec![
+                "all acked",
+                "all acked after a takeover",
+                "stream drained",
+                "taker and heir",
+                "two links",
+            ],
+            brokers: 3,
+            owners: vec![0, 0],
+            producers: vec![(0, 1), (1, 1)],
+            pipeline: 1,
+            budget: Budget {
+                takeover: 2,
+                checkpoint: 1,
+                split: 1,
                 ..none
             },
             ..base
