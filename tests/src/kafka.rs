@@ -11,10 +11,7 @@ use kafka_wire::create_topics_request::{CreatableTopic, CreatableTopicConfig};
 use kafka_wire::fetch_request::{FetchPartition, FetchTopic};
 use kafka_wire::list_offsets_request::{ListOffsetsPartition, ListOffsetsTopic};
 use kafka_wire::produce_request::{PartitionProduceData, TopicProduceData};
-use kafka_wire::{
-    CreateTopicsRequest, FetchRequest, ListOffsetsRequest, ProduceRequest,
-    ProduceResponse,
-};
+use kafka_wire::{CreateTopicsRequest, FetchRequest, ListOffsetsRequest, ProduceRequest, ProduceResponse};
 
 use crate::batches::{self, Fetched, Producer};
 use crate::wire::Client;
