@@ -46,6 +46,7 @@ struct Node {
     /// Between everybody and it.
     kafka: Proxy,
     state: State,
+    starts: u64,
     /// Until then it may end by itself.
     forgiven_until: Option<Instant>,
     log: PathBuf,
@@ -56,7 +57,15 @@ struct Node {
 pub(super) struct Cluster {
     nodes: Vec<Node>,
     store: ChaosStore,
-    /// How often a broker that had lost its store ended and was started again.
+    revived: u64,
+}
+
+/// Starts of processes, for a comparison with the streams that were begun: every further stream was begun by a broker
+/// that had been taken for dead.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Starts {
+    pub(super) all: u64,
+    /// Of those, starts of brokers that had ended because they had lost the store.
     pub(super) revived: u64,
 }
 
@@ -81,10 +90,7 @@ impl Cluster {
             let node = cluster.prepare(index, ids, logs, runtime)?;
             cluster.nodes.push(node);
         }
-        for node in &mut cluster.nodes {
-            node.broker.spawn();
-            node.state = State::Runs;
-        }
+        cluster.nodes.iter_mut().for_each(Node::spawn);
         cluster.settle()?;
         Ok(cluster)
     }
@@ -114,6 +120,7 @@ impl Cluster {
             store,
             kafka,
             state: State::Down,
+            starts: 0,
             forgiven_until: None,
             log,
         })
@@ -127,6 +134,14 @@ impl Cluster {
     /// The store.
     pub(super) fn store(&self) -> &ChaosStore {
         &self.store
+    }
+
+    /// How often processes were started.
+    pub(super) fn starts(&self) -> Starts {
+        Starts {
+            all: self.nodes.iter().map(|node| node.starts).sum(),
+            revived: self.revived,
+        }
     }
 
     /// The logs of the brokers.
@@ -261,6 +276,7 @@ impl Node {
     fn spawn(&mut self) {
         if self.state == State::Down {
             self.broker.spawn();
+            self.starts += 1;
             self.state = State::Runs;
         }
     }

@@ -383,7 +383,7 @@ impl Session<'_> {
             rejected => return Err(format!("{rejected} requests to the store were malformed")),
         }
         let contents = self.contents()?;
-        self.summary.finish(self.world, self.cluster.revived, &contents);
+        self.summary.finish(self.world, self.cluster.starts(), &contents);
         Ok(())
     }
 

@@ -134,13 +134,17 @@ impl ChaosStore {
         let listed: Vec<_> = store.list(Some(&prefix)).try_collect().await.map_err(text)?;
         let manifest = prefix.clone().join("cluster").join("manifest.json");
         let manifest = store.get(&manifest).await.map_err(text)?;
+        let manifest = manifest.bytes().await.map_err(text)?;
+        let parsed: serde_json::Value =
+            serde_json::from_slice(&manifest).map_err(|error| format!("the manifest: {error}"))?;
         let keys = listed.iter().filter_map(|object| {
             let key = object.location.as_ref().strip_prefix(prefix.as_ref())?;
             Some((key.trim_start_matches('/').to_owned(), object.size))
         });
         Ok(Contents {
             objects: keys.collect(),
-            manifest_bytes: manifest.meta.size,
+            manifest_bytes: manifest.len() as u64,
+            streams_begun: parsed["next_incarnation"].as_u64().unwrap_or(1).saturating_sub(1),
         })
     }
 
@@ -189,6 +193,8 @@ pub(super) struct Contents {
     pub(super) objects: Vec<(String, u64)>,
     /// Size of the manifest.
     pub(super) manifest_bytes: u64,
+    /// Streams that were ever begun, as the manifest counts them.
+    pub(super) streams_begun: u64,
 }
 
 impl Contents {
@@ -243,7 +249,7 @@ mod tests {
         ];
         let contents = Contents {
             objects: keys.iter().map(|key| ((*key).to_owned(), 1)).collect(),
-            manifest_bytes: 1,
+            ..Contents::default()
         };
         let kinds = contents.by_kind();
         assert_eq!(kinds["segments and seals"], 2);
@@ -277,12 +283,13 @@ mod tests {
         let Running::Fake(fake) = &store.running else {
             panic!("not the fake");
         };
-        fake.put_raw("chaos/cluster/manifest.json", "{}").unwrap();
+        fake.put_raw("chaos/cluster/manifest.json", r#"{"next_incarnation":4}"#)
+            .unwrap();
         fake.put_raw("chaos/wal/a-1/0000", "12345").unwrap();
         fake.put_raw("elsewhere/wal/a-1/0000", "1").unwrap();
         let runtime = tokio::runtime::Runtime::new().unwrap();
         let contents = runtime.block_on(store.contents()).unwrap();
-        assert_eq!(contents.manifest_bytes, 2);
+        assert_eq!((contents.manifest_bytes, contents.streams_begun), (22, 3));
         assert_eq!(contents.by_stream(), BTreeMap::from([("a-1", 1)]));
         assert_eq!(contents.objects.len(), 2);
         assert_eq!(store.rejected(), 0);

@@ -5,6 +5,7 @@ use std::fmt;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use super::cluster::Starts;
 use super::plan::FaultKind;
 use super::store::Contents;
 use super::world::World;
@@ -72,7 +73,7 @@ impl Summary {
         ));
     }
 
-    pub(super) fn finish(&mut self, world: &World, revived: u64, contents: &Contents) {
+    pub(super) fn finish(&mut self, world: &World, starts: Starts, contents: &Contents) {
         let counts = &world.counts;
         let of = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
         self.lines.push(format!(
@@ -84,10 +85,14 @@ impl Summary {
             of(&counts.old_reads),
         ));
         self.lines.push(format!(
-            "{} joins, {} commits, {} stale commits refused; {revived} brokers that had lost the store started again",
+            "{} joins, {} commits, {} stale commits refused",
             of(&counts.joins),
             of(&counts.commits),
             of(&counts.stale_commits_refused),
+        ));
+        self.lines.push(format!(
+            "{} starts of brokers, {} of them because the store was lost; {} streams begun",
+            starts.all, starts.revived, contents.streams_begun
         ));
         let bytes: u64 = contents.objects.iter().map(|(_, bytes)| bytes).sum();
         self.lines.push(format!(
@@ -178,6 +183,7 @@ mod tests {
         Contents {
             objects: keys.collect(),
             manifest_bytes,
+            ..Contents::default()
         }
     }
 
