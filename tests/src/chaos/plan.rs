@@ -223,7 +223,7 @@ impl Iterator for Plan {
             let apart = first.broker != second.broker
                 && first.kind != FaultKind::KillAll
                 && second.kind != FaultKind::KillAll;
-            if (!shares_process || apart) && !(first.kind.collides(second.kind) && !apart) {
+            if apart || !(shares_process || first.kind.collides(second.kind)) {
                 let delay = Duration::from_millis(self.random.random_range(0..3_000));
                 faults.push((delay, second));
             }
