@@ -4,8 +4,10 @@
  *   rdkafka produce BOOTSTRAP TOPIC PARTITIONS RECORDS RECORD_SIZE [NAME=VALUE...]
  *   rdkafka consume BOOTSTRAP TOPIC PARTITIONS RECORDS RECORD_SIZE [NAME=VALUE...]
  *   rdkafka e2e     BOOTSTRAP TOPIC RECORDS_PER_SECOND SECONDS RECORD_SIZE [NAME=VALUE...]
+ *   rdkafka pace    BOOTSTRAP TOPIC RECORDS_PER_SECOND SECONDS RECORD_SIZE [NAME=VALUE...]
  *
- * The topic must exist. NAME=VALUE are settings of librdkafka; the producer starts with acks=all, linger.ms=5.
+ * The topic must exist. NAME=VALUE are settings of librdkafka; the producer starts with acks=all, linger.ms=5, with
+ * pace with none at all. pace also tells, for each partition, the longest time in which it acknowledged nothing.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -128,19 +130,33 @@ static void latencies_print(const char *name, struct latencies *all) {
 /* What the delivery reports say. Used by one thread only: the one that polls. */
 static struct latencies acknowledged;
 static long deliveries, delivery_errors;
+/* By partition: the last acknowledgement, and the longest time from one to the next. NULL: nobody wants to know. */
+static struct gap {
+    int64_t last, longest;
+} *gaps;
 
 static void delivered(rd_kafka_t *client, const rd_kafka_message_t *message, void *opaque) {
     (void)client;
     (void)opaque;
     deliveries++;
-    if (message->err)
+    if (message->err) {
         delivery_errors++;
-    else
-        latencies_add(&acknowledged, now_ns() - (int64_t)(intptr_t)message->_private);
+        return;
+    }
+    int64_t now = now_ns();
+    latencies_add(&acknowledged, now - (int64_t)(intptr_t)message->_private);
+    if (gaps) {
+        struct gap *gap = &gaps[message->partition];
+        if (now - gap->last > gap->longest)
+            gap->longest = now - gap->last;
+        gap->last = now;
+    }
 }
 
-static rd_kafka_t *producer(const char *bootstrap, int count, char **pairs) {
-    static const char *const defaults[] = {"acks", "all", "linger.ms", "5", NULL};
+static const char *const PATIENT[] = {"acks", "all", "linger.ms", "5", NULL};
+static const char *const NONE[] = {NULL};
+
+static rd_kafka_t *producer(const char *bootstrap, int count, char **pairs, const char *const *defaults) {
     rd_kafka_conf_t *conf = settings(bootstrap, count, pairs, defaults);
     char error[512];
     rd_kafka_conf_set_dr_msg_cb(conf, delivered);
@@ -181,9 +197,18 @@ static void wait_for_deliveries(rd_kafka_t *client, long records) {
     }
 }
 
+/* Serves delivery reports until this time. */
+static void wait_until(rd_kafka_t *client, int64_t due) {
+    for (int64_t left; (left = due - now_ns()) > 0;) {
+        struct timespec rest = {0, left > 999999 ? 999999 : left};
+        nanosleep(&rest, NULL);
+        rd_kafka_poll(client, 0);
+    }
+}
+
 static void produce(const char *bootstrap, const char *name, long partitions, long records, long size, int count,
                     char **pairs) {
-    rd_kafka_t *client = producer(bootstrap, count, pairs);
+    rd_kafka_t *client = producer(bootstrap, count, pairs, PATIENT);
     rd_kafka_topic_t *topic = topic_of(client, name);
     unsigned char *pool = random_pool(POOL_BYTES);
     const size_t places = (POOL_BYTES - (size_t)size) / 8;
@@ -318,7 +343,7 @@ static void end_to_end(const char *bootstrap, const char *name, long rate, long 
     latencies_init(&tail.latencies, (size_t)records);
     latencies_init(&acknowledged, (size_t)records);
     tail.client = consumer(bootstrap, name, 1, RD_KAFKA_OFFSET_BEGINNING, 0, NULL, NULL);
-    rd_kafka_t *client = producer(bootstrap, count, pairs);
+    rd_kafka_t *client = producer(bootstrap, count, pairs, PATIENT);
     rd_kafka_topic_t *topic = topic_of(client, name);
     pthread_t thread;
     if (pthread_create(&thread, NULL, follow, &tail))
@@ -340,11 +365,7 @@ static void end_to_end(const char *bootstrap, const char *name, long rate, long 
     int64_t start = now_ns() + 100000000;
     for (long i = 0; i < records; i++) {
         int64_t due = start + i * 1000000000 / rate;
-        for (int64_t left; (left = due - now_ns()) > 0;) {
-            struct timespec rest = {0, left > 999999 ? 999999 : left};
-            nanosleep(&rest, NULL);
-            rd_kafka_poll(client, 0);
-        }
+        wait_until(client, due);
         memcpy(payload, &due, sizeof due);
         queue(client, topic, 0, payload, (size_t)size, 1, due);
     }
@@ -364,6 +385,53 @@ static void end_to_end(const char *bootstrap, const char *name, long rate, long 
     free(payload);
 }
 
+static int32_t partitions_of(rd_kafka_t *client, rd_kafka_topic_t *topic) {
+    const struct rd_kafka_metadata *metadata;
+    rd_kafka_resp_err_t found = rd_kafka_metadata(client, 0, topic, &metadata, 30000);
+    if (found)
+        fail("metadata: %s", rd_kafka_err2str(found));
+    int32_t count = metadata->topic_cnt == 1 ? metadata->topics[0].partition_cnt : 0;
+    rd_kafka_metadata_destroy(metadata);
+    if (count < 1)
+        fail("the topic has no partitions");
+    return count;
+}
+
+/* One record after the other to one partition after the other, at a steady rate, whatever happens to the brokers. */
+static void pace(const char *bootstrap, const char *name, long rate, long seconds, long size, int count, char **pairs) {
+    const long records = rate * seconds;
+    unsigned char *payload = random_pool((size_t)size + 8);
+    latencies_init(&acknowledged, (size_t)records);
+    rd_kafka_t *client = producer(bootstrap, count, pairs, NONE);
+    rd_kafka_topic_t *topic = topic_of(client, name);
+    const int32_t partitions = partitions_of(client, topic);
+    int64_t start = now_ns() + 100000000;
+    gaps = calloc((size_t)partitions, sizeof *gaps);
+    if (!gaps)
+        fail("no memory");
+    for (int32_t i = 0; i < partitions; i++)
+        gaps[i].last = start;
+    for (long i = 0; i < records; i++) {
+        int64_t due = start + i * 1000000000 / rate;
+        wait_until(client, due);
+        queue(client, topic, (int32_t)(i % partitions), payload, (size_t)size, 1, due);
+    }
+    wait_for_deliveries(client, records);
+    double took = (double)(now_ns() - start) / 1e9;
+    long good = records - delivery_errors;
+    printf("{\"kind\":\"pace\",\"records\":%ld,\"bytes\":%ld,\"seconds\":%.6f,\"errors\":%ld,", good, good * size, took,
+           delivery_errors);
+    latencies_print("latency_ms", &acknowledged);
+    printf(",\"gaps_ms\":[");
+    for (int32_t i = 0; i < partitions; i++)
+        printf("%s%.3f", i ? "," : "", (double)gaps[i].longest / 1e6);
+    printf("]}\n");
+    rd_kafka_topic_destroy(topic);
+    rd_kafka_destroy(client);
+    free(gaps);
+    free(payload);
+}
+
 int main(int argc, char **argv) {
     if (argc == 2 && !strcmp(argv[1], "version")) {
         printf("%s\n", rd_kafka_version_str());
@@ -371,7 +439,7 @@ int main(int argc, char **argv) {
     }
     if (argc < 7)
         fail("usage: rdkafka produce|consume BOOTSTRAP TOPIC PARTITIONS RECORDS RECORD_SIZE [NAME=VALUE...], "
-             "rdkafka e2e BOOTSTRAP TOPIC RECORDS_PER_SECOND SECONDS RECORD_SIZE [NAME=VALUE...]");
+             "rdkafka e2e|pace BOOTSTRAP TOPIC RECORDS_PER_SECOND SECONDS RECORD_SIZE [NAME=VALUE...]");
     long first = number(argv[4], 1), second = number(argv[5], 1), size = number(argv[6], 1);
     if (size > 1 << 20)
         fail("a record of at most 1 MiB");
@@ -381,6 +449,8 @@ int main(int argc, char **argv) {
         consume(argv[2], argv[3], first, second, argc - 7, argv + 7);
     else if (!strcmp(argv[1], "e2e"))
         end_to_end(argv[2], argv[3], first, second, size, argc - 7, argv + 7);
+    else if (!strcmp(argv[1], "pace"))
+        pace(argv[2], argv[3], first, second, size, argc - 7, argv + 7);
     else
         fail("unknown command '%s'", argv[1]);
     return 0;

@@ -33,6 +33,8 @@ pub struct BrokerOptions {
     pub env: Vec<(String, String)>,
     /// Further arguments of `serve`.
     pub arguments: Vec<String>,
+    /// Where its output goes; `None` is a file that goes away with the broker.
+    pub log: Option<PathBuf>,
 }
 
 impl BrokerOptions {
@@ -43,6 +45,7 @@ impl BrokerOptions {
             settings: Vec::new(),
             env: Vec::new(),
             arguments: Vec::new(),
+            log: None,
         }
     }
 
@@ -57,6 +60,12 @@ impl BrokerOptions {
     /// Adds a setting.
     pub fn set(mut self, key: &str, value: impl ToString) -> BrokerOptions {
         self.settings.push((key.to_owned(), value.to_string()));
+        self
+    }
+
+    /// Keeps the output in this file.
+    pub fn log(mut self, path: &Path) -> BrokerOptions {
+        self.log = Some(path.to_owned());
         self
     }
 
@@ -96,13 +105,15 @@ impl Broker {
             .store
             .clone()
             .unwrap_or_else(|| format!("file://{}", data.display()));
+        let own_log = || directory.path().join("broker.log");
+        let log = options.log.clone().unwrap_or_else(own_log);
         Broker {
             options,
             store,
             kafka: free_address(),
             http: free_address(),
             child: None,
-            log: directory.path().join("broker.log"),
+            log,
             directory,
         }
     }
@@ -367,14 +378,24 @@ pub fn isolate(command: &mut Command) {
     }
 }
 
-/// The `alluvium` binary: `ALLUVIUM_TEST_BIN` if that is set, else built once per test process, in the
-/// profile and target directory of the tests.
+/// The `alluvium` binary: `ALLUVIUM_TEST_BIN` if that is set, else the one beside this program, else (for tests) built
+/// once per test process, in the profile and target directory of the tests.
 pub fn binary() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
     BINARY.get_or_init(|| match std::env::var_os("ALLUVIUM_TEST_BIN") {
         Some(path) => PathBuf::from(path),
-        None => build(),
+        None => beside().unwrap_or_else(build),
     })
+}
+
+/// The binary beside this program. Tests lie in a directory of their own, and theirs may be an old one.
+fn beside() -> Option<PathBuf> {
+    let path = std::env::current_exe().ok()?.with_file_name("alluvium");
+    let is_test = path
+        .parent()
+        .and_then(Path::file_name)
+        .is_some_and(|name| name == "deps");
+    (!is_test && path.exists()).then_some(path)
 }
 
 fn build() -> PathBuf {

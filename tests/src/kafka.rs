@@ -11,13 +11,16 @@ use kafka_wire::create_topics_request::{CreatableTopic, CreatableTopicConfig};
 use kafka_wire::fetch_request::{FetchPartition, FetchTopic};
 use kafka_wire::list_offsets_request::{ListOffsetsPartition, ListOffsetsTopic};
 use kafka_wire::produce_request::{PartitionProduceData, TopicProduceData};
-use kafka_wire::{
-    CreateTopicsRequest, FetchRequest, InitProducerIdRequest, ListOffsetsRequest, ProduceRequest,
-    ProduceResponse,
-};
+use kafka_wire::{CreateTopicsRequest, FetchRequest, ListOffsetsRequest, ProduceRequest, ProduceResponse};
 
 use crate::batches::{self, Fetched, Producer};
 use crate::wire::Client;
+
+mod member;
+mod router;
+
+pub use member::{Member, Trouble};
+pub use router::Router;
 
 /// Version of Produce that is used unless a test names another.
 pub const PRODUCE_VERSION: i16 = 9;
@@ -48,12 +51,26 @@ pub mod code {
     pub const COORDINATOR_LOAD_IN_PROGRESS: i16 = 14;
     /// COORDINATOR_NOT_AVAILABLE
     pub const COORDINATOR_NOT_AVAILABLE: i16 = 15;
+    /// NOT_COORDINATOR
+    pub const NOT_COORDINATOR: i16 = 16;
+    /// NOT_ENOUGH_REPLICAS
+    pub const NOT_ENOUGH_REPLICAS: i16 = 19;
+    /// NOT_ENOUGH_REPLICAS_AFTER_APPEND
+    pub const NOT_ENOUGH_REPLICAS_AFTER_APPEND: i16 = 20;
+    /// ILLEGAL_GENERATION
+    pub const ILLEGAL_GENERATION: i16 = 22;
+    /// UNKNOWN_MEMBER_ID
+    pub const UNKNOWN_MEMBER_ID: i16 = 25;
+    /// REBALANCE_IN_PROGRESS
+    pub const REBALANCE_IN_PROGRESS: i16 = 27;
     /// INVALID_TIMESTAMP
     pub const INVALID_TIMESTAMP: i16 = 32;
     /// UNSUPPORTED_VERSION
     pub const UNSUPPORTED_VERSION: i16 = 35;
     /// TOPIC_ALREADY_EXISTS
     pub const TOPIC_ALREADY_EXISTS: i16 = 36;
+    /// NOT_CONTROLLER
+    pub const NOT_CONTROLLER: i16 = 41;
     /// UNSUPPORTED_FOR_MESSAGE_FORMAT
     pub const UNSUPPORTED_FOR_MESSAGE_FORMAT: i16 = 43;
     /// OUT_OF_ORDER_SEQUENCE_NUMBER
@@ -64,12 +81,20 @@ pub mod code {
     pub const INVALID_PRODUCER_EPOCH: i16 = 47;
     /// KAFKA_STORAGE_ERROR
     pub const KAFKA_STORAGE_ERROR: i16 = 56;
+    /// FENCED_LEADER_EPOCH
+    pub const FENCED_LEADER_EPOCH: i16 = 74;
+    /// UNKNOWN_LEADER_EPOCH
+    pub const UNKNOWN_LEADER_EPOCH: i16 = 75;
     /// UNSUPPORTED_COMPRESSION_TYPE
     pub const UNSUPPORTED_COMPRESSION_TYPE: i16 = 76;
+    /// OFFSET_NOT_AVAILABLE
+    pub const OFFSET_NOT_AVAILABLE: i16 = 78;
+    /// MEMBER_ID_REQUIRED
+    pub const MEMBER_ID_REQUIRED: i16 = 79;
     /// INVALID_RECORD
     pub const INVALID_RECORD: i16 = 87;
 
-    /// Whether a Kafka producer sends the batch again after this code.
+    /// Whether Kafka's clients try again after this code.
     pub fn is_retriable(code: i16) -> bool {
         [
             UNKNOWN_TOPIC_OR_PARTITION,
@@ -79,7 +104,14 @@ pub mod code {
             NETWORK_EXCEPTION,
             COORDINATOR_LOAD_IN_PROGRESS,
             COORDINATOR_NOT_AVAILABLE,
+            NOT_COORDINATOR,
+            NOT_ENOUGH_REPLICAS,
+            NOT_ENOUGH_REPLICAS_AFTER_APPEND,
+            NOT_CONTROLLER,
             KAFKA_STORAGE_ERROR,
+            FENCED_LEADER_EPOCH,
+            UNKNOWN_LEADER_EPOCH,
+            OFFSET_NOT_AVAILABLE,
         ]
         .contains(&code)
     }
@@ -259,28 +291,6 @@ fn read_on(
     }
 }
 
-/// Asks for a producer id until `patience` is over.
-pub fn init_producer_id(address: SocketAddr, patience: Duration) -> Result<(i64, i16), String> {
-    let deadline = Instant::now() + patience;
-    let mut request = InitProducerIdRequest::default();
-    request.transactional_id = None;
-    request.transaction_timeout_ms = 60_000;
-    loop {
-        let answer = Client::connect(address).and_then(|mut client| client.call(&request, 1));
-        let error = match answer {
-            Ok(response) if response.error_code == code::NONE => {
-                return Ok((response.producer_id, response.producer_epoch));
-            }
-            Ok(response) => format!("error {}", response.error_code),
-            Err(error) => error.to_string(),
-        };
-        if Instant::now() > deadline {
-            return Err(format!("no producer id: {error}"));
-        }
-        std::thread::sleep(Duration::from_millis(50));
-    }
-}
-
 /// A batch on its way.
 #[derive(Debug)]
 struct Outgoing {
@@ -290,10 +300,10 @@ struct Outgoing {
 }
 
 /// A producer that sends every batch again, with the same sequence, until it is acknowledged: up to five at
-/// once on one connection, as Kafka's own producers do.
+/// once on one connection to the leader, as Kafka's own producers do.
 #[derive(Debug)]
 pub struct IdempotentProducer {
-    address: SocketAddr,
+    router: Router,
     topic: String,
     partition: i32,
     id: i64,
@@ -303,17 +313,21 @@ pub struct IdempotentProducer {
     outgoing: VecDeque<Outgoing>,
     /// Base offset of every acknowledged batch, and its values.
     acknowledged: BTreeMap<i64, Vec<Vec<u8>>>,
-    /// How long the broker may take for one answer before the connection is given up.
-    answer_patience: Duration,
     retries: u64,
 }
 
 impl IdempotentProducer {
-    /// A producer with a new id.
+    /// A producer with a new id, that knows one broker.
     pub fn new(address: SocketAddr, topic: &str, partition: i32) -> Result<IdempotentProducer, String> {
-        let (id, epoch) = init_producer_id(address, Duration::from_secs(60))?;
+        let router = Router::fixed(address, Duration::from_secs(15));
+        IdempotentProducer::routed(router, topic, partition)
+    }
+
+    /// A producer with a new id, that finds the leader among several brokers.
+    pub fn routed(mut router: Router, topic: &str, partition: i32) -> Result<IdempotentProducer, String> {
+        let (id, epoch) = router.init_producer_id(Duration::from_secs(60))?;
         Ok(IdempotentProducer {
-            address,
+            router,
             topic: topic.to_owned(),
             partition,
             id,
@@ -322,7 +336,6 @@ impl IdempotentProducer {
             client: None,
             outgoing: VecDeque::new(),
             acknowledged: BTreeMap::new(),
-            answer_patience: Duration::from_secs(15),
             retries: 0,
         })
     }
@@ -337,6 +350,17 @@ impl IdempotentProducer {
         values: Vec<Vec<u8>>,
         patience: Duration,
     ) -> Result<(), String> {
+        self.queue(timestamp_ms, values);
+        if self.outgoing.len() < IN_FLIGHT_MAX {
+            Ok(())
+        } else {
+            self.flush(patience)
+        }
+    }
+
+    /// Puts a batch of these values behind the others, which are sent by [`IdempotentProducer::round`]; no more than
+    /// five may wait.
+    pub fn queue(&mut self, timestamp_ms: i64, values: Vec<Vec<u8>>) {
         let producer = Producer {
             id: self.id,
             epoch: self.epoch,
@@ -349,11 +373,11 @@ impl IdempotentProducer {
             bytes,
         });
         self.sequence += self.outgoing.back().map_or(0, |batch| batch.values.len() as i32);
-        if self.outgoing.len() < IN_FLIGHT_MAX {
-            Ok(())
-        } else {
-            self.flush(patience)
-        }
+    }
+
+    /// Batches that are not acknowledged.
+    pub fn unacknowledged(&self) -> usize {
+        self.outgoing.len()
     }
 
     /// Returns when every batch is acknowledged.
@@ -367,7 +391,6 @@ impl IdempotentProducer {
                 None => continue,
                 Some(error) => error,
             };
-            self.retries += 1;
             if Instant::now() > deadline {
                 let left = self.outgoing.len();
                 return Err(format!(
@@ -384,22 +407,30 @@ impl IdempotentProducer {
         &self.acknowledged
     }
 
+    /// The same, which the producer then forgets.
+    pub fn take_acknowledged(&mut self) -> BTreeMap<i64, Vec<Vec<u8>>> {
+        std::mem::take(&mut self.acknowledged)
+    }
+
     /// How often something was sent again.
     pub fn retries(&self) -> u64 {
         self.retries
     }
 
     /// Sends all that is unacknowledged once, in order. `Ok(Some(error))`: something is left to be retried.
-    fn round(&mut self) -> Result<Option<String>, String> {
-        let mut client = match self
-            .client
-            .take()
-            .map_or_else(|| Client::connect(self.address), Ok)
-        {
+    ///
+    /// # Errors
+    /// A sentence when the broker broke a promise.
+    pub fn round(&mut self) -> Result<Option<String>, String> {
+        let mut client = match self.connection() {
             Ok(client) => client,
-            Err(error) => return Ok(Some(format!("connect: {error}"))),
+            Err(error) => {
+                self.router.forget();
+                self.retries += 1;
+                return Ok(Some(format!("connect: {error}")));
+            }
         };
-        let mut connected = client.set_timeout(self.answer_patience);
+        let mut connected = Ok(());
         for batch in &self.outgoing {
             let mut request = produce_request(&self.topic, self.partition, batch.bytes.clone());
             request.timeout_ms = 10_000;
@@ -432,8 +463,24 @@ impl IdempotentProducer {
             }
         }
         self.outgoing = left;
-        self.client = connected.is_ok().then_some(client);
+        if error.is_some() {
+            self.retries += 1;
+            self.router.forget();
+        }
+        // A leader that refused may not be the leader any more.
+        let stays = error.is_none() || self.router.is_fixed();
+        self.client = (connected.is_ok() && stays).then_some(client);
         Ok(error)
+    }
+
+    fn connection(&mut self) -> io::Result<Client> {
+        match self.client.take() {
+            Some(client) => Ok(client),
+            None => {
+                let leader = self.router.leader(&self.topic, self.partition)?;
+                self.router.connect(leader)
+            }
+        }
     }
 
     fn acknowledge(&mut self, offset: i64, batch: Outgoing) -> Result<(), String> {
@@ -583,7 +630,7 @@ mod tests {
 
     fn producer(address: SocketAddr) -> IdempotentProducer {
         IdempotentProducer {
-            address,
+            router: Router::fixed(address, Duration::from_secs(5)),
             topic: "t".to_owned(),
             partition: 0,
             id: 1,
@@ -592,7 +639,6 @@ mod tests {
             client: None,
             outgoing: VecDeque::new(),
             acknowledged: BTreeMap::new(),
-            answer_patience: Duration::from_secs(5),
             retries: 0,
         }
     }

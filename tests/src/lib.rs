@@ -4,6 +4,7 @@
 pub mod batches;
 pub mod benchmarks;
 pub mod broker;
+pub mod chaos;
 pub mod compatibility;
 pub mod installed;
 pub mod kafka;

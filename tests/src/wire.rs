@@ -25,13 +25,20 @@ pub struct Client {
 impl Client {
     /// Connects; reads and writes give up after 30 s unless [`Client::set_timeout`] says otherwise.
     pub fn connect(address: SocketAddr) -> io::Result<Client> {
-        let stream = TcpStream::connect_timeout(&address, Duration::from_secs(10))?;
+        let client = Client::connect_within(address, Duration::from_secs(10))?;
+        client.set_timeout(Duration::from_secs(30))?;
+        Ok(client)
+    }
+
+    /// Connects; that, each read and each write give up after `patience`.
+    pub fn connect_within(address: SocketAddr, patience: Duration) -> io::Result<Client> {
+        let stream = TcpStream::connect_timeout(&address, patience)?;
         stream.set_nodelay(true)?;
         let client = Client {
             stream,
             correlation: 0,
         };
-        client.set_timeout(Duration::from_secs(30))?;
+        client.set_timeout(patience)?;
         Ok(client)
     }
 

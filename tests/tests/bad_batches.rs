@@ -317,7 +317,9 @@ fn batches_above_the_limit_are_refused() {
 fn sequences_are_kept() {
     let mut fixture = Fixture::start("sequences", &[]);
     let address = fixture.broker.address();
-    let (id, epoch) = kafka::init_producer_id(address, std::time::Duration::from_secs(10)).unwrap();
+    let patience = std::time::Duration::from_secs(10);
+    let mut router = kafka::Router::fixed(address, patience);
+    let (id, epoch) = router.init_producer_id(patience).unwrap();
     let of = |epoch: i16, sequence: i32, count: usize| {
         let values: Vec<Vec<u8>> = (0..count)
             .map(|i| format!("{epoch}/{sequence}+{i}").into_bytes())

@@ -7,6 +7,7 @@
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::format::checked_json;
 use crate::manifest::Format;
 use crate::{Incarnation, Seq};
 
@@ -64,6 +65,7 @@ impl Head {
     pub fn decode(bytes: &[u8], cluster_id: Uuid, incarnation: Incarnation) -> Result<Head, String> {
         let head: Head = serde_json::from_slice(bytes).map_err(|e| format!("not a valid head: {e}"))?;
         head.format.check(KIND)?;
+        checked_json::check(bytes).map_err(|e| format!("not a valid head: {e}"))?;
         if head.cluster_id != cluster_id {
             return Err(format!(
                 "belongs to cluster {}, not {cluster_id}",
@@ -84,7 +86,7 @@ impl Head {
 
     /// As it is stored.
     pub fn encode(&self) -> Vec<u8> {
-        serde_json::to_vec(self).unwrap_or_default()
+        checked_json::seal(serde_json::to_vec(self).unwrap_or_default())
     }
 
     /// First seq that the newest checkpoint does not hold.
@@ -135,5 +137,15 @@ mod tests {
                 .contains("floor 1")
         );
         assert!(Head::decode(b"[]", cluster, 7).is_err());
+        head.floor = 0;
+        let mut flipped = head.encode();
+        let tip = b"\"tip\":0";
+        let at = flipped.windows(tip.len()).position(|w| w == tip).unwrap() + tip.len() - 1;
+        flipped[at] ^= 1;
+        assert!(
+            Head::decode(&flipped, cluster, 7)
+                .unwrap_err()
+                .contains("checksum")
+        );
     }
 }

@@ -49,28 +49,40 @@ impl Alluvium {
 
     /// On the fake.
     pub(crate) fn on(tools: &Tools, store: &Store, settings: &[(&str, &str)]) -> Result<Alluvium, String> {
+        let mut broker = Alluvium::prepared(tools, store, settings);
+        broker.launch()?;
+        Ok(broker)
+    }
+
+    /// One that will run on the fake, once it is launched.
+    pub(crate) fn prepared(tools: &Tools, store: &Store, settings: &[(&str, &str)]) -> Alluvium {
         let keeps = Keeps::Store {
             url: store.url(),
             env: store.env(),
         };
-        Alluvium::start(tools, keeps, settings)
+        Alluvium::new(tools, keeps, settings)
     }
 
     fn start(tools: &Tools, keeps: Keeps, settings: &[(&str, &str)]) -> Result<Alluvium, String> {
+        let mut broker = Alluvium::new(tools, keeps, settings);
+        broker.launch()?;
+        Ok(broker)
+    }
+
+    fn new(tools: &Tools, keeps: Keeps, settings: &[(&str, &str)]) -> Alluvium {
         let owned = |(key, value): &(&str, &str)| ((*key).to_owned(), (*value).to_owned());
-        let mut broker = Alluvium {
+        Alluvium {
             tools: tools.clone(),
             keeps,
             settings: settings.iter().map(owned).collect(),
             kafka: free_address(),
             http: free_address(),
             process: None,
-        };
-        broker.launch()?;
-        Ok(broker)
+        }
     }
 
-    fn launch(&mut self) -> Result<(), String> {
+    /// Starts the process and waits until it is ready.
+    pub(crate) fn launch(&mut self) -> Result<(), String> {
         let mut command = Command::new(&self.tools.alluvium);
         isolate(&mut command);
         command.arg("serve");
@@ -102,7 +114,14 @@ impl Alluvium {
         self.launch()
     }
 
-    fn stop(&mut self) {
+    /// SIGKILL.
+    pub(crate) fn kill(&mut self) {
+        // Dropping it does that.
+        self.process = None;
+    }
+
+    /// Stops it gracefully, and waits until it has ended.
+    pub(crate) fn stop(&mut self) {
         if let Some(process) = self.process.take() {
             process.stop(STOP_PATIENCE);
         }

@@ -206,6 +206,20 @@ pub(crate) fn end_to_end(
     }
 }
 
+/// librdkafka with all settings at their defaults, at a steady rate to all partitions in turn; it also tells the
+/// longest time in which each partition acknowledged nothing.
+pub(crate) fn pace(tools: &Tools, brokers: &[SocketAddr], topic: &str, rate: u32, seconds: u64) -> Client {
+    let rest = format!("{topic} {rate} {seconds} {RECORD_BYTES}");
+    let bootstrap: Vec<String> = brokers.iter().map(ToString::to_string).collect();
+    let mut command = Command::new(&tools.rdkafka);
+    command.args(["pace", &bootstrap.join(",")]).args(rest.split(' '));
+    Client {
+        command,
+        shown: format!("rdkafka pace $BROKERS {rest}"),
+        reads: Reads::Json,
+    }
+}
+
 fn rdkafka(tools: &Tools, line: &str, broker: SocketAddr) -> Client {
     client(
         Command::new(&tools.rdkafka),

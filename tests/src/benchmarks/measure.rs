@@ -199,7 +199,7 @@ impl Measurement {
 }
 
 /// A client that runs.
-struct Running {
+pub(crate) struct Running {
     child: Child,
     reads: Reads,
     shown: String,
@@ -209,7 +209,7 @@ struct Running {
 }
 
 impl Running {
-    fn start(tools: &Tools, client: Client, name: &str) -> Result<Running, String> {
+    pub(crate) fn start(tools: &Tools, client: Client, name: &str) -> Result<Running, String> {
         let Client {
             command,
             shown,
@@ -235,7 +235,7 @@ impl Running {
     }
 
     /// What it measured and its processor time, once it has ended.
-    fn ended(&mut self) -> Result<Option<(Outcome, f64)>, String> {
+    pub(crate) fn ended(&mut self) -> Result<Option<(Outcome, f64)>, String> {
         // A process that has ended keeps its times until it is waited for.
         let now = stat(self.child.id()).ok_or_else(|| format!("{}: not in /proc", self.shown))?;
         if now.state != 'Z' {

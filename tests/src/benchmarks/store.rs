@@ -110,6 +110,17 @@ impl Store {
         self.control("PUT", "outage", outage).map(drop)
     }
 
+    /// Keys below `benchmarks/` and their bytes.
+    pub(crate) fn objects(&self) -> Result<Vec<(String, u64)>, String> {
+        let text = self.control("GET", "objects", "")?;
+        let listed: Vec<Value> = serde_json::from_str(&text).map_err(|error| format!("s3-fake: {error}"))?;
+        let object = |value: &Value| {
+            let key = value["key"].as_str()?.strip_prefix("benchmarks/")?;
+            Some((key.to_owned(), value["bytes"].as_u64()?))
+        };
+        Ok(listed.iter().filter_map(object).collect())
+    }
+
     fn control(&self, method: &str, name: &str, body: &str) -> Result<String, String> {
         let failed = |error: io::Error| format!("s3-fake: {method} {name}: {error}");
         let (status, answer) = self.exchange(method, name, body).map_err(failed)?;

@@ -75,6 +75,11 @@ impl S3Error {
         S3Error::new(StatusCode::FORBIDDEN, "AccessDenied", message)
     }
 
+    pub(crate) fn clock_skew() -> S3Error {
+        let message = "The difference between the request time and the current time is too large.";
+        S3Error::new(StatusCode::FORBIDDEN, "RequestTimeTooSkewed", message)
+    }
+
     pub(crate) fn invalid_argument(message: impl Into<String>) -> S3Error {
         S3Error::new(StatusCode::BAD_REQUEST, "InvalidArgument", message)
     }

@@ -33,6 +33,8 @@ pub enum Injected {
     PreconditionFailed,
     /// 403 AccessDenied.
     AccessDenied,
+    /// 403 RequestTimeTooSkewed: the client's clock is wrong.
+    ClockSkew,
 }
 
 /// What happens to a request that a rule has picked.
@@ -229,6 +231,7 @@ fn fault(action: &str, ms: Option<u64>) -> Result<Fault, String> {
         "409" => Fault::Answer(Injected::Conflict, landing),
         "412" => Fault::Answer(Injected::PreconditionFailed, landing),
         "403" => Fault::Answer(Injected::AccessDenied, landing),
+        "skew" => Fault::Answer(Injected::ClockSkew, landing),
         "cut" => Fault::Cut(landing),
         // The time of a late hang is that of its landing.
         "hang" => Fault::Hang(
@@ -245,7 +248,7 @@ fn fault(action: &str, ms: Option<u64>) -> Result<Fault, String> {
         "stale" if plain => Fault::StaleList(needs_ms()?),
         _ => {
             return Err(format!(
-                "unknown do='{action}'; known: 500, 503, 409, 412, 403, cut, hang (each also as applied-then-... \
+                "unknown do='{action}'; known: 500, 503, 409, 412, 403, skew, cut, hang (each also as applied-then-... \
                  and late-...), truncate, flip, delay, stale"
             ));
         }

@@ -395,6 +395,7 @@ impl Injected {
             Injected::Conflict => S3Error::conflict(),
             Injected::PreconditionFailed => S3Error::precondition_failed("injected"),
             Injected::AccessDenied => S3Error::access_denied("injected"),
+            Injected::ClockSkew => S3Error::clock_skew(),
         }
     }
 }

@@ -8,6 +8,7 @@
 //! The trailer is fixed, so one suffix GET finds the index. All integers are little endian; offsets inside
 //! an index are varints. The payload is not summed a second time: each record batch carries its own CRC32C.
 
+pub(crate) mod checked_json;
 pub mod checkpoint;
 pub mod merged;
 pub mod segment;

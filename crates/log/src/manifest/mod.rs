@@ -15,6 +15,7 @@ use uuid::Uuid;
 pub use change::{Change, Rejection};
 pub use operator::NotChanged;
 
+use crate::format::checked_json;
 use crate::{Incarnation, Seq, Slot, TopicId, TopicPartition};
 
 /// Slots of a new cluster; fixed from then on.
@@ -297,7 +298,9 @@ impl Manifest {
         }
         let envelope: Envelope = serde_json::from_slice(bytes).map_err(|e| format!("{DAMAGED}: {e}"))?;
         envelope.format.check(KIND)?;
-        let m: Manifest = serde_json::from_slice(bytes).map_err(|e| format!("{DAMAGED}: {e}"))?;
+        checked_json::check(bytes).map_err(|e| format!("{DAMAGED}: {e}"))?;
+        let mut m: Manifest = serde_json::from_slice(bytes).map_err(|e| format!("{DAMAGED}: {e}"))?;
+        m.unknown.remove(checked_json::MEMBER);
         if m.feature_level > FEATURE_LEVEL {
             return Err(format!(
                 "the bucket's feature level is {}, this build knows {FEATURE_LEVEL}; upgrade this broker",
@@ -322,7 +325,7 @@ impl Manifest {
     /// As it is stored.
     pub fn encode(&self) -> Vec<u8> {
         // A map with text keys and plain values cannot fail to serialise.
-        serde_json::to_vec(self).unwrap_or_default()
+        checked_json::seal(serde_json::to_vec(self).unwrap_or_default())
     }
 
     /// Slot of a partition: a topic's partitions fall into different slots.
@@ -476,6 +479,12 @@ mod tests {
         assert!(refused(&|j| j["feature_level"] = 99.into()).contains("level is 99"));
         assert!(refused(&|j| j["slots"][0]["count"] = 3.into()).contains("3 of 4"));
         assert!(refused(&|j| j["slots"][0]["first"] = 1.into()).contains("slot 0"));
+        let mut flipped = m.encode();
+        let version = b"\"version\":1";
+        let at = flipped.windows(version.len()).position(|w| w == version).unwrap() + version.len() - 1;
+        flipped[at] ^= 2;
+        assert!(Manifest::decode(&flipped).unwrap_err().contains("checksum"));
+        assert_eq!(Manifest::decode(&m.encode()), Ok(m.clone()));
         assert!(Manifest::decode(b"{").is_err());
         assert!(Manifest::decode(b"").is_err());
     }

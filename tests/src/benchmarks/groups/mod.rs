@@ -1,11 +1,13 @@
 //! What is measured, one file for each group.
 
 mod bucket;
+mod cluster;
 mod embedded;
 mod faults;
 mod idle;
 mod many;
 mod s3;
+mod scale;
 mod store30;
 
 use super::report::{Section, Target};
@@ -30,6 +32,8 @@ pub(crate) const ALL: &[GroupSpec] = &[
     idle::GROUP,
     many::GROUP,
     faults::GROUP,
+    cluster::GROUP,
+    scale::GROUP,
 ];
 
 /// Name of the system that everything is compared with.
