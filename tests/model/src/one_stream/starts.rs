@@ -153,7 +153,9 @@ impl OneStream {
                 t.victims = victims(&manifest, inc);
                 t.sealed.clear();
             }
-            Err(TakeoverRefused::TakerNotLive) => s.brokers[inc as usize - 1] = Broker::Over,
+            Err(TakeoverRefused::TakerNotLive | TakeoverRefused::NothingToDo) => {
+                s.brokers[inc as usize - 1] = Broker::Over
+            }
         }
         Some(())
     }
