@@ -16,6 +16,7 @@ use crate::fetch_session::FetchSessions;
 use crate::groups::WallClock;
 use crate::log_pace::{LogPace, left_out};
 use crate::metrics::Metrics;
+use crate::peers::Nudges;
 
 /// The broker as handlers see it: the log, the settings, the groups and what is shared between requests.
 pub struct Broker {
@@ -30,6 +31,8 @@ pub struct Broker {
     pub(crate) readiness: Readiness,
     /// Reads that fail, for fetches and lookups.
     pub(crate) failed_reads: FailedReads,
+    /// Hints of peers that there is a newer manifest.
+    pub(crate) nudges: Nudges,
     clock: WallClock,
 }
 
@@ -54,7 +57,7 @@ pub(crate) struct Misplaced {
 }
 
 impl Broker {
-    /// Puts the parts together and registers the metrics of the edge.
+    /// Puts the parts together and registers the metrics of the edge. Must be called inside a tokio runtime.
     pub fn new(
         log: Log,
         config: Arc<crate::config::Config>,
@@ -69,6 +72,12 @@ impl Broker {
             rand::random(),
             metrics.fetch_sessions.clone(),
         );
+        let nudged = log.clone();
+        let nudges = Nudges::new(move || {
+            let log = nudged.clone();
+            // A look that fails is told by the store, and the next poll makes up for it.
+            Box::pin(async move { drop(log.refresh().await) })
+        });
         Broker {
             log,
             config,
@@ -77,6 +86,7 @@ impl Broker {
             fetch_sessions,
             readiness: Readiness::default(),
             failed_reads: FailedReads::default(),
+            nudges,
             clock,
         }
     }
@@ -211,6 +221,10 @@ impl Readiness {
         self.draining.store(true, Ordering::Release);
     }
 
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
+    }
+
     pub(crate) fn store_failed(&self, how: &'static str, now: Instant) {
         *self.store_failed.lock() = Some((now, how));
     }
@@ -224,7 +238,7 @@ impl Readiness {
 
     /// `trouble` is what the log says of its own last requests, of which some are made without any traffic.
     pub(crate) fn check(&self, trouble: Option<String>, now: Instant) -> Result<(), Unready> {
-        if self.draining.load(Ordering::Acquire) {
+        if self.is_draining() {
             return Err(Unready::Draining);
         }
         if let Some(why) = trouble {

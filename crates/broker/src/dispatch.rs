@@ -2,7 +2,8 @@
 //!
 //! The same rows answer ApiVersions and dispatch requests, so nothing is advertised that does not work and
 //! nothing works that is not advertised. A row is one line:
-//! `Name: first version served..=last, RequestType => handler module`.
+//! `Name: first version served..=last, RequestType => handler module`. The one exception is what brokers ask each
+//! other, [`handlers::peer_ping`], which is no API of Kafka's.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use crate::broker::{Broker, RequestContext};
 use crate::connection::{Outcome, Refusal, Requests, Started};
 use crate::frame::{Frame, PRODUCE};
 use crate::handlers;
+use crate::peers::message::PEER_PING;
 use crate::protocol::{self, API_VERSIONS, HeldBytes, old_produce};
 
 /// One row of the table.
@@ -216,6 +218,13 @@ impl Requests for Dispatcher {
     fn start(&self, peer: &mut Peer, frame: Frame) -> Started {
         let received = frame.received;
         let permit = frame.permit;
+        if frame.api_key == PEER_PING {
+            let outcome = handlers::peer_ping::answer(&self.broker, &frame.bytes);
+            return Started {
+                outcome: Box::pin(std::future::ready(outcome)),
+                abandonable: false,
+            };
+        }
         let request = match route(peer, frame.api_key, frame.api_version, frame.bytes) {
             Routed::Run(request) => request,
             Routed::Done(outcome) => {

@@ -51,7 +51,7 @@ codes! {
     NoReassignmentInProgress = 85, GroupSubscribedToTopic = 86, InvalidRecord = 87, UnstableOffsetCommit = 88,
     ThrottlingQuotaExceeded = 89, ProducerFenced = 90, ResourceNotFound = 91, DuplicateResource = 92,
     UnacceptableCredential = 93, UnknownTopicId = 100, InconsistentTopicId = 103,
-    FetchSessionTopicIdError = 106,    UnknownControllerId = 116, InvalidRegularExpression = 128,
+    InconsistentClusterId = 104, FetchSessionTopicIdError = 106, UnknownControllerId = 116, InvalidRegularExpression = 128,
 }
 impl ErrorCode {
     /// The number on the wire.

@@ -26,6 +26,7 @@ mod http;
 mod log_pace;
 mod metrics;
 mod open_files;
+mod peers;
 mod process_metrics;
 mod protocol;
 mod retention;

@@ -37,7 +37,7 @@ pub(crate) async fn broker(pairs: &[(&str, &str)]) -> Arc<Broker> {
     let log = Log::open(store, settings.log.clone(), Arc::clone(&clock), &mut registry)
         .await
         .unwrap();
-    let config = Arc::new(Config::new(settings));
+    let config = Arc::new(Config::new(settings, log.node_id()));
     let wall: WallClock = Arc::new(move || clock.now_ms());
     let groups = Coordinator::new(log.clone(), Arc::clone(&config), Arc::clone(&wall), &mut registry);
     Arc::new(Broker::new(log, config, groups, wall, &mut registry))

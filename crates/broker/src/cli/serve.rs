@@ -148,7 +148,7 @@ async fn start(
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let opened = Log::open(store.clone(), settings.log.clone(), clock.clone(), &mut registry).await;
     let log = opened.map_err(|e| e.to_string())?;
-    let config = Arc::new(Config::new(settings));
+    let config = Arc::new(Config::new(settings, log.node_id()));
     for line in config.overruled(&log.manifest()) {
         tracing::warn!("{line}");
     }
@@ -213,7 +213,7 @@ fn print_welcome(broker: &Broker, store: &Store) {
     println!(
         "  cluster     {} (node.id {})",
         broker.log.manifest().cluster_id,
-        settings.node_id
+        broker.log.node_id()
     );
     println!();
     println!("Try it:");
