@@ -127,6 +127,8 @@ const ADMIN: &[Api] = apis! {
         DescribeLogDirs: 1..=5, DescribeLogDirsRequest => describe_log_dirs;
         CreatePartitions: 0..=3, CreatePartitionsRequest => create_partitions;
         IncrementalAlterConfigs: 0..=1, IncrementalAlterConfigsRequest => incremental_alter_configs;
+        ElectLeaders: 0..=2, ElectLeadersRequest => elect_leaders;
+        AlterPartitionReassignments: 0..=1, AlterPartitionReassignmentsRequest => alter_partition_reassignments;
         ListPartitionReassignments: 0..=0, ListPartitionReassignmentsRequest => list_partition_reassignments;
         DescribeClientQuotas: 0..=1, DescribeClientQuotasRequest => describe_client_quotas;
         DescribeCluster: 0..=2, DescribeClusterRequest => describe_cluster;

@@ -13,6 +13,7 @@ pub mod benches;
 pub mod broker;
 mod budget;
 pub mod cli;
+mod cluster;
 pub mod config;
 mod config_change;
 mod connection;

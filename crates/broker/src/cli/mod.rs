@@ -3,6 +3,7 @@
 mod bench;
 pub mod config;
 mod inspect;
+mod life;
 mod serve;
 mod store;
 

@@ -164,8 +164,7 @@ fn respond(
 ) -> MetadataResponse {
     let mut response = MetadataResponse::default();
     response.brokers = brokers(manifest, &ctx.listener);
-    // Any broker can do what Kafka's controller does; clients want one that is listed.
-    response.controller_id = response.brokers.first().map_or(-1, |broker| broker.node_id);
+    response.controller_id = controller(manifest, &response.brokers);
     response.cluster_id = Some(StrBytes::from(manifest.cluster_id.to_string()));
     response.cluster_authorized_operations = operations.cluster;
     response.topics = match asked {
@@ -187,6 +186,14 @@ fn respond(
         topic.topic_authorized_operations = operations.topics;
     }
     response
+}
+
+/// The broker that is shown as controller, as in DescribeCluster. Any broker can do what Kafka's controller does;
+/// clients want one that is listed.
+fn controller(manifest: &Manifest, listed: &[MetadataResponseBroker]) -> i32 {
+    let id = manifest.controller().map(|(_, stream)| stream.node_id);
+    id.filter(|id| listed.iter().any(|broker| broker.node_id == *id))
+        .unwrap_or(-1)
 }
 
 /// Live brokers by node id. Of two starts of one broker, the newer counts.

@@ -50,11 +50,16 @@ enum Failed {
 /// One kept connection; its lock lets pings of one peer take turns.
 type Kept = Arc<tokio::sync::Mutex<Option<TcpStream>>>;
 
-/// Asks other brokers for a sign of life.
-#[derive(Debug)]
+/// Asks other brokers for a sign of life. Clones share their connections.
+#[derive(Clone, Debug)]
 pub(crate) struct PeerClient {
-    /// Known once the log is open.
-    cluster: OnceLock<Uuid>,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    /// Cluster and incarnation, known once the log is open.
+    own: OnceLock<(Uuid, Incarnation)>,
     /// Names of our own listeners: a peer's endpoint of the same name is in the same network.
     listeners: Vec<String>,
     kept: Mutex<HashMap<(String, u16), (Kept, Instant)>>,
@@ -65,34 +70,38 @@ pub(crate) struct PeerClient {
 
 impl PeerClient {
     pub(crate) fn new(listeners: Vec<String>, metrics: PeerMetrics) -> PeerClient {
-        PeerClient {
-            cluster: OnceLock::new(),
+        let shared = Shared {
+            own: OnceLock::new(),
             listeners,
             kept: Mutex::default(),
             next_correlation: AtomicI32::new(1),
             metrics,
             strangers: LogPace::default(),
+        };
+        PeerClient {
+            shared: Arc::new(shared),
         }
     }
 
-    /// From now on it asks in the name of this cluster; before that it asks nobody. The first call counts.
-    pub(crate) fn belongs_to(&self, cluster: Uuid) {
-        let _ = self.cluster.set(cluster);
+    /// From now on it asks in the name of this broker start; before that it asks nobody. The first call counts.
+    pub(crate) fn belongs_to(&self, cluster: Uuid, incarnation: Incarnation) {
+        let _ = self.shared.own.set((cluster, incarnation));
     }
 
-    /// Asks the broker of a stream; `incarnation` and `manifest_version` are the asker's.
-    pub(crate) async fn ping(
-        &self,
-        to: &StreamEntry,
-        incarnation: Incarnation,
-        manifest_version: u64,
-    ) -> Result<Pong, PingError> {
-        let (Some(cluster), Some(endpoint)) = (self.cluster.get(), self.endpoint(to)) else {
+    /// Asks the broker of a stream, and tells it which manifest this broker works by.
+    pub(crate) async fn ping(&self, to: &StreamEntry, manifest_version: u64) -> Result<Pong, PingError> {
+        self.shared.ping(to, manifest_version).await
+    }
+}
+
+impl Shared {
+    async fn ping(&self, to: &StreamEntry, manifest_version: u64) -> Result<Pong, PingError> {
+        let (Some(own), Some(endpoint)) = (self.own.get(), self.endpoint(to)) else {
             return Err(PingError::NoAnswer);
         };
         let ping = Ping {
-            cluster: *cluster,
-            incarnation,
+            cluster: own.0,
+            incarnation: own.1,
             manifest_version,
         };
         let kept = self.keep(endpoint);
@@ -183,7 +192,7 @@ mod tests {
 
     fn client() -> PeerClient {
         let client = PeerClient::new(vec!["IN".into(), "OUT".into()], PeerMetrics::default());
-        client.belongs_to(CLUSTER);
+        client.belongs_to(CLUSTER, 4);
         client
     }
 
@@ -194,7 +203,7 @@ mod tests {
     fn counts(client: &PeerClient) -> [u64; 4] {
         super::super::OUTCOMES.map(|outcome| {
             let label = super::super::OutcomeLabel { outcome };
-            client.metrics.pings.get_or_create(&label).get()
+            client.shared.metrics.pings.get_or_create(&label).get()
         })
     }
 
@@ -242,10 +251,10 @@ mod tests {
         .await;
         let client = client();
         for _ in 0..8 {
-            assert_eq!(client.ping(&at(port), 4, 20).await, Ok(PONG));
+            assert_eq!(client.ping(&at(port), 20).await, Ok(PONG));
         }
         assert_eq!(counts(&client), [8, 0, 0, 0]);
-        assert_eq!(client.kept.lock().len(), 1);
+        assert_eq!(client.shared.kept.lock().len(), 1);
     }
 
     #[tokio::test]
@@ -253,11 +262,11 @@ mod tests {
         let (port, task) =
             peer(|connection| answer(connection, 9, |id, _| encode_answer(id, Ok(PONG)))).await;
         let client = client();
-        assert_eq!(client.ping(&at(port), 4, 20).await, Ok(PONG));
+        assert_eq!(client.ping(&at(port), 20).await, Ok(PONG));
         task.abort();
         assert!(task.await.is_err());
         for _ in 0..2 {
-            assert_eq!(client.ping(&at(port), 4, 20).await, Err(PingError::Refused));
+            assert_eq!(client.ping(&at(port), 20).await, Err(PingError::Refused));
         }
         assert_eq!(counts(&client), [1, 2, 0, 0]);
     }
@@ -266,7 +275,7 @@ mod tests {
     async fn a_closed_connection_is_no_refusal() {
         let (port, _peer) = peer(|connection| async { drop(connection) }).await;
         let client = client();
-        assert_eq!(client.ping(&at(port), 4, 20).await, Err(PingError::NoAnswer));
+        assert_eq!(client.ping(&at(port), 20).await, Err(PingError::NoAnswer));
         assert_eq!(counts(&client), [0, 0, 1, 0]);
     }
 
@@ -283,13 +292,13 @@ mod tests {
         .await;
         let client = client();
         let began = Instant::now();
-        assert_eq!(client.ping(&at(port), 4, 20).await, Err(PingError::NoAnswer));
+        assert_eq!(client.ping(&at(port), 20).await, Err(PingError::NoAnswer));
         assert!(
             (PATIENCE..PATIENCE * 3).contains(&began.elapsed()),
             "{:?}",
             began.elapsed()
         );
-        let kept = client.keep(&at(port).endpoints["IN"]);
+        let kept = client.shared.keep(&at(port).endpoints["IN"]);
         assert!(kept.lock().await.is_none());
     }
 
@@ -305,7 +314,7 @@ mod tests {
         for reply in replies {
             let (port, _peer) = peer(move |connection| answer(connection, 1, move |id, _| reply(id))).await;
             let client = client();
-            assert_eq!(client.ping(&at(port), 4, 20).await, Err(PingError::NoAnswer));
+            assert_eq!(client.ping(&at(port), 20).await, Err(PingError::NoAnswer));
             assert_eq!(counts(&client), [0, 0, 0, 1]);
         }
     }
@@ -313,11 +322,11 @@ mod tests {
     #[tokio::test]
     async fn nobody_is_asked_before_the_cluster_is_known() {
         let client = PeerClient::new(vec![], PeerMetrics::default());
-        assert_eq!(client.ping(&at(1), 4, 20).await, Err(PingError::NoAnswer));
+        assert_eq!(client.ping(&at(1), 20).await, Err(PingError::NoAnswer));
         assert_eq!(counts(&client), [0; 4]);
-        client.belongs_to(CLUSTER);
+        client.belongs_to(CLUSTER, 4);
         let nowhere = stream(2, true, &[]);
-        assert_eq!(client.ping(&nowhere, 4, 20).await, Err(PingError::NoAnswer));
+        assert_eq!(client.ping(&nowhere, 20).await, Err(PingError::NoAnswer));
     }
 
     #[test]
@@ -325,6 +334,7 @@ mod tests {
         let client = client();
         let port = |endpoints: &[(&str, &str, u16)]| {
             client
+                .shared
                 .endpoint(&stream(2, true, endpoints))
                 .map(|endpoint| endpoint.port)
         };
@@ -341,12 +351,12 @@ mod tests {
             host: "h".into(),
             port,
         };
-        client.keep(&endpoint(1));
+        client.shared.keep(&endpoint(1));
         tokio::time::advance(UNUSED / 2).await;
-        client.keep(&endpoint(2));
+        client.shared.keep(&endpoint(2));
         tokio::time::advance(UNUSED / 2).await;
-        client.keep(&endpoint(3));
-        let mut ports: Vec<u16> = client.kept.lock().keys().map(|(_, port)| *port).collect();
+        client.shared.keep(&endpoint(3));
+        let mut ports: Vec<u16> = client.shared.kept.lock().keys().map(|(_, port)| *port).collect();
         ports.sort_unstable();
         assert_eq!(ports, [2, 3]);
     }

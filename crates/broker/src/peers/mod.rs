@@ -10,6 +10,8 @@ pub(crate) mod message;
 mod nudges;
 
 pub(crate) use client::PeerClient;
+#[cfg(test)]
+pub(crate) use client::PingError;
 pub(crate) use nudges::Nudges;
 
 use prometheus_client::encoding::EncodeLabelSet;
