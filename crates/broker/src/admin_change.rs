@@ -72,12 +72,11 @@ impl From<&Rejection> for Refusal {
                     format!("Topic '{name}' already exists."),
                 );
             }
-            // As Kafka while it deletes a topic.
-            Rejection::DeletionUnderWay(_) => ErrorCode::TopicAlreadyExists,
             Rejection::UnknownTopic => ErrorCode::UnknownTopicOrPartition,
             Rejection::InvalidPartitions(_) => ErrorCode::InvalidPartitions,
-            // The write may still land, so the answer must be one that clients read as "unknown".
-            Rejection::Unavailable(_) => ErrorCode::RequestTimedOut,
+            // The write may still land, or a broker hear of the deletion: the answer must be one after which clients
+            // try again.
+            Rejection::Unavailable(_) | Rejection::DeletionUnderWay(_) => ErrorCode::RequestTimedOut,
         };
         Refusal::new(code, rejection.to_string())
     }
@@ -123,7 +122,7 @@ pub(crate) async fn carry_out(
         let commit = tokio::spawn(async move {
             let before = log.manifest();
             let told: Vec<String> = changes.iter().map(|change| describe(change, &before)).collect();
-            let verdicts = log.change(changes).await;
+            let verdicts = change_all(&log, changes).await;
             let done = told
                 .into_iter()
                 .zip(&verdicts)
@@ -156,6 +155,30 @@ pub(crate) async fn carry_out(
         }
     })
     .await
+}
+
+/// Makes the changes. A topic whose name is not free yet waits for that, and must not keep the others waiting.
+async fn change_all(log: &Log, changes: Vec<Change>) -> Vec<Result<Arc<Manifest>, Rejection>> {
+    let mut verdicts = log.change(changes.clone()).await;
+    let late = still_deleted(&verdicts);
+    // If there was nothing else to do it has waited already.
+    if !late.is_empty() && late.len() < verdicts.len() {
+        let waiting = late.iter().filter_map(|at| changes.get(*at).cloned()).collect();
+        for (at, verdict) in late.into_iter().zip(log.change(waiting).await) {
+            if let Some(place) = verdicts.get_mut(at) {
+                *place = verdict;
+            }
+        }
+    }
+    verdicts
+}
+
+/// Places of the topics whose names are not free yet.
+fn still_deleted<T>(verdicts: &[Result<T, Rejection>]) -> Vec<usize> {
+    let waits = |(at, verdict): (usize, &Result<T, Rejection>)| {
+        matches!(verdict, Err(Rejection::DeletionUnderWay(_))).then_some(at)
+    };
+    verdicts.iter().enumerate().filter_map(waits).collect()
 }
 
 /// Runs `commit` once over the changes among `decisions`, not at all if there is none, and puts its verdicts
@@ -352,6 +375,10 @@ mod tests {
                 ErrorCode::InvalidPartitions,
             ),
             (Rejection::Unavailable("x".into()), ErrorCode::RequestTimedOut),
+            (
+                Rejection::DeletionUnderWay("t".into()),
+                ErrorCode::RequestTimedOut,
+            ),
         ] {
             assert_eq!(Refusal::from(&rejection).code, code);
         }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use alluvium_log::manifest::{Endpoint, Leader, Manifest, StreamEntry, Topic};
-use alluvium_log::{Log, Partition, ReadError, TopicId};
+use alluvium_log::{Incarnation, Log, Partition, ReadError, TopicId};
 use kafka_wire_core::StrBytes;
 use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
@@ -16,6 +16,7 @@ use crate::fetch_session::FetchSessions;
 use crate::groups::WallClock;
 use crate::log_pace::{LogPace, left_out};
 use crate::metrics::Metrics;
+use crate::peers::Nudges;
 
 /// The broker as handlers see it: the log, the settings, the groups and what is shared between requests.
 pub struct Broker {
@@ -30,6 +31,8 @@ pub struct Broker {
     pub(crate) readiness: Readiness,
     /// Reads that fail, for fetches and lookups.
     pub(crate) failed_reads: FailedReads,
+    /// Hints of peers that there is a newer manifest.
+    pub(crate) nudges: Nudges,
     clock: WallClock,
 }
 
@@ -54,7 +57,7 @@ pub(crate) struct Misplaced {
 }
 
 impl Broker {
-    /// Puts the parts together and registers the metrics of the edge.
+    /// Puts the parts together and registers the metrics of the edge. Must be called inside a tokio runtime.
     pub fn new(
         log: Log,
         config: Arc<crate::config::Config>,
@@ -69,6 +72,11 @@ impl Broker {
             rand::random(),
             metrics.fetch_sessions.clone(),
         );
+        let nudged = log.clone();
+        let nudges = Nudges::new(move || {
+            let log = nudged.clone();
+            Box::pin(async move { log.refresh().await })
+        });
         Broker {
             log,
             config,
@@ -77,6 +85,7 @@ impl Broker {
             fetch_sessions,
             readiness: Readiness::default(),
             failed_reads: FailedReads::default(),
+            nudges,
             clock,
         }
     }
@@ -90,7 +99,7 @@ impl Broker {
     ) -> Result<Arc<Partition>, Misplaced> {
         self.log
             .partition(&topic.id, index)
-            .ok_or_else(|| misplaced(leader_of(manifest, topic, index)))
+            .ok_or_else(|| misplaced(manifest, topic, index, self.log.incarnation()))
     }
 
     /// Milliseconds since 1970 by the machine's clock: for checks of record timestamps, never for ordering.
@@ -104,24 +113,33 @@ impl Broker {
     }
 }
 
-/// The leader of a partition, if the topic has it: to the manifest, any number has an owner.
-pub(crate) fn leader_of(manifest: &Manifest, topic: &Topic, index: i32) -> Option<Leader> {
+/// The error for a partition that is not served here. One that exists is led elsewhere, or about to be: by nobody
+/// yet, by a broker that is gone, or by this one, which is still recovering it.
+fn misplaced(manifest: &Manifest, topic: &Topic, index: i32, own: Incarnation) -> Misplaced {
     let exists = u32::try_from(index).is_ok_and(|index| index < topic.partitions);
-    manifest.leader(&topic.id, index).filter(|_| exists)
-}
-
-/// The error for a partition that is not served here, given its leader in the manifest.
-fn misplaced(leader: Option<Leader>) -> Misplaced {
-    match leader {
-        Some(leader) => Misplaced {
+    if exists {
+        Misplaced {
             error: ErrorCode::NotLeaderOrFollower,
-            leader: Some(leader),
-        },
-        None => Misplaced {
+            leader: leader_elsewhere(manifest, topic, index, own),
+        }
+    } else {
+        Misplaced {
             error: ErrorCode::UnknownTopicOrPartition,
             leader: None,
-        },
+        }
     }
+}
+
+/// Whom a client of broker start `own` should ask instead: another live broker that leads the partition. A client
+/// goes there at once, so one that is gone is not named, and this one neither.
+pub(crate) fn leader_elsewhere(
+    manifest: &Manifest,
+    topic: &Topic,
+    index: i32,
+    own: Incarnation,
+) -> Option<Leader> {
+    let leader = manifest.leader(&topic.id, index)?;
+    (leader.incarnation != own && manifest.is_live(leader.incarnation)).then_some(leader)
 }
 
 /// A topic by id if the request names topics so, else by name.
@@ -211,6 +229,10 @@ impl Readiness {
         self.draining.store(true, Ordering::Release);
     }
 
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
+    }
+
     pub(crate) fn store_failed(&self, how: &'static str, now: Instant) {
         *self.store_failed.lock() = Some((now, how));
     }
@@ -224,7 +246,7 @@ impl Readiness {
 
     /// `trouble` is what the log says of its own last requests, of which some are made without any traffic.
     pub(crate) fn check(&self, trouble: Option<String>, now: Instant) -> Result<(), Unready> {
-        if self.draining.load(Ordering::Acquire) {
+        if self.is_draining() {
             return Err(Unready::Draining);
         }
         if let Some(why) = trouble {
@@ -242,6 +264,7 @@ impl Readiness {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use alluvium_log::manifest::StreamState;
 
     #[tokio::test(start_paused = true)]
     async fn readiness_follows_the_store_and_the_stop() {
@@ -265,19 +288,10 @@ mod tests {
     }
 
     #[test]
-    fn a_partition_elsewhere_names_its_leader() {
-        let leader = Leader {
-            incarnation: 4,
-            node_id: 2,
-            leader_epoch: 3,
-        };
-        assert_eq!(misplaced(Some(leader)).error, ErrorCode::NotLeaderOrFollower);
-        assert_eq!(misplaced(None).error, ErrorCode::UnknownTopicOrPartition);
-
+    fn a_partition_elsewhere_names_its_leader_if_it_lives() {
+        use ErrorCode::{NotLeaderOrFollower, UnknownTopicOrPartition};
         let id = uuid::Uuid::from_u128(1);
         let mut manifest = Manifest::new(id, id, 8);
-        let owner = manifest.register(4, None, Default::default());
-        manifest.take_over(owner, &[]).unwrap();
         let topic = Topic {
             id,
             partitions: 2,
@@ -285,10 +299,24 @@ mod tests {
             configs: Default::default(),
             unknown: Default::default(),
         };
-        let leaders = [-1, 0, 1, 2, i32::MAX].map(|index| leader_of(&manifest, &topic, index));
-        assert_eq!(
-            leaders.map(|leader| leader.map_or(-1, |leader| leader.node_id)),
-            [-1, 4, 4, -1, -1]
-        );
+        let answers = |manifest: &Manifest, own| {
+            [-1, 0, 1, 2, i32::MAX].map(|index| {
+                let misplaced = misplaced(manifest, &topic, index, own);
+                (misplaced.error, misplaced.leader.map(|leader| leader.node_id))
+            })
+        };
+        let all = |leader: Option<i32>| {
+            let (here, beyond) = ((NotLeaderOrFollower, leader), (UnknownTopicOrPartition, None));
+            [beyond, here, here, beyond, beyond]
+        };
+        assert_eq!(answers(&manifest, 9), all(None), "nobody has come yet");
+        let owner = manifest.register(4, None, Default::default());
+        manifest.take_over(owner, &[]).unwrap();
+        assert_eq!(answers(&manifest, 9), all(Some(4)));
+        assert_eq!(answers(&manifest, owner), all(None), "it is still recovering");
+        manifest.streams.get_mut(&owner).unwrap().state = StreamState::Sealed { at: 3, links: vec![] };
+        assert_eq!(answers(&manifest, 9), all(None), "it is gone");
+        manifest.streams.clear();
+        assert_eq!(answers(&manifest, 9), all(None), "not even its entry is left");
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! The same rows answer ApiVersions and dispatch requests, so nothing is advertised that does not work and
 //! nothing works that is not advertised. A row is one line:
-//! `Name: first version served..=last, RequestType => handler module`.
+//! `Name: first version served..=last, RequestType => handler module`. The one exception is what brokers ask each
+//! other, [`handlers::peer_ping`], which is no API of Kafka's.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use crate::broker::{Broker, RequestContext};
 use crate::connection::{Outcome, Refusal, Requests, Started};
 use crate::frame::{Frame, PRODUCE};
 use crate::handlers;
+use crate::peers::message::PEER_PING;
 use crate::protocol::{self, API_VERSIONS, HeldBytes, old_produce};
 
 /// One row of the table.
@@ -125,6 +127,8 @@ const ADMIN: &[Api] = apis! {
         DescribeLogDirs: 1..=5, DescribeLogDirsRequest => describe_log_dirs;
         CreatePartitions: 0..=3, CreatePartitionsRequest => create_partitions;
         IncrementalAlterConfigs: 0..=1, IncrementalAlterConfigsRequest => incremental_alter_configs;
+        ElectLeaders: 0..=2, ElectLeadersRequest => elect_leaders;
+        AlterPartitionReassignments: 0..=1, AlterPartitionReassignmentsRequest => alter_partition_reassignments;
         ListPartitionReassignments: 0..=0, ListPartitionReassignmentsRequest => list_partition_reassignments;
         DescribeClientQuotas: 0..=1, DescribeClientQuotasRequest => describe_client_quotas;
         DescribeCluster: 0..=2, DescribeClusterRequest => describe_cluster;
@@ -216,6 +220,13 @@ impl Requests for Dispatcher {
     fn start(&self, peer: &mut Peer, frame: Frame) -> Started {
         let received = frame.received;
         let permit = frame.permit;
+        if frame.api_key == PEER_PING {
+            let outcome = handlers::peer_ping::answer(&self.broker, &frame.bytes);
+            return Started {
+                outcome: Box::pin(std::future::ready(outcome)),
+                abandonable: false,
+            };
+        }
         let request = match route(peer, frame.api_key, frame.api_version, frame.bytes) {
             Routed::Run(request) => request,
             Routed::Done(outcome) => {

@@ -51,7 +51,7 @@ codes! {
     NoReassignmentInProgress = 85, GroupSubscribedToTopic = 86, InvalidRecord = 87, UnstableOffsetCommit = 88,
     ThrottlingQuotaExceeded = 89, ProducerFenced = 90, ResourceNotFound = 91, DuplicateResource = 92,
     UnacceptableCredential = 93, UnknownTopicId = 100, InconsistentTopicId = 103,
-    FetchSessionTopicIdError = 106,    UnknownControllerId = 116, InvalidRegularExpression = 128,
+    InconsistentClusterId = 104, FetchSessionTopicIdError = 106, UnknownControllerId = 116, InvalidRegularExpression = 128,
 }
 impl ErrorCode {
     /// The number on the wire.
@@ -109,11 +109,11 @@ impl From<&BatchError> for ErrorCode {
 impl From<&Rejection> for ErrorCode {
     fn from(rejection: &Rejection) -> ErrorCode {
         match rejection {
-            Rejection::TopicExists(_) | Rejection::DeletionUnderWay(_) => ErrorCode::TopicAlreadyExists,
+            Rejection::TopicExists(_) => ErrorCode::TopicAlreadyExists,
             Rejection::UnknownTopic => ErrorCode::UnknownTopicOrPartition,
             Rejection::InvalidPartitions(_) => ErrorCode::InvalidPartitions,
-            // The outcome is not known here; Kafka's clients try again after this one.
-            Rejection::Unavailable(_) => ErrorCode::RequestTimedOut,
+            // The outcome is not known here, or will be another one soon; Kafka's clients try again after this one.
+            Rejection::Unavailable(_) | Rejection::DeletionUnderWay(_) => ErrorCode::RequestTimedOut,
         }
     }
 }

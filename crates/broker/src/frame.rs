@@ -12,6 +12,7 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::time::{Instant, timeout_at};
 
 use crate::budget::{BudgetPermit, ByteBudget};
+use crate::peers::message::{PEER_PING, REQUEST_BYTES_MAX as PING_BYTES_MAX};
 
 /// API key of Produce, the one whose bodies wait for the produce budget.
 pub(crate) const PRODUCE: i16 = 0;
@@ -237,6 +238,10 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
     }
 
     async fn reserve(&self, api_key: i16, length: usize) -> Result<Option<BudgetPermit>, FrameError> {
+        if api_key == PEER_PING && length > PING_BYTES_MAX {
+            let limit = PING_BYTES_MAX;
+            return Err(FrameError::TooLarge { length, limit });
+        }
         if api_key == PRODUCE {
             return Ok(Some(self.budgets.produce.reserve(length).await));
         }

@@ -3,7 +3,7 @@
 //! The server runs before the log is open, so that a long recovery is seen as alive and not ready.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::State;
@@ -11,31 +11,45 @@ use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use parking_lot::RwLock;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::time::Instant;
 
 use crate::broker::{Broker, Unready};
 
-/// What the HTTP server shows; filled when the broker has started.
+/// What the HTTP server shows: a broker from its start to its end.
 #[derive(Clone, Default)]
 pub(crate) struct Shown {
-    started: Arc<OnceLock<(Arc<Broker>, Registry)>>,
+    serving: Arc<RwLock<Option<(Arc<Broker>, Registry)>>>,
 }
 
 impl Shown {
-    /// The broker has started. Counts once.
+    /// A broker has started; what is shown of an earlier one is forgotten.
     pub(crate) fn started(&self, broker: Arc<Broker>, registry: Registry) {
-        // A second start is a mistake that changes nothing.
-        let _ = self.started.set((broker, registry));
+        *self.serving.write() = Some((broker, registry));
+    }
+
+    /// It has ended, and another may start.
+    pub(crate) fn ended(&self) {
+        let ended = self.serving.write().take();
+        // What is dropped may take its time.
+        drop(ended);
+    }
+
+    /// The metrics as text.
+    fn encode(&self) -> Result<String, std::fmt::Error> {
+        let mut text = String::new();
+        match &*self.serving.read() {
+            Some((_, registry)) => prometheus_client::encoding::text::encode(&mut text, registry)?,
+            None => prometheus_client::encoding::text::encode(&mut text, &Registry::default())?,
+        }
+        Ok(text)
     }
 
     #[cfg(test)]
     pub(crate) fn metrics(&self) -> String {
-        let mut text = String::new();
-        let (_, registry) = self.started.get().unwrap();
-        prometheus_client::encoding::text::encode(&mut text, registry).unwrap();
-        text
+        self.encode().unwrap()
     }
 }
 
@@ -60,13 +74,8 @@ fn routes(shown: Shown) -> Router {
 }
 
 async fn metrics(State(shown): State<Shown>) -> Response {
-    let mut text = String::new();
-    let encoded = match shown.started.get() {
-        Some((_, registry)) => prometheus_client::encoding::text::encode(&mut text, registry),
-        None => prometheus_client::encoding::text::encode(&mut text, &Registry::default()),
-    };
-    match encoded {
-        Ok(()) => {
+    match shown.encode() {
+        Ok(text) => {
             let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
             ([(CONTENT_TYPE, kind)], text).into_response()
         }
@@ -75,7 +84,7 @@ async fn metrics(State(shown): State<Shown>) -> Response {
 }
 
 async fn readyz(State(shown): State<Shown>) -> Response {
-    match shown.started.get() {
+    match &*shown.serving.read() {
         Some((broker, _)) => ready_answer(broker.ready(Instant::now())),
         None => (StatusCode::SERVICE_UNAVAILABLE, "starting\n").into_response(),
     }

@@ -28,7 +28,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub(crate) struct Bound {
     pub(crate) name: String,
     pub(crate) address: SocketAddr,
-    socket: TcpListener,
+    /// Shared, so that it stays bound while nobody accepts.
+    socket: Arc<TcpListener>,
 }
 
 impl Bound {
@@ -49,8 +50,18 @@ impl Bound {
         Ok(Bound {
             name: listener.name.clone(),
             address,
-            socket,
+            socket: Arc::new(socket),
         })
+    }
+
+    /// Accepts connections and closes them at once, for ever.
+    pub(crate) async fn refuse_all(&self) {
+        loop {
+            match self.socket.accept().await {
+                Ok((connection, _)) => drop(connection),
+                Err(_) => sleep(ACCEPT_PAUSE).await,
+            }
+        }
     }
 }
 
@@ -116,7 +127,7 @@ struct Shared {
 
 impl Server {
     /// Starts to accept on all listeners.
-    pub(crate) fn start(broker: Arc<Broker>, listeners: Vec<Bound>) -> Server {
+    pub(crate) fn start(broker: Arc<Broker>, listeners: &[Bound]) -> Server {
         let settings = &broker.config.settings;
         let shared = Arc::new(Shared {
             dispatcher: Arc::new(Dispatcher::new(Arc::clone(&broker))),
@@ -131,7 +142,13 @@ impl Server {
         let (stopping, _) = watch::channel(false);
         let mut accepting = JoinSet::new();
         for listener in listeners {
-            accepting.spawn(accept_all(Arc::clone(&shared), listener, stopping.subscribe()));
+            let (name, socket) = (listener.name.as_str().into(), Arc::clone(&listener.socket));
+            accepting.spawn(accept_all(
+                Arc::clone(&shared),
+                name,
+                socket,
+                stopping.subscribe(),
+            ));
         }
         Server { stopping, accepting }
     }
@@ -157,15 +174,19 @@ fn budgets(settings: &Settings, broker: &Broker) -> FrameBudgets {
     }
 }
 
-async fn accept_all(shared: Arc<Shared>, listener: Bound, mut stopping: watch::Receiver<bool>) {
-    let name: Arc<str> = listener.name.as_str().into();
+async fn accept_all(
+    shared: Arc<Shared>,
+    name: Arc<str>,
+    socket: Arc<TcpListener>,
+    mut stopping: watch::Receiver<bool>,
+) {
     let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {
             biased;
             _ = stopping.wait_for(|stopping| *stopping) => break,
             Some(_) = connections.join_next() => continue,
-            accepted = listener.socket.accept() => accepted,
+            accepted = socket.accept() => accepted,
         };
         let (stream, address) = match accepted {
             Ok(accepted) => accepted,
@@ -202,7 +223,7 @@ async fn accept_all(shared: Arc<Shared>, listener: Bound, mut stopping: watch::R
             }
         }
     }
-    drop(listener);
+    drop(socket);
     while connections.join_next().await.is_some() {}
 }
 

@@ -24,6 +24,11 @@ use crate::groups::{Coordinator, WallClock};
 
 /// A broker with the given settings, all else at its default.
 pub(crate) async fn broker(pairs: &[(&str, &str)]) -> Arc<Broker> {
+    broker_and_store(pairs).await.0
+}
+
+/// The same, with the store that others may look at.
+pub(crate) async fn broker_and_store(pairs: &[(&str, &str)]) -> (Arc<Broker>, Store) {
     let memory = [
         ("store.url", "memory://"),
         ("advertised.listeners", "PLAINTEXT://broker.test:9092"),
@@ -34,13 +39,19 @@ pub(crate) async fn broker(pairs: &[(&str, &str)]) -> Arc<Broker> {
         .unwrap();
     let mut registry = Registry::default();
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let log = Log::open(store, settings.log.clone(), Arc::clone(&clock), &mut registry)
-        .await
-        .unwrap();
-    let config = Arc::new(Config::new(settings));
+    let log = Log::open(
+        store.clone(),
+        settings.log.clone(),
+        Arc::clone(&clock),
+        &mut registry,
+    )
+    .await
+    .unwrap();
+    let config = Arc::new(Config::new(settings, log.node_id()));
     let wall: WallClock = Arc::new(move || clock.now_ms());
     let groups = Coordinator::new(log.clone(), Arc::clone(&config), Arc::clone(&wall), &mut registry);
-    Arc::new(Broker::new(log, config, groups, wall, &mut registry))
+    let broker = Arc::new(Broker::new(log, config, groups, wall, &mut registry));
+    (broker, store)
 }
 
 /// A client connection.

@@ -32,7 +32,7 @@ pub struct SettingsArgs {
     #[arg(long, value_name = "LIST")]
     pub advertised_listeners: Option<String>,
 
-    /// Number of this broker [node.id, default 1]
+    /// Number of this broker [node.id, default: assigned by the cluster]
     #[arg(long, value_name = "N")]
     pub node_id: Option<String>,
 
@@ -541,7 +541,7 @@ mod tests {
         .unwrap();
         assert_eq!(settings.store_url, "memory://");
         assert_eq!(settings.advertised_listeners[0].to_string(), "A://h:1");
-        assert_eq!((settings.node_id, settings.rack.as_deref()), (4, Some("z")));
+        assert_eq!((settings.node_id, settings.rack.as_deref()), (Some(4), Some("z")));
         assert_eq!(
             (settings.http_listen, settings.log_level.as_str()),
             (None, "debug")
@@ -631,7 +631,7 @@ mod tests {
         let node = rows.iter().find(|row| row["name"] == "node.id").unwrap();
         assert_eq!(
             (&node["value"], &node["source"], &node["default"]),
-            (&json!("9"), &json!("--node-id"), &json!("1"))
+            (&json!("9"), &json!("--node-id"), &serde_json::Value::Null)
         );
         assert_eq!(node["environment"], "ALLUVIUM_NODE_ID");
         let flush = rows

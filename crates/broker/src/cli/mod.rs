@@ -4,6 +4,7 @@ mod bench;
 mod cluster;
 pub mod config;
 mod inspect;
+mod life;
 mod serve;
 mod store;
 

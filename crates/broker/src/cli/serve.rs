@@ -9,18 +9,16 @@ use std::time::Duration;
 use alluvium_log::store::counting::StoreMetrics;
 use alluvium_log::store::probe::{ProbeError, probe};
 use alluvium_log::store::{Store, StoreKind, StoreOptions};
-use alluvium_log::{Clock, Log, SystemClock};
-use prometheus_client::registry::Registry;
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::time::Instant;
+use alluvium_log::{Clock, SystemClock};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 use super::config::SettingsArgs;
+use super::life::{Ground, Life, Pauses, begin_again, given_way};
 use crate::broker::Broker;
-use crate::config::{Config, Listener, LogFormat, Settings, Surroundings};
-use crate::groups::{Coordinator, WallClock};
-use crate::server::{Bound, Server, bind_advice};
-use crate::{http, open_files, process_metrics, retention};
+use crate::config::{Listener, LogFormat, Settings, Surroundings};
+use crate::server::{Bound, bind_advice};
+use crate::{http, open_files};
 
 /// A probe whose requests fail is repeated so often: a passing failure must not become a crash loop.
 const PROBE_RETRIES: u32 = 5;
@@ -38,18 +36,13 @@ pub(super) async fn run(args: SettingsArgs) -> Result<(), String> {
     if let Some(warning) = open_files::raise_limit(settings.max_connections) {
         tracing::warn!("{warning}");
     }
-    let failed = |e: std::io::Error| format!("cannot listen for signals: {e}");
-    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+    let mut signals = Signals::listen().map_err(|e| format!("cannot listen for signals: {e}"))?;
 
-    let mut registry = Registry::default();
-    process_metrics::register(&mut registry, started_ms);
-    let metrics = StoreMetrics::default();
-    metrics.register(&mut registry);
+    let store_metrics = StoreMetrics::default();
     // A second broker on a directory has the same ports too: that the directory is taken is what it must hear.
     let opened = match settings.store_kind() {
         StoreKind::S3 => None,
-        StoreKind::Embedded | StoreKind::Memory => Some(open_store(&settings, &metrics).await?),
+        StoreKind::Embedded | StoreKind::Memory => Some(open_store(&settings, &store_metrics).await?),
     };
     let listeners = bind(&mut settings).await?;
     let shown = http::Shown::default();
@@ -61,55 +54,75 @@ pub(super) async fn run(args: SettingsArgs) -> Result<(), String> {
         settings.http_listen = bound.local_addr().ok();
         tokio::spawn(http::serve(bound, shown.clone()));
     }
-    let shutdown_timeout = settings.shutdown_timeout;
-
     let start = async {
         let store = match opened {
             Some(store) => store,
-            None => open_store(&settings, &metrics).await?,
+            None => open_bucket(&settings, &store_metrics).await?,
         };
-        start(settings, store, registry, shown).await
+        let ground = Ground {
+            settings,
+            store,
+            store_metrics,
+            started_ms,
+            shown,
+            told_unreachable: Arc::default(),
+        };
+        let life = Life::begin(&ground).await?;
+        Ok::<_, String>((ground, life))
     };
-    let started = tokio::select! {
-        started = start => Some(started?),
-        _ = terminate.recv() => None,
-        _ = interrupt.recv() => None,
+    let (ground, life) = tokio::select! {
+        started = start => started?,
+        () = signals.stop() => return Ok(()),
     };
-    let Some((broker, store)) = started else {
-        return Ok(());
-    };
-    print_welcome(&broker, &store);
-    let server = Server::start(broker.clone(), listeners);
+    print_welcome(&life.broker, &ground.store);
+    live(&ground, life, listeners, signals).await
+}
 
-    let lost = tokio::select! {
-        why = broker.log.fenced() => Some(why),
-        _ = terminate.recv() => None,
-        _ = interrupt.recv() => None,
-    };
-    broker.readiness.drain();
-    if let Some(why) = lost {
-        let why = why.why;
-        return Err(format!("stopped: {why}. nothing acknowledged is lost"));
-    }
-    tracing::info!("stopping");
-    // The whole must be over before whoever stops us loses patience, wherever the store is.
-    let deadline = Instant::now() + shutdown_timeout;
-    // Requests that wait for publication are answered while the connections drain.
-    server.stop(shutdown_timeout / 2).await;
-    match tokio::time::timeout_at(deadline, broker.log.close()).await {
-        Ok(Ok(())) => {
-            tracing::info!("stopped");
-            Ok(())
+/// One life after the other, until the process is told to stop or must give way.
+async fn live(
+    ground: &Ground,
+    mut life: Life,
+    listeners: Vec<Bound>,
+    mut signals: Signals,
+) -> Result<(), String> {
+    let mut pauses = Pauses::default();
+    loop {
+        let fenced = tokio::select! {
+            fenced = life.serve(&listeners) => fenced,
+            () = signals.stop() => return life.stop(listeners, ground.settings.shutdown_timeout).await,
+        };
+        let node_id = life.broker.log.node_id();
+        let served = life.leave(ground).await;
+        if let Some(namesake) = &fenced.namesake {
+            return Err(given_way(&fenced, namesake, node_id));
         }
-        Ok(Err(e)) => Err(e.to_string()),
-        Err(_) => Err(format!(
-            "stopped after {shutdown_timeout:?} (shutdown.timeout.ms) without closing the log{}; nothing \
-             acknowledged is lost, the next start recovers it",
-            broker
-                .log
-                .store_trouble()
-                .map_or_else(String::new, |why| format!(", because the store fails: {why}")),
-        )),
+        life = tokio::select! {
+            life = begin_again(ground, &listeners, &mut pauses, &fenced, served) => life,
+            () = signals.stop() => return Ok(()),
+        };
+    }
+}
+
+/// Requests to stop from outside.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn listen() -> std::io::Result<Signals> {
+        Ok(Signals {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    /// Resolves when the process is told to stop.
+    async fn stop(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
     }
 }
 
@@ -135,34 +148,11 @@ async fn bind(settings: &mut Settings) -> Result<Vec<Bound>, String> {
     Ok(listeners)
 }
 
-async fn start(
-    settings: Settings,
-    store: Store,
-    mut registry: Registry,
-    shown: http::Shown,
-) -> Result<(Arc<Broker>, Store), String> {
-    // A directory and memory are ours and tested with every build; a bucket must prove itself at each start.
-    if store.kind == StoreKind::S3 {
-        prove(&store).await?;
-    }
-    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let opened = Log::open(store.clone(), settings.log.clone(), clock.clone(), &mut registry).await;
-    let log = opened.map_err(|e| e.to_string())?;
-    let config = Arc::new(Config::new(settings));
-    for line in config.overruled(&log.manifest()) {
-        tracing::warn!("{line}");
-    }
-    let wall: WallClock = Arc::new(move || clock.now_ms());
-    let groups = Coordinator::new(
-        log.clone(),
-        config.clone(),
-        wall.clone(),
-        registry.sub_registry_with_prefix("alluvium"),
-    );
-    retention::spawn(log.clone(), config.clone(), wall.clone(), &mut registry);
-    let broker = Arc::new(Broker::new(log, config, groups, wall, &mut registry));
-    shown.started(broker.clone(), registry);
-    Ok((broker, store))
+/// A directory and memory are ours and tested with every build; a bucket must prove itself at each start.
+async fn open_bucket(settings: &Settings, metrics: &StoreMetrics) -> Result<Store, String> {
+    let store = open_store(settings, metrics).await?;
+    prove(&store).await?;
+    Ok(store)
 }
 
 /// Probes a bucket; requests that fail are given some time to pass, a store that breaks its promises is not.
@@ -213,7 +203,7 @@ fn print_welcome(broker: &Broker, store: &Store) {
     println!(
         "  cluster     {} (node.id {})",
         broker.log.manifest().cluster_id,
-        settings.node_id
+        broker.log.node_id()
     );
     println!();
     println!("Try it:");
@@ -238,45 +228,6 @@ fn from_here(listener: &Listener) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::collections::BTreeSet;
-
-    #[tokio::test]
-    async fn the_page_of_metrics_lists_what_is_there() {
-        let settings = Settings::from_pairs([("store.url", "memory://")]).unwrap();
-        let metrics = StoreMetrics::default();
-        let mut registry = Registry::default();
-        process_metrics::register(&mut registry, 0);
-        metrics.register(&mut registry);
-        let store = open_store(&settings, &metrics).await.unwrap();
-        let shown = http::Shown::default();
-        let (broker, _) = start(settings, store, registry, shown.clone()).await.unwrap();
-        // Families that appear with their first member.
-        broker.metrics.request_error("Fetch", 3);
-        let there: BTreeSet<(String, String)> = shown
-            .metrics()
-            .lines()
-            .filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '))
-            .map(|(name, kind)| (name.to_owned(), kind.to_owned()))
-            .collect();
-        let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/metrics.md"));
-        let page = page.unwrap();
-        let rows = page.lines().filter_map(|line| line.strip_prefix("| `"));
-        // The second table is about labels.
-        let rows = rows.filter(|row| row.starts_with("alluvium_") || row.starts_with("process_"));
-        let listed: BTreeSet<(String, String)> = rows
-            .map(|row| {
-                let mut cells = row.split('|').map(|cell| cell.trim().trim_matches('`'));
-                let name = cells.next().unwrap_or_default().to_owned();
-                (name, cells.next().unwrap_or_default().to_owned())
-            })
-            .collect();
-        let missing: Vec<_> = there.difference(&listed).collect();
-        let surplus: Vec<_> = listed.difference(&there).collect();
-        assert!(
-            missing.is_empty() && surplus.is_empty(),
-            "missing: {missing:?}, not there: {surplus:?}"
-        );
-    }
 
     #[test]
     fn the_hint_names_an_address_that_works_from_here() {

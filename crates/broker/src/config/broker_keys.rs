@@ -78,16 +78,18 @@ static IDENTITY: &[BrokerKey] = &[
         "node.id",
         Int,
         AT_LEAST_0,
-        "1",
-        "Number of this broker, unlike that of every other broker on the same store. Clients see it as the broker id.",
-    ),
+        "",
+        "Number of this broker, unlike that of every other broker on the same store; clients see it as the broker id. If it is not set the cluster assigns one: that of the broker which had the same advertised listener before, or else the lowest that is free. Two running brokers with the same number take each other for one: the older one stops.",
+    )
+    .unset(),
     key(
         "broker.id",
         Int,
         AT_LEAST_0,
-        "1",
+        "",
         "Older name of node.id; where both are given they must agree.",
-    ),
+    )
+    .unset(),
     key(
         "broker.rack",
         Text,

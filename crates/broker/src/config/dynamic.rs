@@ -73,6 +73,8 @@ pub struct DescribedConfig {
 pub struct Config {
     /// The static settings.
     pub settings: Settings,
+    /// `node.id`, or the one that the cluster assigned.
+    node_id: i32,
     cache: RwLock<Cache>,
 }
 
@@ -94,10 +96,11 @@ struct Candidate {
 }
 
 impl Config {
-    /// A configuration without anything dynamic yet.
-    pub fn new(settings: Settings) -> Config {
+    /// The configuration of the broker with this id.
+    pub fn new(settings: Settings, node_id: i32) -> Config {
         Config {
             settings,
+            node_id,
             cache: RwLock::default(),
         }
     }
@@ -274,7 +277,12 @@ impl Config {
                 }
                 Some(DescribedConfig {
                     name: key.name,
-                    value: candidates.first().map(|first| first.value.to_text()),
+                    value: match candidates.first() {
+                        Some(first) => Some(first.value.to_text()),
+                        // Assigned ids are shown like given ones: this is where tools look for them.
+                        None if matches!(key.name, "node.id" | "broker.id") => node_id.clone(),
+                        None => None,
+                    },
                     read_only: !key.dynamic,
                     sensitive: false,
                     source: candidates.first().map_or(source::DEFAULT, |first| first.source),
@@ -290,7 +298,7 @@ impl Config {
 
     /// One line for each setting that was made at this start and that a config stored in the manifest overrules.
     pub fn overruled(&self, manifest: &Manifest) -> Vec<String> {
-        let node = self.settings.node_id.to_string();
+        let node = self.node_id.to_string();
         let line = |key: &'static BrokerKey| {
             let (text, place) = self.settings.value(key)?;
             let own = self.settings.explicit(key.name)?;
@@ -368,7 +376,7 @@ impl Config {
                 factor: 1,
             });
         }
-        let node = self.settings.node_id.to_string();
+        let node = self.node_id.to_string();
         all.extend(self.broker_candidates(manifest, Some(&node), key.broker));
         if key.broker.is_empty()
             && let Ok(value) = parse_topic(key, key.default)

@@ -27,8 +27,8 @@ pub enum LogFormat {
 /// Static settings after parsing and validation; immutable. `alluvium config` explains each.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// `node.id`
-    pub node_id: i32,
+    /// `node.id`; `None` lets the cluster assign one.
+    pub node_id: Option<i32>,
     /// `broker.rack`
     pub rack: Option<String>,
     /// `store.url`, with an absolute path.
@@ -252,7 +252,7 @@ fn build(layered: Layered, surroundings: &Surroundings<'_>) -> Result<(Settings,
 
     let bad_http = |problem| ConfigError::new(read.place("http.listen"), problem);
     let log = LogOptions {
-        node_id: Some(read.parsed("node.id")),
+        node_id: read.text("node.id").and_then(|id| id.parse().ok()),
         rack: read.text("broker.rack").filter(|rack| !rack.is_empty()),
         endpoints: endpoints(&advertised_listeners),
         flush_interval: read.millis("flush.interval.ms"),
@@ -267,7 +267,7 @@ fn build(layered: Layered, surroundings: &Surroundings<'_>) -> Result<(Settings,
         ..LogOptions::for_store(read.store)
     };
     let settings = Settings {
-        node_id: log.node_id.unwrap_or(1),
+        node_id: log.node_id,
         rack: log.rack.clone(),
         store_url,
         listeners,

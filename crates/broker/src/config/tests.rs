@@ -89,7 +89,7 @@ fn with_broker(mut manifest: Manifest, broker: &str, key: &str, value: &str) -> 
 }
 
 fn config(pairs: &[(&'static str, &'static str)]) -> Config {
-    Config::new(Settings::from_pairs(pairs.iter().copied()).unwrap())
+    Config::new(Settings::from_pairs(pairs.iter().copied()).unwrap(), 1)
 }
 
 fn row<'a>(rows: &'a [DescribedConfig], name: &str) -> &'a DescribedConfig {
@@ -189,7 +189,7 @@ fn every_meaning_is_written_down() {
 fn defaults_without_anything() {
     let (settings, warnings) = load(None, &[("HOME", "/home/me")], &[]).unwrap();
     assert_eq!(warnings, []);
-    assert_eq!(settings.node_id, 1);
+    assert_eq!((settings.node_id, settings.log.node_id), (None, None));
     assert_eq!(settings.rack, None);
     assert_eq!(settings.store_url, "file:///home/me/alluvium-data");
     assert_eq!(settings.listeners[0].to_string(), "PLAINTEXT://127.0.0.1:9092");
@@ -217,7 +217,7 @@ fn defaults_depend_on_the_store() {
     assert_eq!(settings.log.puts_in_flight, 8);
     assert_eq!(settings.log.request_budget_per_second, 4.0);
     assert_eq!(settings.log.request_budget_burst, 900.0);
-    let rows = Config::new(settings).describe_broker(&manifest(0), Some(1));
+    let rows = Config::new(settings, 1).describe_broker(&manifest(0), Some(1));
     assert_eq!(row(&rows, "flush.interval.ms").value.as_deref(), Some("30"));
     let embedded = config(&[("store.url", "memory://")]).describe_broker(&manifest(0), Some(1));
     assert_eq!(row(&embedded, "flush.interval.ms").value.as_deref(), Some("0"));
@@ -241,7 +241,7 @@ fn flag_over_environment_over_file_over_default() {
     assert_eq!(place("num.partitions"), "--set");
     assert_eq!(place("fetch.max.bytes"), "environment ALLUVIUM_FETCH_MAX_BYTES");
     assert_eq!(place("group.max.size"), "server.properties:3");
-    assert_eq!(place("node.id"), "default");
+    assert_eq!(place("max.connections"), "default");
 }
 
 #[test]
@@ -441,12 +441,12 @@ fn contradictions_are_told_where_they_were_made() {
 #[test]
 fn broker_id_is_an_alias_in_every_layer() {
     let (settings, _) = load(Some("broker.id=5"), &[], &[]).unwrap();
-    assert_eq!((settings.node_id, settings.log.node_id), (5, Some(5)));
+    assert_eq!((settings.node_id, settings.log.node_id), (Some(5), Some(5)));
     let (settings, _) = load(Some("broker.id=5\nnode.id=5"), &[("ALLUVIUM_NODE_ID", "6")], &[]).unwrap();
-    assert_eq!(settings.node_id, 6);
+    assert_eq!(settings.node_id, Some(6));
     assert_eq!(settings.value(broker_key("broker.id").unwrap()).unwrap().0, "6");
     let (settings, _) = load(Some("node.id=5"), &[("ALLUVIUM_BROKER_ID", "7")], &[]).unwrap();
-    assert_eq!(settings.node_id, 7);
+    assert_eq!(settings.node_id, Some(7));
 }
 
 #[test]
@@ -487,7 +487,7 @@ fn a_server_properties_of_kafka_starts_a_broker() {
          log.retention.hours=168\nlog.segment.bytes=1073741824\nlog.retention.check.interval.ms=300000\n\
          zookeeper.connect=localhost:2181\nlog.cleaner.threads=1\n",
     );
-    assert_eq!(settings.node_id, 3);
+    assert_eq!(settings.node_id, Some(3));
     let listeners: Vec<_> = settings.listeners.iter().map(Listener::to_string).collect();
     assert_eq!(listeners, ["PLAINTEXT://0.0.0.0:9092"]);
     let advertised: Vec<_> = settings
@@ -668,7 +668,7 @@ fn topic_over_dynamic_broker_over_dynamic_default_over_static_over_default() {
     let config = config(&[("message.max.bytes", "400")]);
     let bytes = |manifest: &Manifest| config.topic(manifest, "t").max_message_bytes;
     assert_eq!(
-        Config::new(Settings::from_pairs([]).unwrap())
+        Config::new(Settings::from_pairs([]).unwrap(), 1)
             .topic(&manifest(0), "t")
             .max_message_bytes,
         1_048_588

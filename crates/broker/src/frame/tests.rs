@@ -193,3 +193,27 @@ async fn a_produce_body_waits_for_memory_while_others_pass() {
         Err(FrameError::TooLarge { limit: 65_536, .. })
     ));
 }
+
+#[tokio::test]
+async fn pings_of_peers_are_small() {
+    use crate::peers::message::{PEER_PING, REQUEST_BYTES_MAX};
+    let fits = request(PEER_PING, 0, &[0; REQUEST_BYTES_MAX - 8]);
+    let (mut reader, mut client) = reader(limits());
+    client.write_all(&fits).await.unwrap();
+    assert_eq!(next(&mut reader).await.unwrap().bytes.len(), REQUEST_BYTES_MAX);
+    // Refused by its length, before anything more of it is read.
+    let mut start = request(PEER_PING, 0, &[]);
+    start[..4].copy_from_slice(&(REQUEST_BYTES_MAX as i32 + 1).to_be_bytes());
+    client.write_all(&start).await.unwrap();
+    let refused = next(&mut reader).await;
+    assert!(
+        matches!(
+            refused,
+            Err(FrameError::TooLarge {
+                length: 129,
+                limit: 128
+            })
+        ),
+        "{refused:?}"
+    );
+}

@@ -21,7 +21,7 @@ use tracing::{debug, info, warn};
 use active::{ActiveShard, Guarded};
 pub(crate) use reading::{FetchedTopic, GroupDescription};
 
-use super::engine::{CoordinatorEndpoint, Engine, TopicInfo};
+use super::engine::{CoordinatorEndpoint, Engine, EngineError, TopicInfo};
 use super::member::ReplyId;
 use super::metrics::Metrics;
 use super::records::{LogRecord, OFFSETS_TOPIC, partition_for};
@@ -35,6 +35,8 @@ pub type WallClock = Arc<dyn Fn() -> i64 + Send + std::marker::Sync>;
 
 const RETRY_MIN: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(5);
+/// How often a partition is looked at that this broker was granted and has not recovered yet.
+const RECOVERING_LOOK: Duration = Duration::from_millis(50);
 
 /// Settings of the coordinator beyond the limits of groups.
 #[derive(Clone, Debug)]
@@ -182,7 +184,7 @@ impl Inner {
         let mut count = 0u64;
         let mut wait = RETRY_MIN;
         loop {
-            match self.engine.read(partition, from).await {
+            match self.engine.read(partition, epoch, from).await {
                 Ok(chunk) => {
                     wait = RETRY_MIN;
                     count += chunk.records.len() as u64;
@@ -199,6 +201,8 @@ impl Inner {
                     }
                     from = Some(chunk.next_offset);
                 }
+                // Nothing has failed: it takes as long as it takes, and clients are told that it loads.
+                Err(EngineError::Recovering) => tokio::time::sleep(RECOVERING_LOOK).await,
                 Err(error) => {
                     // While the partition is ours this must succeed some time; when it is not any more,
                     // `reconcile` ends this task.

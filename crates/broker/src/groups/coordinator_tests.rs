@@ -228,6 +228,105 @@ async fn partitions_come_and_go() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_waits_when_a_partition_moves_is_told_to_look_for_the_new_coordinator() {
+    for fate in [Appends::Fail, Appends::Publish] {
+        let fixture = Fixture::loaded().await;
+        let leader = stable(&fixture, "stable").await;
+        commit_simple(&fixture, "g", 5).await;
+        let partitions = ["g", "stable", "joining"].map(|group| partition_for(group, 5));
+        // A member that waits for others to join, a leader whose assignment is being stored, and a commit.
+        let inner = fixture.inner.clone();
+        let joining = tokio::spawn(async move { inner.join("joining", join("")).await });
+        let rejoined = fixture.inner.join("stable", join(&leader)).await;
+        assert_eq!(rejoined.generation, 2);
+        fixture.engine.set(Appends::Hold);
+        let inner = fixture.inner.clone();
+        let members = [leader.clone()].into();
+        let request = leader_sync(&leader, 2, &members);
+        let syncing = tokio::spawn(async move { inner.sync("stable", request).await });
+        let inner = fixture.inner.clone();
+        let commit = simple_commit(&fixture, 6);
+        let committing = tokio::spawn(async move { inner.commit("g", commit).await });
+        idle().await;
+
+        // The epochs change without this broker being away, as when a slot comes back to it.
+        for partition in partitions {
+            fixture.engine.own(partition, Some(3));
+        }
+        fixture.inner.reconcile(false);
+        idle().await;
+        assert_eq!(joining.await.unwrap().error, ErrorCode::NotCoordinator);
+        assert_eq!(syncing.await.unwrap().error, ErrorCode::NotCoordinator);
+        // The fate of what is being written is not known yet, so nothing is said of it, and nobody reads it.
+        assert!(!committing.is_finished());
+        let loading = fixture.inner.fetch("g", None, false).await;
+        assert_eq!(loading, Err(ErrorCode::CoordinatorLoadInProgress));
+
+        fixture.engine.set(fate);
+        let committed = committing.await.unwrap();
+        fixture.engine.set(Appends::Publish);
+        fixture.settled().await;
+        // What the log says is what holds, for offsets and for generations.
+        let heartbeat = fixture.inner.heartbeat("stable", leader, None, 2).await;
+        let offset = fetched(&fixture, "g").await;
+        let expected = match fate {
+            Appends::Publish => (Ok(vec![ErrorCode::None]), Some(6), ErrorCode::None),
+            _ => (
+                Err(ErrorCode::NotCoordinator),
+                Some(5),
+                ErrorCode::IllegalGeneration,
+            ),
+        };
+        assert_eq!((committed, offset, heartbeat), expected);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_partition_that_was_away_comes_back_with_what_others_stored() {
+    let here = Fixture::loaded().await;
+    commit_simple(&here, "g", 5).await;
+    let partition = partition_for("g", 5);
+    here.engine.own(partition, Some(1));
+    let there = Fixture::on(here.engine.clone());
+    there.settled().await;
+    // This broker has not heard of it yet: its epoch is over, and so is what it could store.
+    let late = here.inner.commit("g", simple_commit(&here, 6)).await;
+    assert_eq!(late, Err(ErrorCode::NotCoordinator));
+    commit_simple(&there, "g", 9).await;
+    here.engine.own(partition, Some(2));
+    for fixture in [&here, &there] {
+        fixture.inner.reconcile(false);
+        fixture.settled().await;
+    }
+    assert_eq!(fetched(&here, "g").await, Some(9));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_partition_that_is_being_recovered_loads_as_soon_as_it_is_there() {
+    let fixture = Fixture::loaded().await;
+    commit_simple(&fixture, "g", 5).await;
+    let partition = partition_for("g", 5);
+    fixture.engine.recover(partition, true);
+    fixture.engine.own(partition, Some(1));
+    fixture.inner.reconcile(false);
+    // However long it takes, clients wait and nothing counts as failed.
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let loading = Err(ErrorCode::CoordinatorLoadInProgress);
+    assert_eq!(fixture.inner.fetch("g", None, false).await, loading);
+    let join = fixture.inner.join("g", join("")).await;
+    assert_eq!(join.error, ErrorCode::CoordinatorLoadInProgress);
+    assert_eq!(
+        fixture.inner.failed_loads.due(Instant::now()),
+        Some(0),
+        "no line of the log"
+    );
+    fixture.engine.recover(partition, false);
+    tokio::time::sleep(RECOVERING_LOOK).await;
+    idle().await;
+    assert_eq!(fetched(&fixture, "g").await, Some(5));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_partition_is_read_again_only_when_nothing_of_it_is_under_way() {
     let fixture = Fixture::loaded().await;
     fixture.engine.set(Appends::Hold);

@@ -11,6 +11,7 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 
 use super::records::{EncodedRecord, OFFSETS_TOPIC};
+use crate::broker::leader_endpoint;
 
 /// Bytes asked for with one read while a partition is loaded.
 const LOAD_READ_BYTES: usize = 4 << 20;
@@ -55,9 +56,12 @@ pub(crate) struct Chunk {
 /// Why the log did not do as asked.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum EngineError {
-    /// The partition is led by another broker, or gone.
+    /// The partition is led by another broker, or in another epoch, or gone.
     #[error("not the leader of the partition")]
     NotLeader,
+    /// The partition was granted to this broker, which is still recovering it.
+    #[error("the partition is being recovered")]
+    Recovering,
     /// This broker is stopping, or rejects the append for another reason.
     #[error("the append was rejected: {0}")]
     Rejected(String),
@@ -82,18 +86,25 @@ pub(crate) trait Engine: Send + Sync + 'static {
     /// The leader's address for clients of that listener.
     fn endpoint(&self, partition: i32, listener: &str) -> Option<CoordinatorEndpoint>;
 
-    /// MUST fix the order of appends by the order of calls, and return without waiting. The future MUST
-    /// resolve to `Ok` only when the records are durable and published, and to an error only when they are
-    /// not in the log and never will be; what is unknown stays pending.
+    /// MUST fix the order of appends by the order of calls, and return without waiting; MUST refuse if the partition
+    /// is not led here in this very epoch, for what the caller knows of it is of that epoch. The future MUST resolve
+    /// to `Ok` only when the records are durable and published, and to an error only when they are not in the log and
+    /// never will be, or when the next owner decides that; what is unknown otherwise stays pending.
     fn append(
         &self,
         partition: i32,
+        epoch: i32,
         records: Vec<EncodedRecord>,
         now_ms: i64,
     ) -> Result<BoxFuture<'static, Result<(), EngineError>>, EngineError>;
 
-    /// Published records from an offset on, or from the log start.
-    fn read(&self, partition: i32, from: Option<i64>) -> BoxFuture<'_, Result<Chunk, EngineError>>;
+    /// Published records from an offset on, or from the log start, while the partition is led here in this epoch.
+    fn read(
+        &self,
+        partition: i32,
+        epoch: i32,
+        from: Option<i64>,
+    ) -> BoxFuture<'_, Result<Chunk, EngineError>>;
 
     /// Resolves once it is proven that this broker led the partition, in that epoch, at some time after the call; false
     /// if it does not, or if that cannot be found out now.
@@ -117,16 +128,23 @@ impl LogEngine {
         }
     }
 
-    fn partition(&self, partition: i32) -> Result<Arc<Partition>, EngineError> {
+    /// The partition, if it is led here in this epoch. Between a change of the manifest and its effect on what is
+    /// led, the one of another epoch may still be there: it is not the one that is asked for.
+    fn partition(&self, partition: i32, epoch: i32) -> Result<Arc<Partition>, EngineError> {
         let manifest = self.log.manifest();
         let topic = manifest.topics.get(OFFSETS_TOPIC).ok_or(EngineError::NotLeader)?;
+        let leader = manifest.leader(&topic.id, partition);
+        leader
+            .filter(|leader| (leader.incarnation, leader.leader_epoch) == (self.log.incarnation(), epoch))
+            .ok_or(EngineError::NotLeader)?;
         self.log
             .partition(&topic.id, partition)
-            .ok_or(EngineError::NotLeader)
+            .filter(|found| found.leader_epoch() == epoch)
+            .ok_or(EngineError::Recovering)
     }
 
-    async fn read_chunk(&self, partition: i32, from: Option<i64>) -> Result<Chunk, EngineError> {
-        let partition = self.partition(partition)?;
+    async fn read_chunk(&self, partition: i32, epoch: i32, from: Option<i64>) -> Result<Chunk, EngineError> {
+        let partition = self.partition(partition, epoch)?;
         let watermarks = partition.watermarks();
         let from = from.unwrap_or(0).max(watermarks.log_start_offset);
         if from >= watermarks.high_watermark {
@@ -223,9 +241,7 @@ impl Engine for LogEngine {
         Box::pin(async move {
             // The stream may be ours and the partition another broker's since.
             self.log.confirm_leadership().await.is_ok()
-                && self
-                    .partition(partition)
-                    .is_ok_and(|p| p.leader_epoch() == epoch && !p.is_gone())
+                && self.partition(partition, epoch).is_ok_and(|p| !p.is_gone())
         })
     }
 
@@ -289,12 +305,9 @@ impl Engine for LogEngine {
         let manifest = self.log.manifest();
         let topic = manifest.topics.get(OFFSETS_TOPIC)?;
         let leader = manifest.leader(&topic.id, partition)?;
-        let endpoint = manifest
-            .streams
-            .get(&leader.incarnation)?
-            .endpoints
-            .get(listener)?;
-        Some(CoordinatorEndpoint {
+        // Of a broker that is gone the partitions will be somebody else's soon: better to ask again.
+        let (stream, endpoint) = leader_endpoint(&manifest, &leader, listener)?;
+        stream.is_live().then(|| CoordinatorEndpoint {
             node_id: leader.node_id,
             host: endpoint.host.clone(),
             port: endpoint.port,
@@ -304,10 +317,11 @@ impl Engine for LogEngine {
     fn append(
         &self,
         partition: i32,
+        epoch: i32,
         records: Vec<EncodedRecord>,
         now_ms: i64,
     ) -> Result<BoxFuture<'static, Result<(), EngineError>>, EngineError> {
-        let partition = self.partition(partition)?;
+        let partition = self.partition(partition, epoch)?;
         let mut batch = BatchBuilder::new();
         for record in &records {
             batch.push(now_ms, Some(&record.key), record.value.as_deref(), &[]);
@@ -316,8 +330,13 @@ impl Engine for LogEngine {
         Ok(async move { pending.published().await.map(|_| ()).map_err(EngineError::from) }.boxed())
     }
 
-    fn read(&self, partition: i32, from: Option<i64>) -> BoxFuture<'_, Result<Chunk, EngineError>> {
-        self.read_chunk(partition, from).boxed()
+    fn read(
+        &self,
+        partition: i32,
+        epoch: i32,
+        from: Option<i64>,
+    ) -> BoxFuture<'_, Result<Chunk, EngineError>> {
+        self.read_chunk(partition, epoch, from).boxed()
     }
 
     fn high_watermark(&self, topic: &str, partition: i32) -> Option<i64> {

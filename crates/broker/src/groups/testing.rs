@@ -39,6 +39,18 @@ struct Stored {
     records: BTreeMap<i32, Vec<(Bytes, Option<Bytes>)>>,
     high_watermarks: BTreeMap<(String, i32), i64>,
     deposed: bool,
+    recovering: BTreeSet<i32>,
+}
+
+impl Stored {
+    fn led(&self, partition: i32, epoch: i32) -> Result<(), EngineError> {
+        match self.owned.get(&partition) {
+            Some(granted) if *granted != epoch => Err(EngineError::NotLeader),
+            Some(_) if self.recovering.contains(&partition) => Err(EngineError::Recovering),
+            Some(_) => Ok(()),
+            None => Err(EngineError::NotLeader),
+        }
+    }
 }
 
 /// A log in memory whose appends can be held back or failed.
@@ -95,6 +107,15 @@ impl MemoryEngine {
         match epoch {
             Some(epoch) => stored.owned.insert(partition, epoch),
             None => stored.owned.remove(&partition),
+        };
+    }
+
+    /// Whether a partition that is owned is still being recovered.
+    pub(crate) fn recover(&self, partition: i32, under_way: bool) {
+        let mut stored = self.stored.lock();
+        match under_way {
+            true => stored.recovering.insert(partition),
+            false => stored.recovering.remove(&partition),
         };
     }
 
@@ -160,6 +181,7 @@ impl Engine for MemoryEngine {
     fn append(
         &self,
         partition: i32,
+        epoch: i32,
         records: Vec<EncodedRecord>,
         _now_ms: i64,
     ) -> Result<BoxFuture<'static, Result<(), EngineError>>, EngineError> {
@@ -167,6 +189,7 @@ impl Engine for MemoryEngine {
         if self.refuse_at_once.swap(0, Ordering::SeqCst) == 1 {
             return Err(EngineError::NotLeader);
         }
+        self.stored.lock().led(partition, epoch)?;
         let mut mode = self.mode.subscribe();
         let stored = self.stored.clone();
         Ok(async move {
@@ -187,16 +210,19 @@ impl Engine for MemoryEngine {
         .boxed())
     }
 
-    fn read(&self, partition: i32, from: Option<i64>) -> BoxFuture<'_, Result<Chunk, EngineError>> {
+    fn read(
+        &self,
+        partition: i32,
+        epoch: i32,
+        from: Option<i64>,
+    ) -> BoxFuture<'_, Result<Chunk, EngineError>> {
         /// Small, so that loading takes several reads.
         const AT_ONCE: usize = 2;
         async move {
             let mut held = self.reads_held.subscribe();
             let _ = held.wait_for(|held| !held).await;
             let stored = self.stored.lock();
-            if !stored.owned.contains_key(&partition) {
-                return Err(EngineError::NotLeader);
-            }
+            stored.led(partition, epoch)?;
             let all = stored
                 .records
                 .get(&partition)

@@ -1,8 +1,8 @@
 //! DescribeCluster (60), versions 0-2.
 //!
 //! Brokers are the live streams of the manifest, with the endpoint of the listener that the request came in
-//! by, or else any that they have. There is no controller: the live broker with the lowest id is named, as in
-//! Metadata, because clients send admin requests there.
+//! by, or else any that they have. The live broker with the lowest incarnation is named as controller, as in Metadata:
+//! clients send admin requests there, and any broker can carry them out.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -39,6 +39,7 @@ pub(crate) async fn handle(
         ctx.api_version,
         &request,
         &manifest.cluster_id,
+        manifest.controller().map(|(_, stream)| stream.node_id),
         &nodes(&manifest.streams, &ctx.listener),
     )
 }
@@ -84,6 +85,7 @@ fn respond(
     version: i16,
     request: &DescribeClusterRequest,
     cluster_id: &uuid::Uuid,
+    controller: Option<i32>,
     nodes: &BTreeMap<i32, ClusterNode<'_>>,
 ) -> DescribeClusterResponse {
     let mut response = DescribeClusterResponse::default();
@@ -107,7 +109,8 @@ fn respond(
         return response;
     }
     response.cluster_id = StrBytes::from(cluster_id.to_string());
-    response.controller_id = nodes.iter().find(|(_, node)| node.live).map_or(-1, |(id, _)| *id);
+    let is_listed = |id: &i32| nodes.get(id).is_some_and(|node| node.live);
+    response.controller_id = controller.filter(is_listed).unwrap_or(-1);
     if request.include_cluster_authorized_operations {
         response.cluster_authorized_operations = CLUSTER_OPERATIONS;
     }
@@ -163,21 +166,26 @@ mod tests {
     fn brokers_are_shown_by_listener() {
         let streams = streams();
         let request = DescribeClusterRequest::default();
-        let inside = respond(1, &request, &ID, &nodes(&streams, "IN"));
+        let inside = respond(1, &request, &ID, Some(2), &nodes(&streams, "IN"));
         assert_eq!(shown(&inside), [(1, "one.in", 1, false), (2, "two.in", 2, false)]);
         assert_eq!(inside.brokers[1].rack.as_deref(), Some("r"));
         assert_eq!(
             (inside.controller_id, inside.cluster_id.as_str()),
-            (1, &*ID.to_string())
+            (2, &*ID.to_string())
         );
         // Broker 1 has no endpoint outside.
-        let outside = respond(1, &request, &ID, &nodes(&streams, "OUT"));
+        let outside = respond(1, &request, &ID, Some(2), &nodes(&streams, "OUT"));
         assert_eq!(
             shown(&outside),
             [(1, "one.in", 1, false), (2, "two.out", 22, false)]
         );
-        let none = respond(1, &request, &ID, &BTreeMap::new());
+        let none = respond(1, &request, &ID, Some(2), &BTreeMap::new());
         assert_eq!((shown(&none), none.controller_id), (vec![], -1));
+        // One that is not live, or not shown, is no address for admin requests.
+        for controller in [None, Some(3), Some(9)] {
+            let response = respond(1, &request, &ID, controller, &nodes(&streams, "IN"));
+            assert_eq!(response.controller_id, -1, "{controller:?}");
+        }
     }
 
     #[test]
@@ -185,7 +193,7 @@ mod tests {
         let streams = streams();
         let mut request = DescribeClusterRequest::default();
         request.include_fenced_brokers = true;
-        let response = respond(2, &request, &ID, &nodes(&streams, "OUT"));
+        let response = respond(2, &request, &ID, Some(2), &nodes(&streams, "OUT"));
         assert_eq!(
             shown(&response),
             [
@@ -202,7 +210,7 @@ mod tests {
         let code = |version, endpoint_type| {
             let mut request = DescribeClusterRequest::default();
             request.endpoint_type = endpoint_type;
-            let response = respond(version, &request, &ID, &nodes(&streams, "IN"));
+            let response = respond(version, &request, &ID, Some(2), &nodes(&streams, "IN"));
             assert!(response.brokers.is_empty());
             response.error_code
         };
@@ -217,13 +225,13 @@ mod tests {
         let mut request = DescribeClusterRequest::default();
         let empty = BTreeMap::new();
         assert_eq!(
-            respond(2, &request, &ID, &empty).cluster_authorized_operations,
+            respond(2, &request, &ID, Some(2), &empty).cluster_authorized_operations,
             i32::MIN
         );
         request.include_cluster_authorized_operations = true;
         // What Kafka's own brokers answer without an authorizer.
         assert_eq!(
-            respond(2, &request, &ID, &empty).cluster_authorized_operations,
+            respond(2, &request, &ID, Some(2), &empty).cluster_authorized_operations,
             8096
         );
     }
@@ -237,7 +245,7 @@ mod tests {
                 request.endpoint_type = endpoint_type;
                 request.include_fenced_brokers = true;
                 request.include_cluster_authorized_operations = true;
-                respond(version, &request, &ID, &nodes(&streams, "IN"))
+                respond(version, &request, &ID, Some(2), &nodes(&streams, "IN"))
             });
         }
     }

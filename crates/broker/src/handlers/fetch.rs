@@ -18,7 +18,7 @@ use kafka_wire::fetch_response::NodeEndpoint;
 use kafka_wire_core::StrBytes;
 use tokio::time::{Instant, timeout_at};
 
-use crate::broker::{Broker, RequestContext, find_topic, leader_endpoint};
+use crate::broker::{Broker, RequestContext, find_topic, leader_elsewhere, leader_endpoint};
 use crate::errors::{ErrorCode, check_leader_epoch};
 use crate::fetch_session::{PartitionKey, Target};
 use crate::protocol::fetch_response::{FetchAnswer, PartitionAnswer, TOPIC_IDS, TopicAnswer};
@@ -37,7 +37,7 @@ const ANSWER_BYTES_MIN: usize = 1024 * 1024;
 /// A target, found or not.
 enum Found {
     Here(Arc<Partition>),
-    Failed(ErrorCode, Option<Leader>),
+    Failed(ErrorCode),
 }
 
 /// Everything that one fetch needs while it waits and reads.
@@ -129,13 +129,13 @@ fn find(broker: &Broker, manifest: &Manifest, by_id: bool, target: &Target) -> F
     let key = &target.key;
     let topic = match find_topic(manifest, by_id, &key.topic, topic_id(key.topic_id)) {
         Ok((_, topic)) => topic,
-        Err(error) => return Found::Failed(error, None),
+        Err(error) => return Found::Failed(error),
     };
     match broker.led_partition(manifest, topic, key.index) {
         // A broker that cannot prove its ownership must not keep consumers waiting at its own end of the log.
-        Ok(_) if !broker.log.leased() => Found::Failed(ErrorCode::NotLeaderOrFollower, None),
+        Ok(_) if !broker.log.leased() => Found::Failed(ErrorCode::NotLeaderOrFollower),
         Ok(partition) => Found::Here(partition),
-        Err(misplaced) => Found::Failed(misplaced.error, misplaced.leader),
+        Err(misplaced) => Found::Failed(misplaced.error),
     }
 }
 
@@ -264,7 +264,7 @@ impl Fetch<'_> {
                     .read(partition, target.fetch_offset, max_bytes, self.isolation);
                 Some(read.await)
             }
-            Found::Failed(..) => None,
+            Found::Failed(_) => None,
         }
     }
 
@@ -273,7 +273,7 @@ impl Fetch<'_> {
         let target = self.targets.get(position)?;
         let index = target.key.index;
         Some(match (self.found.get(position)?, candidate) {
-            (Found::Failed(error, _), _) => PartitionAnswer::failed(index, *error),
+            (Found::Failed(error), _) => PartitionAnswer::failed(index, *error),
             (Found::Here(_), Err(error)) => PartitionAnswer::failed(index, error),
             (Found::Here(partition), Ok(_)) => {
                 let mut answer = PartitionAnswer::failed(index, ErrorCode::None);
@@ -321,7 +321,8 @@ impl Fetch<'_> {
         (self.isolation == Isolation::ReadCommitted).then_some(aborted)
     }
 
-    /// Adds who leads a partition that is not led here.
+    /// Adds who leads a partition that is not led here, or not in the epoch that the client knows. By now that may be
+    /// another broker than when the fetch began.
     fn tell_leaders(
         &self,
         mut answers: Vec<PartitionAnswer>,
@@ -332,11 +333,12 @@ impl Fetch<'_> {
             return answers;
         }
         let manifest = self.broker.log.manifest();
-        for (answer, found) in answers.iter_mut().zip(&self.found) {
-            let Found::Failed(ErrorCode::NotLeaderOrFollower, Some(leader)) = found else {
+        let by_id = ctx.api_version >= TOPIC_IDS;
+        for (answer, target) in answers.iter_mut().zip(self.targets) {
+            let Some(leader) = self.current_leader(&manifest, by_id, target, answer.error) else {
                 continue;
             };
-            let Some((stream, endpoint)) = leader_endpoint(&manifest, leader, &ctx.listener) else {
+            let Some((stream, endpoint)) = leader_endpoint(&manifest, &leader, &ctx.listener) else {
                 continue;
             };
             answer.current_leader = Some((leader.node_id, leader.leader_epoch));
@@ -350,6 +352,27 @@ impl Fetch<'_> {
             }
         }
         answers
+    }
+
+    /// The leader that an error makes the client look for (KIP-951).
+    fn current_leader(
+        &self,
+        manifest: &Manifest,
+        by_id: bool,
+        target: &Target,
+        error: ErrorCode,
+    ) -> Option<Leader> {
+        let key = &target.key;
+        let (_, topic) = find_topic(manifest, by_id, &key.topic, topic_id(key.topic_id)).ok()?;
+        match error {
+            ErrorCode::NotLeaderOrFollower => {
+                leader_elsewhere(manifest, topic, key.index, self.broker.log.incarnation())
+            }
+            ErrorCode::FencedLeaderEpoch => manifest
+                .leader(&topic.id, key.index)
+                .filter(|leader| manifest.is_live(leader.incarnation)),
+            _ => None,
+        }
     }
 }
 

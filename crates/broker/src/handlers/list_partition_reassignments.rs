@@ -1,7 +1,7 @@
 //! ListPartitionReassignments (46), version 0.
 //!
-//! Partitions have one leader and no replicas to move, so none is ever being reassigned; as in Kafka, topics
-//! that do not exist are left out without an error.
+//! Partitions have one leader and no replicas to move, and the cluster hands them over by itself, so none is ever
+//! being reassigned by request; as in Kafka, topics that do not exist are left out without an error.
 
 use std::sync::Arc;
 

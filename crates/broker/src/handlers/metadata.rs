@@ -8,6 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use alluvium_log::manifest::{Change, Manifest, Rejection, Topic};
 use kafka_wire::metadata_request::MetadataRequestTopic;
@@ -16,6 +17,7 @@ use kafka_wire::metadata_response::{
 };
 use kafka_wire::{MetadataRequest, MetadataResponse};
 use kafka_wire_core::StrBytes;
+use tokio::time::timeout;
 
 use crate::broker::{Broker, RequestContext, endpoint_for};
 use crate::errors::ErrorCode;
@@ -25,6 +27,8 @@ use crate::topics::{TOPIC_OPERATIONS, TakenNames, check_name, is_internal, wire_
 
 /// Topics that one request may create.
 const CREATED_MAX: usize = 1000;
+/// How long the name of a deleted topic is waited for: clients ask for metadata again and again.
+const DELETION_PATIENCE: Duration = Duration::from_secs(2);
 /// First version that may ask by id.
 const BY_ID: i16 = 12;
 /// "Not asked for or not known", as clients understand it.
@@ -102,7 +106,25 @@ async fn create_missing(broker: &Broker, asked: &[Asked]) -> BTreeMap<String, Er
         replication_factor: settings.default_replication_factor,
         configs: BTreeMap::new(),
     };
-    let results = broker.log.change(missing.iter().map(create).collect()).await;
+    let changes = missing.iter().map(create).collect();
+    let deleted = &broker.log.manifest().deleted_names;
+    let results = if missing.iter().any(|name| deleted.contains_key(name)) {
+        let log = broker.log.clone();
+        let created = tokio::spawn(async move { log.change(changes).await });
+        match timeout(DELETION_PATIENCE, created).await {
+            Ok(Ok(results)) => results,
+            // They will be there later, most likely.
+            Ok(Err(_)) | Err(_) => {
+                let later = missing
+                    .iter()
+                    .map(|name| (name.clone(), ErrorCode::LeaderNotAvailable));
+                refused.extend(later);
+                return refused;
+            }
+        }
+    } else {
+        broker.log.change(changes).await
+    };
     for (name, result) in missing.into_iter().zip(results) {
         match result {
             Ok(_) => {
@@ -164,8 +186,7 @@ fn respond(
 ) -> MetadataResponse {
     let mut response = MetadataResponse::default();
     response.brokers = brokers(manifest, &ctx.listener);
-    // Any broker can do what Kafka's controller does; clients want one that is listed.
-    response.controller_id = response.brokers.first().map_or(-1, |broker| broker.node_id);
+    response.controller_id = controller(manifest, &response.brokers);
     response.cluster_id = Some(StrBytes::from(manifest.cluster_id.to_string()));
     response.cluster_authorized_operations = operations.cluster;
     response.topics = match asked {
@@ -187,6 +208,14 @@ fn respond(
         topic.topic_authorized_operations = operations.topics;
     }
     response
+}
+
+/// The broker that is shown as controller, as in DescribeCluster. Any broker can do what Kafka's controller does;
+/// clients want one that is listed.
+fn controller(manifest: &Manifest, listed: &[MetadataResponseBroker]) -> i32 {
+    let id = manifest.controller().map(|(_, stream)| stream.node_id);
+    id.filter(|id| listed.iter().any(|broker| broker.node_id == *id))
+        .unwrap_or(-1)
 }
 
 /// Live brokers by node id. Of two starts of one broker, the newer counts.

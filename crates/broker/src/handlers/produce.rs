@@ -23,7 +23,7 @@ use kafka_wire_core::{Bytes, StrBytes};
 use parking_lot::Mutex;
 use tokio::time::{Instant, timeout_at};
 
-use crate::broker::{Broker, Misplaced, RequestContext, find_topic, leader_endpoint, leader_of};
+use crate::broker::{Broker, Misplaced, RequestContext, find_topic, leader_elsewhere, leader_endpoint};
 use crate::budget::BudgetPermit;
 use crate::config::TopicSettings;
 use crate::errors::ErrorCode;
@@ -242,15 +242,21 @@ fn append_one(
                 append: publication.push(confirmed),
             }
         }
-        Err(error) => not_appended(manifest, topic, index, &error),
+        Err(error) => not_appended(broker, manifest, topic, index, &error),
     }
 }
 
-fn not_appended(manifest: &Manifest, topic: &Topic, index: i32, error: &AppendError) -> Part {
+fn not_appended(
+    broker: &Broker,
+    manifest: &Manifest,
+    topic: &Topic,
+    index: i32,
+    error: &AppendError,
+) -> Part {
     let code = ErrorCode::from(error);
     match code {
         ErrorCode::NotLeaderOrFollower => {
-            let leader = leader_of(manifest, topic, index);
+            let leader = leader_elsewhere(manifest, topic, index, broker.log.incarnation());
             Part::Misplaced {
                 index,
                 misplaced: Misplaced { error: code, leader },
@@ -434,7 +440,9 @@ fn respond(
                         let code = ErrorCode::from(&error);
                         let leader = find_topic(&manifest, by_id, &topic.name, topic_id(topic.id))
                             .ok()
-                            .and_then(|(_, topic)| leader_of(&manifest, topic, index))
+                            .and_then(|(_, topic)| {
+                                leader_elsewhere(&manifest, topic, index, broker.log.incarnation())
+                            })
                             .filter(|_| code == ErrorCode::NotLeaderOrFollower);
                         let misplaced = Misplaced { error: code, leader };
                         let message = error.to_string();

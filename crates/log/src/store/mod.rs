@@ -32,9 +32,9 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use object_store::ObjectStore;
 use object_store::memory::InMemory;
 use object_store::path::Path;
+use object_store::{ObjectStore, ObjectStoreExt};
 use parking_lot::Mutex;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -348,6 +348,13 @@ impl Store {
         Path::parse(&joined).unwrap_or_else(|_| Path::from(joined))
     }
 
+    /// When an object was written last, in milliseconds since 1970 by the store's own clock; `None` if it cannot be
+    /// found out now.
+    pub async fn written_ms(&self, relative: &str) -> Option<i64> {
+        let found = self.bulk.head(&self.key(relative)).await.ok()?;
+        Some(found.last_modified.timestamp_millis())
+    }
+
     /// A random number in 0..1 from the store's own generator.
     pub(crate) fn random_unit(&self) -> f64 {
         self.random.lock().random()
@@ -417,7 +424,11 @@ pub(crate) fn advice(text: &str) -> Option<(&'static str, Cure)> {
             "the credentials have expired: renew them (`aws sso login`)",
             Change,
         ),
-        ("RequestTimeTooSkewed", "this machine's clock is wrong", Change),
+        (
+            "RequestTimeTooSkewed",
+            "the clock of this machine is more than 15 minutes off the store's: set it",
+            Change,
+        ),
         ("AuthorizationHeaderMalformed", REGION, Change),
         ("without LOCATION", REGION, Change),
         (

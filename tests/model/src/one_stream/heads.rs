@@ -189,7 +189,10 @@ impl OneStream {
         }
         let (durable, pending) = (b.head.as_deref(), b.head_write.as_ref().map(|w| &*w.body));
         let named = [durable.filter(|_| !early || pending.is_none()), pending];
-        let named = named.iter().flatten().filter_map(|h| Some(h.checkpoint.as_ref()?.nonce));
+        let named = named
+            .iter()
+            .flatten()
+            .filter_map(|h| Some(h.checkpoint.as_ref()?.nonce));
         let writing = b.checkpoint_write.as_ref().map(|w| w.named.nonce);
         let keep: Vec<u128> = named.chain(writing).map(|n| n.as_u128()).collect();
         let before = s.bucket.checkpoints.len();

@@ -55,7 +55,9 @@ pub fn sealed_stream(
 
 /// A linked stream that must be read before the slot can be recovered, and where it ends.
 pub fn wanted(manifest: &Manifest, read: &BTreeMap<Incarnation, Reading>) -> Option<(Incarnation, Seq)> {
-    to_read(manifest, &[SLOT], &sources(read)).iter().find_map(stream_of)
+    to_read(manifest, &[SLOT], &sources(read))
+        .iter()
+        .find_map(stream_of)
 }
 
 fn sources(read: &BTreeMap<Incarnation, Reading>) -> Sources {

@@ -130,9 +130,7 @@ impl Topics {
     /// The name is free: every broker that may still write has applied the deletion.
     fn is_free(&self, s: &State) -> bool {
         let sealing = |inc| s.brokers.iter().any(|b| b.sealing.is_some_and(|(v, _)| v == inc));
-        let counts = |inc| {
-            s.brokers[index(inc)].reported || self.has(SuspectCountsAsSealed) && sealing(inc)
-        };
+        let counts = |inc| s.brokers[index(inc)].reported || self.has(SuspectCountsAsSealed) && sealing(inc);
         self.has(CreateAtOnce) || s.stored.live().all(|(inc, _)| counts(inc))
     }
 
@@ -234,7 +232,9 @@ impl Topics {
                 Some(())
             }
             Act::Seal(by) => {
-                let (victim, None) = s.brokers[index(by)].sealing? else { return None };
+                let (victim, None) = s.brokers[index(by)].sealing? else {
+                    return None;
+                };
                 let mut at = 0;
                 while matches!(s.objs.get(&(victim, at)), Some(Obj::Data(_))) {
                     at += 1;
@@ -244,7 +244,9 @@ impl Topics {
                 Some(())
             }
             Act::TakeOver(by) => {
-                let (victim, Some(at)) = s.brokers[index(by)].sealing? else { return None };
+                let (victim, Some(at)) = s.brokers[index(by)].sealing? else {
+                    return None;
+                };
                 Self::change(s, by, |m| m.take_over(by, &[(victim, at)]).is_ok())?;
                 s.brokers[index(by)].sealing = None;
                 Some(())
@@ -307,8 +309,18 @@ impl Model for Topics {
         acts.push(Act::Start);
         for inc in 1..=s.brokers.len() as Incarnation {
             acts.extend((0..s.requests.len()).map(|rec| Act::Send(rec as Rec, inc)));
-            acts.extend([Act::Land(inc), Act::Answer(inc), Act::Apply(inc), Act::Report(inc)]);
-            acts.extend([Act::Delete(inc), Act::Create(inc), Act::Seal(inc), Act::TakeOver(inc)]);
+            acts.extend([
+                Act::Land(inc),
+                Act::Answer(inc),
+                Act::Apply(inc),
+                Act::Report(inc),
+            ]);
+            acts.extend([
+                Act::Delete(inc),
+                Act::Create(inc),
+                Act::Seal(inc),
+                Act::TakeOver(inc),
+            ]);
             let others = (1..=s.brokers.len() as Incarnation).filter(|v| *v != inc);
             acts.extend(others.map(|victim| Act::Suspect(inc, victim)));
         }
@@ -337,9 +349,10 @@ impl Model for Topics {
                 };
                 created(s) && s.brokers.iter().enumerate().any(zombie)
             }),
-            Property::sometimes("the unaware leader of a deleted topic", |_: &Topics, s: &State| {
-                s.acked_unaware
-            }),
+            Property::sometimes(
+                "the unaware leader of a deleted topic",
+                |_: &Topics, s: &State| s.acked_unaware,
+            ),
         ]
     }
 }

@@ -373,7 +373,14 @@ impl Protocol {
         let br = &s.brokers[b];
         let owns = s.manifest.slots.iter().any(|m| m.owner == victim);
         let live = s.manifest.streams[victim as usize] == Status::Live;
-        if !br.up || br.stopping || br.take.is_some() || br.inc == victim || !owns || !live || s.left.takeover == 0 {
+        if !br.up
+            || br.stopping
+            || br.take.is_some()
+            || br.inc == victim
+            || !owns
+            || !live
+            || s.left.takeover == 0
+        {
             return None;
         }
         s.left.takeover -= 1;
@@ -405,13 +412,7 @@ impl Protocol {
     }
 
     /// Re-reads the floor; then a void seal means start again, a good one means CAS.
-    fn take_commit(
-        &self,
-        s: &mut State,
-        b: B,
-        other: Option<(Slot, Inc)>,
-        delayed: bool,
-    ) -> Option<()> {
+    fn take_commit(&self, s: &mut State, b: B, other: Option<(Slot, Inc)>, delayed: bool) -> Option<()> {
         let t = s.brokers[b].take.clone()?;
         let seal = t.seal?;
         if s.manifest.streams[t.victim as usize] != Status::Live {
@@ -599,7 +600,12 @@ impl Protocol {
                     return None;
                 }
                 m.streams[victim as usize] = Status::SealedAt(seal);
-                for (slot, sl) in m.slots.iter_mut().enumerate().filter(|(_, sl)| sl.owner == victim) {
+                for (slot, sl) in m
+                    .slots
+                    .iter_mut()
+                    .enumerate()
+                    .filter(|(_, sl)| sl.owner == victim)
+                {
                     if self.rules.has(TakeoverForgetsLinks) {
                         sl.links.clear();
                     }
@@ -827,7 +833,13 @@ impl Protocol {
             slots[slot] = Some((o.epoch, log));
         }
         if self.rules.has(CheckpointCoversUnrecovered) {
-            for (slot, m) in s.manifest.slots.iter().enumerate().filter(|(_, m)| m.owner == br.inc) {
+            for (slot, m) in s
+                .manifest
+                .slots
+                .iter()
+                .enumerate()
+                .filter(|(_, m)| m.owner == br.inc)
+            {
                 slots[slot].get_or_insert((m.epoch, vec![]));
             }
         }

@@ -27,7 +27,9 @@ pub fn stale_within_lease(m: &Protocol, s: &State) -> bool {
         let o = m.readable(br, slot).filter(|_| br.leased);
         o.is_some_and(|o| m.acked(s, slot).any(|rec| !holds(&o.log, s, rec)))
     };
-    s.brokers.iter().any(|br| slots.clone().any(|slot| lacks(br, slot)))
+    s.brokers
+        .iter()
+        .any(|br| slots.clone().any(|slot| lacks(br, slot)))
 }
 
 impl Protocol {
@@ -50,9 +52,15 @@ impl Protocol {
         if !self.has_ticks() {
             return None;
         }
-        for br in s.brokers.iter().filter(|br| br.leased || self.rules.has(ReadWithoutLease)) {
+        for br in s
+            .brokers
+            .iter()
+            .filter(|br| br.leased || self.rules.has(ReadWithoutLease))
+        {
             for slot in 0..s.manifest.slots.len() as Slot {
-                let Some(o) = self.readable(br, slot) else { continue };
+                let Some(o) = self.readable(br, slot) else {
+                    continue;
+                };
                 let mut old = self.acked(s, slot).filter(|rec| s.recs[*rec as usize].settled);
                 if old.any(|rec| !holds(&o.log, s, rec)) {
                     return Some(Violation::StaleBeyondLease);
@@ -187,8 +195,13 @@ impl Protocol {
 
     /// Answers the question that waits at a broker, if there is one.
     fn answer(&self, s: &mut State, b: B) {
-        let Some(a) = s.asked.take_if(|a| a.broker == b) else { return };
-        let Some(o) = self.readable(&s.brokers[b], a.slot).filter(|o| o.epoch == a.epoch) else {
+        let Some(a) = s.asked.take_if(|a| a.broker == b) else {
+            return;
+        };
+        let Some(o) = self
+            .readable(&s.brokers[b], a.slot)
+            .filter(|o| o.epoch == a.epoch)
+        else {
             return;
         };
         let wrong = match a.question {

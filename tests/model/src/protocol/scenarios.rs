@@ -142,7 +142,12 @@ pub fn all() -> Vec<Scenario> {
         // An inherited slot is merged and released at the same time.
         Scenario {
             name: "release-merged",
-            reaches: vec!["all acked", "acked after a release", "stream drained", "two links"],
+            reaches: vec![
+                "all acked",
+                "acked after a release",
+                "stream drained",
+                "two links",
+            ],
             brokers: 3,
             producers: vec![(0, 1), (0, 1)],
             max_sends: 1,
@@ -273,11 +278,7 @@ pub fn all() -> Vec<Scenario> {
         // A slot goes to another broker, and its old owner does not know yet whether it did.
         Scenario {
             name: "reads-move",
-            reaches: vec![
-                "all acked",
-                "acked after a release",
-                "answered after proof",
-            ],
+            reaches: vec!["all acked", "acked after a release", "answered after proof"],
             max_incarnations: 2,
             owners: vec![0, 0],
             producers: vec![(0, 1), (1, 1)],

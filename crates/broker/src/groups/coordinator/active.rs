@@ -64,7 +64,8 @@ impl ActiveShard {
         while let Some(fx) = queue.pop_front() {
             inner.metrics.count(&fx);
             for append in fx.appends {
-                let started = inner.engine.append(self.partition, append.records, now.wall_ms);
+                let (partition, epoch) = (self.partition, self.epoch);
+                let started = inner.engine.append(partition, epoch, append.records, now.wall_ms);
                 let done = started.unwrap_or_else(|error| Box::pin(std::future::ready(Err(error))));
                 let publication = Publication::Append { id: append.id, done };
                 let sent = guarded.publications.as_ref().map(|queue| queue.send(publication));
@@ -170,7 +171,7 @@ impl ActiveShard {
             inner.metrics.append_failed();
             warn!(%error, "storing group records in {OFFSETS_TOPIC}-{} failed", self.partition);
             match error {
-                EngineError::NotLeader => ErrorCode::NotCoordinator,
+                EngineError::NotLeader | EngineError::Recovering => ErrorCode::NotCoordinator,
                 EngineError::Rejected(_) | EngineError::Unreadable(_) => ErrorCode::CoordinatorNotAvailable,
             }
         });

@@ -85,7 +85,10 @@ fn live_brokers_are_listed_once_by_listener_and_the_controller_is_one_of_them() 
         .map(|broker| (broker.node_id, broker.host.as_str(), broker.port))
         .collect();
     assert_eq!(listed, [(1, "one", 9092), (2, "two", 9092)]);
-    assert_eq!(response.controller_id, 1);
+    assert_eq!(
+        response.controller_id, 2,
+        "the one that has been there for longest"
+    );
     assert_eq!(response.brokers[0].rack.as_deref(), Some("zone-a"));
     let inside = respond(
         &manifest(),
