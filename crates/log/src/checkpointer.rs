@@ -36,9 +36,11 @@ const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_secs(1);
 /// Segments that a restart may have to read before a checkpoint is due, however small the state.
 const TAIL_SEGMENTS: u64 = 1_000;
-/// After a merge a checkpoint is due at once if it is smaller than what was merged by this factor, else after a while.
+/// After a merge a checkpoint is due soon if it is smaller than what was merged by this factor, else after a while.
 const MERGED_PER_CHECKPOINT: u64 = 4;
 const AFTER_MERGE: Duration = Duration::from_secs(30);
+/// A checkpoint for the sake of a merge or of links is written at the earliest this long after the one before.
+const SOON: Duration = Duration::from_secs(5);
 
 /// See the module's documentation.
 #[derive(Debug)]
@@ -183,8 +185,25 @@ impl Checkpointer {
         let waited = |time| last.is_none_or(|t| t.elapsed() >= time);
         let merged = self.merged.load(Ordering::Relaxed);
         let size = u64::try_from(self.stream.metrics.checkpoint_bytes.get()).unwrap_or(0);
-        let after_merge = merged > 0 && (merged / MERGED_PER_CHECKPOINT >= size || waited(AFTER_MERGE));
-        enough || after_merge || (grown > state.ranges / 64 && waited(CHECKPOINT_INTERVAL))
+        let cheap = merged / MERGED_PER_CHECKPOINT >= size;
+        let after_merge = merged > 0 && waited(if cheap { SOON } else { AFTER_MERGE });
+        let linked = waited(SOON) && self.links_wait();
+        enough || after_merge || linked || (grown > state.ranges / 64 && waited(CHECKPOINT_INTERVAL))
+    }
+
+    /// Whether a slot of this broker still has links and no durable checkpoint of it is there: with one they could go.
+    fn links_wait(&self) -> bool {
+        let manifest = self.keeper.current();
+        let streams = manifest.streams.values();
+        if streams.into_iter().all(|s| s.is_live() && s.released.is_empty()) {
+            return false;
+        }
+        let durable = self.durable.borrow().clone();
+        let covered: BTreeSet<(Slot, i32)> = durable.covered.iter().map(|c| (c.slot, c.epoch)).collect();
+        let owned = self.stream.owned.lock();
+        let active = owned.iter().filter(|(_, o)| o.phase == Phase::Active);
+        let mut uncovered = active.filter(|(slot, o)| !covered.contains(&(**slot, o.epoch)));
+        uncovered.any(|(slot, _)| manifest.has_links(*slot))
     }
 
     /// Writes a checkpoint of what is published now, and the head that names it.

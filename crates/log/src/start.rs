@@ -49,6 +49,8 @@ const READ_TIMEOUT_MIN: Duration = Duration::from_secs(3);
 const READ_TIMEOUT_MAX: Duration = Duration::from_secs(60);
 /// How often the manifest is looked at.
 const POLL: Duration = Duration::from_secs(1);
+/// How often links are looked at without a new checkpoint.
+const LINKS_AGAIN: Duration = Duration::from_secs(60);
 
 impl Log {
     /// Opens the log of the cluster in `store`, which is created if there is none. The broker joins with a stream of its
@@ -256,9 +258,10 @@ async fn poll_manifest(inner: std::sync::Weak<Inner>) {
     }
 }
 
-/// After each checkpoint: slots whose data lies in no other stream any more need their links no longer.
+/// After each checkpoint, and again from time to time since it may fail: slots whose data lies in no other stream any
+/// more need their links no longer.
 async fn drop_links(inner: std::sync::Weak<Inner>, mut durable: watch::Receiver<Arc<Durable>>) {
-    while durable.changed().await.is_ok() {
+    while let Ok(Ok(())) | Err(_) = tokio::time::timeout(LINKS_AGAIN, durable.changed()).await {
         let newest = durable.borrow_and_update().clone();
         let Some(inner) = inner.upgrade() else { return };
         let whole = newest.covered.iter().filter(|c| !c.foreign_l0);

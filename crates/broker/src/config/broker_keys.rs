@@ -166,6 +166,11 @@ static WRITING: &[BrokerKey] = &[
     key("tail.bytes", Long, Rule::Whole(1024 * 1024, 1 << 40), "134217728", "Memory for the newest segments, from which consumers that keep up are served.").bytes(),
     key("cache.bytes", Long, Rule::Whole(0, 1 << 40), "134217728", "Memory for blocks that were read back from the store.").bytes(),
     key("store.read.concurrency", Int, Rule::Whole(1, 1024), "32", "Reads from the store that may be under way at once for consumers that lag."),
+    key("merge.interval.ms", Long, Rule::Whole(1_000, 3_600_000), "45000", "How often what was written is merged into objects that are sorted by partition, which makes it cheap to read again and lets the segments go.").ms(),
+    key("merge.bytes", Long, Rule::Whole(1024 * 1024, 1 << 40), "134217728", "So many bytes are merged before merge.interval.ms has passed.").bytes(),
+    key("merge.file.bytes", Long, Rule::Whole(1024 * 1024, 1 << 30), "33554432", "Size of a merged object. About twice as much memory is used while one is made.").bytes(),
+    key("merge.bytes.per.second", Long, Rule::Whole(64 * 1024, 1 << 40), "67108864", "How fast data is merged at most, so that producers and consumers do not feel it. Less than what is produced in the mean leaves more and more unmerged.").bytes(),
+    key("log.segment.delete.delay.ms", Long, AT_LEAST_0, "60000", "Segments and checkpoints that nobody needs any more are deleted after this time, so that whoever is about to read one still finds it.").ms(),
     key("producer.id.expiration.ms", Int, AT_LEAST_1, "86400000", "A producer that has not written to a partition for this long is forgotten there, and with it the protection against its repeats.").ms(),
 ];
 
@@ -458,15 +463,6 @@ static WITHOUT_EFFECT: &[BrokerKey] = &[
         "Default of segment.bytes. Without effect: see flush.bytes.",
     )
     .bytes()
-    .dynamic(),
-    key(
-        "log.segment.delete.delay.ms",
-        Long,
-        AT_LEAST_0,
-        "60000",
-        "Default of file.delete.delay.ms. Without effect.",
-    )
-    .ms()
     .dynamic(),
     key(
         "min.insync.replicas",

@@ -5,9 +5,9 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use alluvium_log::LogOptions;
 use alluvium_log::manifest::Endpoint;
 use alluvium_log::store::StoreKind;
+use alluvium_log::{LogOptions, MergeOptions};
 
 use super::broker_keys::{BrokerKey, broker_key, broker_keys};
 use super::key::{Preset, Value, parse, quote};
@@ -264,6 +264,13 @@ fn build(layered: Layered, surroundings: &Surroundings<'_>) -> Result<(Settings,
         cache_bytes: read.parsed("cache.bytes"),
         read_concurrency: read.parsed("store.read.concurrency"),
         producer_id_expiration: read.millis("producer.id.expiration.ms"),
+        merge: MergeOptions {
+            interval: read.millis("merge.interval.ms"),
+            bytes: read.parsed("merge.bytes"),
+            file_bytes: read.parsed("merge.file.bytes"),
+            bytes_per_second: read.parsed("merge.bytes.per.second"),
+        },
+        delete_delay: read.millis("log.segment.delete.delay.ms"),
         ..LogOptions::for_store(read.store)
     };
     let settings = Settings {

@@ -207,6 +207,8 @@ fn defaults_without_anything() {
     assert_eq!(settings.log.puts_in_flight, 2);
     assert_eq!(settings.log.request_budget_per_second, 0.0);
     assert_eq!(settings.log.flush_bytes, 4 << 20);
+    assert_eq!(settings.log.merge, alluvium_log::MergeOptions::default());
+    assert_eq!(settings.log.delete_delay, Duration::from_secs(60));
     assert_eq!(settings.log.endpoints["PLAINTEXT"].port, 9092);
 }
 

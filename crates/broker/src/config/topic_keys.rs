@@ -121,7 +121,7 @@ pub(crate) static TOPIC_KEYS: &[TopicKey] = &[
         Kind::Long,
         AT_LEAST_0,
         &[("log.segment.delete.delay.ms", 1)],
-        "How long a log file stays on the disk after its deletion. Without effect: there are no log files on a disk.",
+        "How long a log file stays after its deletion. Without effect: topics share their files (see log.segment.delete.delay.ms of the broker).",
     ),
     key(
         "flush.messages",

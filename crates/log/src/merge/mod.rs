@@ -247,7 +247,10 @@ impl Merger {
         }
         let index = MergedIndex { header, entries };
         put_tail(&mut object, &index);
-        self.write(&index.header, object.freeze()).await?;
+        let object = object.freeze();
+        self.write(&index.header, object.clone()).await?;
+        let place = Place::l1(self.stream.incarnation, target.file);
+        self.stream.blocks.keep(place, &object).await;
         self.publish(index.entries).await?;
         Ok(layout.data_len)
     }

@@ -146,6 +146,8 @@ async fn what_is_merged_reads_the_same_and_the_rest_is_deleted() {
         assert!(image.ranges.len() < 12, "neighbours share a range");
     }
     assert_eq!(read_all(&log, &id).await, all);
+    let missed = log.inner.stream.metrics.cache_misses.get();
+    assert_eq!(missed, 0, "what was in memory still is");
     merger_.round().await.unwrap();
     let files = |keys: &[String]| keys.iter().filter(|k| k.starts_with("merged/")).count();
     assert_eq!(files(&listed(&store).await), 1, "nothing is left to merge");
@@ -481,13 +483,31 @@ async fn below_feature_level_2_nothing_is_merged() {
     assert!(levels(&log, &id, 0).iter().all(|l| *l == Level::L0));
 }
 
-/// Called before a GET of a key.
-type Before = Box<dyn FnOnce() + Send>;
+/// Which GET is meddled with, and how.
+type Before = (fn(InStream) -> bool, Box<dyn FnOnce() + Send>);
 
-/// A store in which something happens just before the first GET of a segment.
+/// A store in which something happens just before a GET of something in a stream.
 struct Meddling {
-    inner: InMemory,
+    inner: Arc<InMemory>,
     before: Arc<Mutex<Option<Before>>>,
+}
+
+/// Such a store, what is behind it, and what is to happen.
+fn meddling() -> (Store, Arc<InMemory>, Arc<Mutex<Option<Before>>>) {
+    let (inner, before) = (Arc::new(InMemory::new()), Arc::default());
+    let bucket: Arc<dyn ObjectStore> = Arc::new(Meddling {
+        inner: inner.clone(),
+        before: Arc::clone(&before),
+    });
+    let store = Store::from_parts(
+        bucket.clone(),
+        bucket,
+        Default::default(),
+        "meddling".into(),
+        StoreKind::Memory,
+        StoreOptions::default(),
+    );
+    (store, inner, before)
 }
 
 impl fmt::Debug for Meddling {
@@ -505,10 +525,10 @@ impl fmt::Display for Meddling {
 #[async_trait]
 impl ObjectStore for Meddling {
     async fn get_opts(&self, key: &object_store::path::Path, options: GetOptions) -> StoreResult<GetResult> {
-        if matches!(parse_in_stream(key.as_ref()), Some((_, InStream::Segment(_)))) {
-            let before = self.before.lock().take();
-            if let Some(before) = before {
-                before();
+        if let Some((_, what)) = parse_in_stream(key.as_ref()) {
+            let meant = self.before.lock().take_if(|(meant, _)| meant(what));
+            if let Some((_, happens)) = meant {
+                happens();
             }
         }
         self.inner.get_opts(key, options).await
@@ -561,20 +581,7 @@ impl ObjectStore for Meddling {
 
 #[tokio::test]
 async fn a_reader_whose_segment_is_deleted_meanwhile_plans_again() {
-    let before: Arc<Mutex<Option<Before>>> = Arc::default();
-    let inner = InMemory::new();
-    let bucket: Arc<dyn ObjectStore> = Arc::new(Meddling {
-        inner,
-        before: before.clone(),
-    });
-    let store = Store::from_parts(
-        bucket.clone(),
-        bucket,
-        Default::default(),
-        "meddling".into(),
-        StoreKind::Memory,
-        StoreOptions::default(),
-    );
+    let (store, _, before) = meddling();
     let log = open(&store).await;
     let id = topic(&log, "t", 3).await;
     let all = produce(&log, &id, 3).await;
@@ -596,10 +603,11 @@ async fn a_reader_whose_segment_is_deleted_meanwhile_plans_again() {
         move || *p.published.lock() = image
     };
     set(&planned)();
-    *before.lock() = Some(Box::new(set(&merged)));
+    let segment = |what| matches!(what, InStream::Segment(_));
+    *before.lock() = Some((segment, Box::new(set(&merged))));
     assert_eq!(contents(&log, &p, 0).await, all[0]);
     set(&planned)();
-    *before.lock() = Some(Box::new(set(&merged)));
+    *before.lock() = Some((segment, Box::new(set(&merged))));
     let found = log
         .lookup_offset(&p, crate::OffsetLookup::Timestamp(1_000))
         .await
@@ -611,4 +619,132 @@ async fn a_reader_whose_segment_is_deleted_meanwhile_plans_again() {
         matches!(read, Err(ReadError::Missing(_))),
         "nothing has moved: {read:?}"
     );
+}
+
+#[tokio::test]
+async fn a_checkpoint_that_is_deleted_meanwhile_means_reading_the_head_again() {
+    let (store, inner, before) = meddling();
+    let log = open(&store).await;
+    let id = topic(&log, "t", 3).await;
+    produce(&log, &id, 1).await;
+    let old = checkpoint(&log).await;
+    let head = store.key(&keys::head(1));
+    let of_old = inner.get(&head).await.unwrap().bytes().await.unwrap();
+    let all = produce(&log, &id, 1).await;
+    let new = checkpoint(&log).await;
+    let of_new = inner.get(&head).await.unwrap().bytes().await.unwrap();
+    assert!(old.checkpoint_next < new.checkpoint_next);
+    assert_eq!(
+        cleaner(&log).clean_own(&new).await.unwrap(),
+        1,
+        "the older checkpoint"
+    );
+
+    // The taker has read the older head when the newer one lands.
+    inner.put(&head, of_old.clone().into()).await.unwrap();
+    let lands = {
+        let (inner, head) = (inner.clone(), head.clone());
+        move || {
+            let put = futures::FutureExt::now_or_never(async move { inner.put(&head, of_new.into()).await });
+            put.unwrap().unwrap();
+        }
+    };
+    let of_checkpoint = |what| matches!(what, InStream::Checkpoint(_));
+    *before.lock() = Some((of_checkpoint, Box::new(lands)));
+    let log = open(&store).await;
+    assert_eq!(read_all(&log, &id).await, all);
+
+    // A head that names what is not there, and stays: that is damage, and told with the key.
+    let log = {
+        checkpoint(&log).await;
+        log
+    };
+    let head = store.key(&keys::head(2));
+    let named = inner.get(&head).await.unwrap().bytes().await.unwrap();
+    let named = Head::decode(&named, log.manifest().cluster_id, 2)
+        .unwrap()
+        .checkpoint
+        .unwrap();
+    let key = store.key(&keys::checkpoint(2, named.next, named.nonce));
+    inner.delete(&key).await.unwrap();
+    let options = LogOptions::for_store(StoreKind::Memory);
+    let refused = Log::open(
+        store.clone(),
+        options,
+        Arc::new(SystemClock),
+        &mut Registry::default(),
+    )
+    .await;
+    let why = refused.unwrap_err().to_string();
+    assert!(why.contains(key.as_ref()) && why.contains("is missing"), "{why}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hundred_restarts_leave_a_manifest_as_small_as_before() {
+    let store = memory().await;
+    let (mut id, mut size) = (None, 0);
+    let mut log = None;
+    for i in 0..100 {
+        let new = open_with(&store, LogOptions::for_store(StoreKind::Memory)).await;
+        let id = match id {
+            Some(id) => id,
+            None => *id.insert(topic(&new, "t", 3).await),
+        };
+        if i == 0 {
+            size = new.manifest().encode().len();
+        }
+        let p = new.partition(&id, i % 3).unwrap();
+        append(&new, &p, &[&format!("v{i}")]).await;
+        match i % 3 {
+            // Some stop gracefully, some crash at once, some after a while.
+            0 => new.close().await.unwrap(),
+            1 => tokio::time::sleep(Duration::from_secs(20)).await,
+            _ => {}
+        }
+        log = Some(new);
+    }
+    let (log, id) = (log.unwrap(), id.unwrap());
+    let all = read_all(&log, &id).await;
+    assert_eq!(all.iter().map(Vec::len).sum::<usize>(), 100);
+    tokio::time::sleep(Duration::from_secs(400)).await;
+    let manifest = log.manifest();
+    assert_eq!(manifest.streams.keys().copied().collect::<Vec<_>>(), [100]);
+    let now = manifest.encode().len();
+    assert!(now < size + 100, "{now} bytes, {size} before");
+    let keys = listed(&store).await;
+    let of = |prefix: &str| keys.iter().filter(|k| k.starts_with(prefix)).count();
+    // A seal for each dead stream and a head for most, what the live one has, and the merged data.
+    assert!(of("wal/") <= 2 * 99 + 4, "{} objects in streams", of("wal/"));
+    assert!(of("merged/") <= 100, "{} merged objects", of("merged/"));
+    for dead in 1..100 {
+        let (segments, checkpoints) = of_stream(&store, dead).await;
+        assert_eq!((segments.len(), checkpoints), (1, 0), "stream {dead}");
+    }
+    let log = open(&store).await;
+    assert_eq!(read_all(&log, &id).await, all);
+}
+
+#[tokio::test]
+async fn a_directory_is_merged_and_cleaned_like_any_store() {
+    let root = tempfile::tempdir().unwrap();
+    let url = root.path().display().to_string();
+    let store = Store::open(&url, StoreOptions::default()).await.unwrap();
+    let mut options = LogOptions::for_store(StoreKind::Embedded);
+    options.merge.interval = 1_000 * HOUR;
+    let log = open_with(&store, options.clone()).await;
+    let id = topic(&log, "t", 3).await;
+    let all = produce(&log, &id, 5).await;
+    merger(&log).round().await.unwrap();
+    let durable = checkpoint(&log).await;
+    let before = of_stream(&store, 1).await.0.len() as u64;
+    assert_eq!(durable.floor, before);
+    let deleted = cleaner(&log).clean_own(&durable).await.unwrap();
+    assert!(deleted >= before);
+    assert_eq!(of_stream(&store, 1).await, (BTreeSet::new(), 1));
+    assert_eq!(read_all(&log, &id).await, all);
+    log.close().await.unwrap();
+    drop((log, store));
+    let store = Store::open(&url, StoreOptions::default()).await.unwrap();
+    let log = open_with(&store, options).await;
+    assert_eq!(read_all(&log, &id).await, all);
 }

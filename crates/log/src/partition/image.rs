@@ -179,10 +179,17 @@ impl PartitionImage {
         self.unmerged_ranges().any(|r| r.place.incarnation != incarnation)
     }
 
-    /// Ranges that stand in segments, in offset order.
+    /// Ranges that stand in segments, in offset order. They are nearly always the last ones.
     pub fn unmerged_ranges(&self) -> impl Iterator<Item = &StoredRange> {
-        let some = if self.unmerged > 0 { self.ranges.len() } else { 0 };
-        let ranges = self.ranges.iter().take(some);
+        let (mut left, mut from) = (self.unmerged, self.ranges.len());
+        while left > 0 && from > 0 {
+            from -= 1;
+            let r = &self.ranges[from];
+            if r.place.level == Level::L0 {
+                left = left.saturating_sub(u64::from(r.len));
+            }
+        }
+        let ranges = self.ranges.range(from..);
         ranges.filter(|r| r.place.level == Level::L0)
     }
 

@@ -23,6 +23,8 @@ use crate::store::trouble::reason_of;
 
 /// Bytes of a block.
 const BLOCK: u64 = 1 << 20;
+/// An object that is up to this part of the cache is kept when it is written.
+const KEPT_SHARE: u64 = 16;
 
 /// Where readers get bytes.
 #[derive(Debug)]
@@ -30,6 +32,7 @@ pub(crate) struct Blocks {
     store: Store,
     pub(crate) tail: Mutex<TailRing>,
     cache: Cache<BlockId, Bytes>,
+    cache_bytes: u64,
     cold: Semaphore,
     pub(crate) ahead: Mutex<ReadAhead>,
     /// Fewer than `cold`, so that reading ahead never makes somebody wait who waits already.
@@ -65,6 +68,7 @@ impl Blocks {
             store,
             tail: Mutex::new(tail),
             cache,
+            cache_bytes,
             cold: Semaphore::new(read_concurrency.max(1)),
             ahead: Mutex::new(ReadAhead::new((cache_bytes / 2 / BLOCK) as usize)),
             ahead_permits: Arc::new(Semaphore::new(read_concurrency * 3 / 4)),
@@ -125,6 +129,19 @@ impl Blocks {
             passed += 1;
         }
         passed
+    }
+
+    /// Puts a new object into the cache whose data was in memory until now under another key. A large one would drive
+    /// out what others need.
+    pub(crate) async fn keep(&self, place: Place, object: &Bytes) {
+        if object.len() as u64 > self.cache_bytes / KEPT_SHARE {
+            return;
+        }
+        for (n, block) in object.chunks(BLOCK as usize).enumerate() {
+            // A copy: a block must not hold all others.
+            let block = Bytes::copy_from_slice(block);
+            self.cache.insert((place, n as u64), block).await;
+        }
     }
 
     /// Whether a range is not in memory for sure.
