@@ -363,7 +363,11 @@ impl Membership {
         Box::pin(async move {
             let pong = match answer.await {
                 Ok(Ok(pong)) => pong,
-                Ok(Err(PingError::Refused)) => return Event::Refused,
+                Ok(Err(PingError::Refused)) => {
+                    // Perhaps it has left in good order, and the newest manifest says so.
+                    this.refresh();
+                    return Event::Refused;
+                }
                 Ok(Err(PingError::NoAnswer)) | Err(_) => return Event::NoAnswer,
             };
             if pong.manifest_version > this.cluster.manifest().borrow().version {
@@ -405,16 +409,20 @@ impl Membership {
         }
         tracing::warn!(victim, node, why = %death, "a broker is dead; taking its slots over");
         // The manifest loses the victim half way through, which ends this task: the takeover must go on.
-        let taking = tokio::spawn(self.cluster.take_over(victim, death));
-        let why = match taking.await {
-            Ok(Ok(())) => {
-                self.metrics.takeovers.inc();
-                return true;
-            }
+        let (taking, metrics) = (self.cluster.take_over(victim, death), self.metrics.clone());
+        let taken = tokio::spawn(async move {
+            let taken = taking.await;
+            match &taken {
+                Ok(()) => metrics.takeovers.inc(),
+                Err(_) => metrics.takeover_failures.inc(),
+            };
+            taken
+        });
+        let why = match taken.await {
+            Ok(Ok(())) => return true,
             Ok(Err(why)) => why,
             Err(e) => e.to_string(),
         };
-        self.metrics.takeover_failures.inc();
         tracing::warn!(
             victim,
             node,

@@ -283,10 +283,14 @@ impl Board {
         self.touched.push(slot);
     }
 
-    /// Slots with partitions that `rank` may give away.
+    /// Slots with partitions that `rank` has.
     fn occupied(&self, rank: usize) -> impl Iterator<Item = usize> {
-        (0..self.at.len())
-            .filter(move |s| self.at[*s] == Some(rank) && self.movable[*s] && self.weight[*s] > 0)
+        (0..self.at.len()).filter(move |s| self.at[*s] == Some(rank) && self.weight[*s] > 0)
+    }
+
+    /// Those that it may give away.
+    fn free(&self, rank: usize) -> impl Iterator<Item = usize> {
+        self.occupied(rank).filter(|s| self.movable[*s])
     }
 
     /// Gives every slot an owner, then makes steps until none pays.
@@ -383,14 +387,14 @@ impl Board {
                 std::cmp::Reverse(slot),
             ))
         };
-        let best = self.occupied(from).filter_map(judge).max()?;
+        let best = self.free(from).filter_map(judge).max()?;
         Some(Step::Move(best.4.0, to))
     }
 
     fn level_by_swap(&self, from: usize, to: usize) -> Option<Step> {
-        let back: Vec<usize> = self.occupied(to).collect();
+        let back: Vec<usize> = self.free(to).collect();
         let mut best: Option<(i64, Step)> = None;
-        for slot in self.occupied(from) {
+        for slot in self.free(from) {
             for other in &back {
                 let (one, two) = (self.weight[slot], self.weight[*other]);
                 let gain = self.total_band.gain(self.total[from], self.total[to], one - two);
@@ -442,7 +446,8 @@ impl Board {
         for (ranking, from, to) in [(&there, one, other), (&back, other, one)] {
             for (_, slot, gain) in ranking.iter().take_while(|(worth, ..)| *worth > 0) {
                 let weight = self.weight[slot.0];
-                if self.total_band.gain(self.total[from], self.total[to], weight) >= 0 {
+                if self.movable[slot.0] && self.total_band.gain(self.total[from], self.total[to], weight) >= 0
+                {
                     consider(*gain, weight, Step::Move(slot.0, to));
                 }
             }
@@ -450,7 +455,9 @@ impl Board {
         for (_, slot, _) in there.iter().take(self.candidates) {
             for (_, against, _) in back.iter().take(self.candidates) {
                 let (w1, w2) = (self.weight[slot.0], self.weight[against.0]);
-                if self.total_band.gain(self.total[one], self.total[other], w1 - w2) >= 0 {
+                // Slots on their way were ranked too: whether they have arrived must not change who the best are.
+                let free = self.movable[slot.0] && self.movable[against.0];
+                if free && self.total_band.gain(self.total[one], self.total[other], w1 - w2) >= 0 {
                     let gain = self.spread_gain(slot.0, Some(against.0), one, other);
                     consider(gain, w1 + w2, Step::Swap(slot.0, against.0));
                 }

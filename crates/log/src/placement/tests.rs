@@ -115,18 +115,6 @@ fn counts(m: &Manifest) -> Counts {
     }
 }
 
-/// Partitions in each slot.
-fn weights(m: &Manifest) -> Vec<usize> {
-    let mut weights = vec![0; m.slot_count as usize];
-    for topic in m.topics.values() {
-        for partition in 0..topic.partitions as i32 {
-            let topic = topic.id;
-            weights[m.slot_of(&TopicPartition { topic, partition }) as usize] += 1;
-        }
-    }
-    weights
-}
-
 /// Neighbouring slots of which each belongs to another broker, for every place in the ring.
 fn perfect_stripes(owners: &[Incarnation], brokers: usize) -> bool {
     owners
@@ -287,6 +275,48 @@ fn the_first_part_of_a_plan_goes_on_as_planned() {
     );
 }
 
+#[test]
+fn from_one_broker_to_eight_and_back_each_step_costs_about_its_share() {
+    let mut m = cluster(1024, 1);
+    owned(&mut m, |_| 1);
+    for id in 0..40u128 {
+        add_topic(
+            &mut m,
+            id.wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835),
+            10 + id as u32,
+        );
+    }
+    let (mut shares, mut moves) = (0, 0);
+    for brokers in 2..=8 {
+        m.register(brokers, None, BTreeMap::new());
+        let planned = plan(&m, nobody);
+        shares += 1024 / brokers as usize;
+        moves += planned.len();
+        m = moved(&m, &planned);
+        assert_level(&m);
+    }
+    assert!(moves >= shares, "the test is wrong");
+    assert!(
+        moves <= shares + shares / 5,
+        "{moves} moves for shares of {shares}"
+    );
+    let uneven = counts(&m).topics.values().filter(|t| difference(t) > 2).count();
+    assert!(uneven <= 2, "{uneven} topics");
+    let (mut left, mut moves) = (0, 0);
+    for leaver in (2..=8).rev() {
+        left += owners(&m).iter().filter(|o| **o == leaver).count();
+        let planned = plan(&m, |i, _| i == leaver);
+        moves += planned.len();
+        m = moved(&m, &planned);
+        m.streams.remove(&leaver);
+        assert_level(&m);
+    }
+    assert!(
+        moves <= left + left / 5,
+        "{moves} moves for {left} slots that were left"
+    );
+}
+
 /// Topics as (id, partitions); owners as a seed.
 fn world(brokers: i32) -> impl Strategy<Value = Manifest> {
     let topic = (any::<u128>(), prop_oneof![1..4u32, 1..40u32, 200..300u32]);
@@ -365,8 +395,8 @@ proptest! {
         let brokers = joined.live().count();
         let share = joined.slot_count as usize / brokers;
         let elsewhere = moves.iter().filter(|(_, to)| *to != new).count();
-        let heavy = moves.iter().filter(|(s, to)| *to != new && weights(&joined)[*s as usize] > 0).count();
-        println!("J brokers {brokers} share {share} moves {} elsewhere {elsewhere} heavy {heavy}", moves.len());
+        prop_assert!(moves.len() <= 2 * share + 8, "{} moves, share {}", moves.len(), share);
+        prop_assert!(elsewhere <= share + 8, "{} elsewhere, share {}", elsewhere, share);
     }
 
     #[test]
@@ -380,8 +410,7 @@ proptest! {
         // Drained: what is left behind, and a few more.
         let moves = plan(&before, |i, _| i == gone);
         let elsewhere = moves.len() - slots.len();
-        let heavy = moves.iter().filter(|(s, _)| !slots.contains(s) && weights(&before)[*s as usize] > 0).count();
-        println!("L brokers {} slots {} elsewhere {elsewhere} heavy {heavy}", live.len(), slots.len());
+        prop_assert!(elsewhere <= 2 * slots.len() + 8, "{} elsewhere, {} slots", elsewhere, slots.len());
         // Dead: just that.
         let mut dead = before.clone();
         dead.streams.remove(&gone);
@@ -390,7 +419,8 @@ proptest! {
         prop_assert_eq!(dealt.iter().map(|(s, _)| *s).collect::<Vec<_>>(), slots);
         let after = moved(&dead, &dealt);
         assert_level(&after);
-        println!("L then {}", plan(&after, nobody).len());
+        let then = plan(&after, nobody).len();
+        prop_assert!(then <= 2 * dealt.len() + 8, "{} then, {} slots", then, dealt.len());
     }
 }
 
