@@ -76,6 +76,16 @@ fn means_this_machine(host: &str) -> bool {
     }
 }
 
+/// A warning if an operator's mark keeps this broker from getting partitions.
+pub(crate) fn marked(manifest: &Manifest, node_id: i32) -> Option<String> {
+    manifest.draining.contains(&node_id).then(|| {
+        format!(
+            "node.id {node_id} is marked as draining: this broker gets no partitions from others until `alluvium \
+             cluster drain {node_id} --undo`"
+        )
+    })
+}
+
 /// A warning if the clock of this machine is far from the store's, which said `store_ms` at some time between
 /// `from_ms` and `to_ms` of ours.
 pub(crate) fn wrong_clock(store_ms: i64, from_ms: i64, to_ms: i64) -> Option<String> {
@@ -191,6 +201,14 @@ mod tests {
         ] {
             assert_eq!(unreachable(&[listener(host)], &three), None, "{host}");
         }
+    }
+
+    #[test]
+    fn a_mark_is_told_to_the_broker_that_has_it() {
+        let mut two = manifest(&[(1, 9092), (2, 9093)]);
+        two.set_draining(2, true).unwrap();
+        assert_eq!(marked(&two, 1), None);
+        assert!(marked(&two, 2).unwrap().contains("cluster drain 2 --undo"));
     }
 
     #[test]

@@ -75,7 +75,9 @@ impl Life {
         ground.check_clock(before_ms, clock.now_ms()).await;
         ground.watch_for_others(&log);
         let config = Arc::new(Config::new(ground.settings.clone(), log.node_id()));
-        for line in config.overruled(&log.manifest()) {
+        let manifest = log.manifest();
+        let marked = cluster::marked(&manifest, log.node_id());
+        for line in config.overruled(&manifest).into_iter().chain(marked) {
             tracing::warn!("{line}");
         }
         let wall: WallClock = Arc::new(move || clock.now_ms());

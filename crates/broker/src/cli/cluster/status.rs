@@ -132,7 +132,7 @@ fn summary(status: &Status) -> Vec<String> {
                 _ => format!(
                     "{}, {moving} on their way, {orphans} WITHOUT OWNER: {}",
                     status.slots,
-                    ranges(&status.slots_without_owner, 30)
+                    ranges(&status.slots_without_owner, 24)
                 ),
             },
         ),
