@@ -9,6 +9,8 @@
 
 mod heads;
 pub mod model;
+mod moves;
+mod moves_check;
 mod recover;
 pub mod rules;
 pub mod settings;
@@ -170,6 +172,7 @@ pub fn runs() -> Vec<Run> {
         }))
     };
     let mut runs: Vec<Run> = all().iter().filter_map(|s| one(s.name, vec![])).collect();
+    runs.extend(moves::runs(false));
     runs.extend(settings::runs(false));
     runs.extend(topics::runs(false));
     runs.extend(
@@ -177,6 +180,7 @@ pub fn runs() -> Vec<Run> {
             .iter()
             .filter_map(|(d, config)| one(config, vec![*d])),
     );
+    runs.extend(moves::runs(true));
     runs.extend(settings::runs(true));
     runs.extend(topics::runs(true));
     runs

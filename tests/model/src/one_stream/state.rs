@@ -121,9 +121,11 @@ impl Fingerprint for Manifest {
             .hash(h);
         self.slots
             .iter()
-            .for_each(|r| (r.first, r.count, r.owner, r.epoch).hash(h));
+            .for_each(|r| (r.first, r.count, r.owner, r.epoch, r.desired).hash(h));
         for (stream, entry) in &self.streams {
             stream.hash(h);
+            let released = entry.released.iter();
+            released.for_each(|r| (r.first, r.count, r.epoch, r.bound).hash(h));
             if let StreamState::Sealed { at, links } = &entry.state {
                 at.hash(h);
                 links.iter().for_each(|l| (l.first, l.count, l.epoch).hash(h));
