@@ -303,3 +303,23 @@ fn a_clock_that_is_too_wrong_for_the_store_is_named_at_the_start() {
     assert!(line.contains("clock is wrong"), "{line}");
     assert!(fake.objects("").is_empty());
 }
+
+#[test]
+fn several_brokers_that_advertise_this_machine_are_warned_about() {
+    let fake = S3Fake::start(Options::default()).unwrap();
+    let options = || BrokerOptions::on(fake.store_url("loopback")).env(fake.env());
+    let first = Broker::start(options().set("node.id", 1));
+    assert!(
+        !first.log().contains("advertised.listeners"),
+        "alone, it may be so"
+    );
+    let second = Broker::start(options().set("node.id", 2));
+    let begun = Instant::now();
+    while !second
+        .log()
+        .contains("set advertised.listeners to an address that the others can reach")
+    {
+        assert!(begun.elapsed() < PATIENCE, "{}", second.log_tail());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}

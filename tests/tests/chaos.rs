@@ -46,6 +46,7 @@ fn nothing_is_lost_in_chaos() {
 }
 
 #[test]
+#[ignore = "takes minutes: what nobody needs is deleted only some time after the last start; CI runs it"]
 fn rounds_of_kill_and_restart_leave_nothing_behind() {
     pass(&Settings {
         rounds: Some(10),
