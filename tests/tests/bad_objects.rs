@@ -39,12 +39,14 @@ impl Bucket {
         let fake = S3Fake::start(Options::default()).unwrap();
         let mut broker = Broker::start(BrokerOptions::on(fake.store_url("bad")).env(fake.env()));
         let mut values = Vec::new();
+        // Records of another time would be removed by retention.
+        let now = chrono::Utc::now().timestamp_millis();
         let mut produce = |broker: &Broker, count: usize| {
             let mut client = Client::connect(broker.address()).unwrap();
             kafka::create_topic(&mut client, TOPIC, 1, &[]).unwrap();
             for _ in 0..count {
                 let value = format!("value {}", values.len());
-                let records = batch(0, Producer::NONE, &[value.clone().into_bytes()]);
+                let records = batch(now, Producer::NONE, &[value.clone().into_bytes()]);
                 assert_eq!(kafka::produce(&mut client, TOPIC, 0, records).unwrap().0, 0);
                 values.push(value);
             }
@@ -127,9 +129,10 @@ impl Bucket {
     fn watch(&self, broker: &mut Broker, key: &str) -> Started {
         let begun = Instant::now();
         let mut readable = None;
+        let name = key.strip_prefix("bad/").unwrap_or(key);
         loop {
-            let names = |line: &&str| line.contains(key.strip_prefix("bad/").unwrap_or(key));
             let log = broker.log();
+            let names = |line: &&str| line.contains(name) && !line.contains(" INFO ");
             let line = log.lines().rfind(names).map(str::to_owned);
             if broker.exited().is_some() {
                 return Started::Refused(line.unwrap_or_else(|| panic!("{key} is not named\n{log}")));
@@ -299,4 +302,24 @@ fn a_clock_that_is_too_wrong_for_the_store_is_named_at_the_start() {
     let line = refused(&arguments, &fake.env());
     assert!(line.contains("clock is wrong"), "{line}");
     assert!(fake.objects("").is_empty());
+}
+
+#[test]
+fn several_brokers_that_advertise_this_machine_are_warned_about() {
+    let fake = S3Fake::start(Options::default()).unwrap();
+    let options = || BrokerOptions::on(fake.store_url("loopback")).env(fake.env());
+    let first = Broker::start(options().set("node.id", 1));
+    assert!(
+        !first.log().contains("advertised.listeners"),
+        "alone, it may be so"
+    );
+    let second = Broker::start(options().set("node.id", 2));
+    let begun = Instant::now();
+    while !second
+        .log()
+        .contains("set advertised.listeners to an address that the others can reach")
+    {
+        assert!(begun.elapsed() < PATIENCE, "{}", second.log_tail());
+        std::thread::sleep(Duration::from_millis(50));
+    }
 }

@@ -5,6 +5,10 @@ use std::time::Duration;
 use alluvium_tests::chaos::{Settings, StoreChoice, clients_missing, logs_of, run};
 use alluvium_tests::installed::Missing;
 use alluvium_tests::minio::Minio;
+use parking_lot::Mutex;
+
+/// Three brokers and their clients keep a small machine busy.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 /// The seed of `ALLUVIUM_TEST_SEED`, or another one each time.
 fn seed() -> u64 {
@@ -28,6 +32,7 @@ fn settings(seed: u64) -> Settings {
 }
 
 fn pass(settings: &Settings) {
+    let _alone = ONE_AT_A_TIME.lock();
     println!("ALLUVIUM_TEST_SEED={}", settings.seed);
     match run(settings) {
         Ok(summary) => println!("{summary}"),
@@ -41,6 +46,7 @@ fn nothing_is_lost_in_chaos() {
 }
 
 #[test]
+#[ignore = "takes minutes: what nobody needs is deleted only some time after the last start; CI runs it"]
 fn rounds_of_kill_and_restart_leave_nothing_behind() {
     pass(&Settings {
         rounds: Some(10),

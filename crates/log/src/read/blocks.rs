@@ -95,16 +95,16 @@ impl Blocks {
             let end = ((to - at) as usize).min(block.len());
             if start > end {
                 return Err(ReadError::Corrupt(format!(
-                    "{:?} is shorter than its index says",
-                    r.place
+                    "{} is shorter than its index says",
+                    keys::place(r.place)
                 )));
             }
             chunks.push(block.slice(start..end));
         }
         if chunks.iter().map(Bytes::len).sum::<usize>() as u64 != to - from {
             return Err(ReadError::Corrupt(format!(
-                "{:?} is shorter than its index says",
-                r.place
+                "{} is shorter than its index says",
+                keys::place(r.place)
             )));
         }
         Ok((chunks, true))

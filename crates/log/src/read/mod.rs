@@ -11,6 +11,7 @@ use futures::stream::{self, StreamExt};
 use tokio::time::Instant;
 
 use crate::batch::{BatchError, BatchView, ChunkCursor, RecordBatch, slice_chunks};
+use crate::keys;
 use crate::partition::image::{PartitionImage, StoredRange};
 use crate::{Offset, Partition, Watermarks};
 use ahead::Reader;
@@ -296,7 +297,8 @@ async fn read_as_planned(
         .buffered(at_once);
     while let Some((r, read)) = reads.next().await {
         let cutting = read.and_then(|(chunks, stored)| {
-            cut(&r, &chunks, stored, want).map_err(|e| ReadError::Corrupt(format!("{:?}: {e}", r.place)))
+            cut(&r, &chunks, stored, want)
+                .map_err(|e| ReadError::Corrupt(format!("{}: {e}", keys::place(r.place))))
         });
         let cut = match cutting {
             Ok(cut) => cut,
@@ -329,7 +331,7 @@ async fn reread(blocks: &Blocks, r: &StoredRange, want: Want, what: &str) -> Res
     tracing::warn!(what, "stored bytes do not match; reading the range again");
     let (chunks, stored) = blocks.range(r).await?;
     cut(r, &chunks, stored, want).map_err(|e| {
-        let what = format!("{e} at offset {} in {:?}", r.base_offset, r.place);
+        let what = format!("{e} at offset {} in {}", r.base_offset, keys::place(r.place));
         tracing::error!(what, "stored bytes are damaged");
         ReadError::Corrupt(what)
     })
@@ -414,7 +416,7 @@ pub(crate) async fn lookup(
             }
             Err(e) => {
                 blocks.forget(&from).await;
-                return Err(ReadError::Corrupt(format!("{e} in {:?}", from.place)));
+                return Err(ReadError::Corrupt(format!("{e} in {}", keys::place(from.place))));
             }
         }
     }
