@@ -135,14 +135,13 @@ impl Checkpointer {
     }
 
     /// Runs until the task is aborted or the stream is lost.
-    pub(crate) async fn run(self: Arc<Self>, checkpoint_at_once: bool) {
+    pub(crate) async fn run(self: Arc<Self>) {
         let (mut head_at, mut checkpoint_at) = (None::<Instant>, None::<Instant>);
-        let mut due_now = checkpoint_at_once;
         loop {
             if self.stream.is_fenced() {
                 return;
             }
-            let written = if due_now || self.checkpoint_due(checkpoint_at).await {
+            let written = if self.checkpoint_due(checkpoint_at).await {
                 checkpoint_at = Some(Instant::now());
                 Some(self.write_checkpoint().await)
             } else if head_at.is_none_or(|t| t.elapsed() >= self.heartbeat()) {
@@ -151,10 +150,7 @@ impl Checkpointer {
                 None
             };
             match written {
-                Some(Ok(())) => {
-                    head_at = Some(Instant::now());
-                    due_now = false;
-                }
+                Some(Ok(())) => head_at = Some(Instant::now()),
                 Some(Err(NotWritten::StoreSilent(why))) => {
                     tracing::debug!(why, "no checkpoint or head could be written; trying again");
                 }

@@ -186,7 +186,16 @@ impl Inner {
             .await;
         self.apply_manifest();
         self.nudge();
-        self.ended.lock().remove(&victim);
+        let heir = self
+            .stream
+            .owned
+            .lock()
+            .values()
+            .any(|o| o.phase == Phase::Recovering);
+        if taken.is_err() || !heir {
+            // The recovery of slots takes it; without any it would stay.
+            self.ended.lock().remove(&victim);
+        }
         match taken {
             Ok(()) => {
                 self.stream.metrics.takeovers.inc();

@@ -68,22 +68,31 @@ impl Log {
         let joined = join(&store, &keeper, &options, clock.as_ref()).await?;
         let (merge, delete_delay) = (options.merge, options.delete_delay);
         let inner = Inner::assemble(store, options, clock, metrics, keeper, joined);
+        // First, so that others see it live: a recovery may take longer than they wait for a sign of life.
+        let checkpointer = &inner.checkpointer;
+        let alive = [
+            tokio::spawn(checkpointer.clone().run()),
+            tokio::spawn(poll_manifest(Arc::downgrade(&inner))),
+        ];
+        inner.background.lock().extend(alive);
         inner.apply_manifest();
-        if !inner.recovered().await && inner.exclusive() {
+        let whole = inner.recovered().await;
+        let failed = if inner.stream.is_fenced() {
+            Some(inner.stream.fenced().await.why)
+        } else if !whole && inner.exclusive() {
             // Nobody else can serve what is missing: better not to start than to hide it.
-            let why = inner.last_failure.lock().clone();
-            return Err(OpenError::Unusable(why.unwrap_or_default()));
+            Some(inner.last_failure.lock().clone().unwrap_or_default())
+        } else {
+            None
+        };
+        if let Some(why) = failed {
+            inner.background.lock().drain(..).for_each(|task| task.abort());
+            return Err(OpenError::Unusable(why));
         }
-        if inner.stream.is_fenced() {
-            return Err(OpenError::Unusable(inner.stream.fenced().await.why));
-        }
-        let inherited = inner.stream.owned.lock().values().any(|o| o.epoch > 1);
-        let (stream, keeper, checkpointer) = (&inner.stream, &inner.keeper, &inner.checkpointer);
+        let (stream, keeper) = (&inner.stream, &inner.keeper);
         let merger = Merger::new(stream.clone(), keeper.clone(), checkpointer.clone(), merge);
         let cleaner = Arc::new(Cleaner::new(stream.clone(), keeper.clone(), delete_delay));
         let tasks = [
-            tokio::spawn(checkpointer.clone().run(inherited)),
-            tokio::spawn(poll_manifest(Arc::downgrade(&inner))),
             tokio::spawn(merger.run()),
             tokio::spawn(cleaner.run(checkpointer.durable())),
             tokio::spawn(drop_links(Arc::downgrade(&inner), checkpointer.durable())),
