@@ -70,6 +70,8 @@ impl Log {
         let inner = Inner::assemble(store, options, clock, metrics, keeper, joined);
         // First, so that others see it live: a recovery may take longer than they wait for a sign of life.
         let checkpointer = &inner.checkpointer;
+        // Before there is a checkpoint: who begins to listen later would miss it.
+        let (for_cleaner, for_links) = (checkpointer.durable(), checkpointer.durable());
         let alive = [
             tokio::spawn(checkpointer.clone().run()),
             tokio::spawn(poll_manifest(Arc::downgrade(&inner))),
@@ -94,8 +96,8 @@ impl Log {
         let cleaner = Arc::new(Cleaner::new(stream.clone(), keeper.clone(), delete_delay));
         let tasks = [
             tokio::spawn(merger.run()),
-            tokio::spawn(cleaner.run(checkpointer.durable())),
-            tokio::spawn(drop_links(Arc::downgrade(&inner), checkpointer.durable())),
+            tokio::spawn(cleaner.run(for_cleaner)),
+            tokio::spawn(drop_links(Arc::downgrade(&inner), for_links)),
         ];
         inner.background.lock().extend(tasks);
         Ok(Log { inner })
