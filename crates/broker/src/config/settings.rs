@@ -271,7 +271,6 @@ fn build(layered: Layered, surroundings: &Surroundings<'_>) -> Result<(Settings,
             bytes_per_second: read.parsed("merge.bytes.per.second"),
         },
         delete_delay: read.millis("log.segment.delete.delay.ms"),
-        ..LogOptions::for_store(read.store)
     };
     let settings = Settings {
         node_id: log.node_id,
