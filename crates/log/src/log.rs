@@ -550,7 +550,11 @@ impl Inner {
     /// Reads the manifest from the store if it changed, and brings the partitions in line with it.
     pub(crate) async fn refresh_manifest(self: &Arc<Inner>) -> Result<(), StoreError> {
         let started = Instant::now();
-        self.keeper.refresh().await?;
+        let looked = self.keeper.refresh().await;
+        if let (Err(_), Some(membership)) = (&looked, self.membership.get()) {
+            membership.store_failed();
+        }
+        looked?;
         self.apply_manifest();
         if !self.stream.is_fenced() {
             self.stream.prove(started);

@@ -43,7 +43,7 @@ impl<'a> Observer<'a> {
         while self.now <= end {
             let now = self.at(self.now);
             let mut events = vec![];
-            if self.now % 500 == 0 {
+            if self.now.is_multiple_of(500) {
                 events.push(Event::Tick);
             }
             if let Some((_, event)) = pinging.take_if(|(due, _)| *due <= self.now) {

@@ -6,19 +6,22 @@ use super::*;
 use crate::manifest::{SlotRun, Topic};
 
 type Answer = Result<Pong, PingError>;
+type Network = Box<dyn Fn(Incarnation, Incarnation) -> Answer + Send>;
+type Bucket = Box<dyn Fn(Incarnation) -> Result<Sign, String> + Send>;
+type Moves = Vec<(Slot, Incarnation)>;
 
 /// A bucket, a network and some brokers in it.
 struct World {
     manifest: watch::Sender<Arc<Manifest>>,
     /// What the broker of the first says to a ping of the second; nobody answers who is not told to.
-    network: Mutex<Box<dyn Fn(Incarnation, Incarnation) -> Answer + Send>>,
+    network: Mutex<Network>,
     /// What can be seen of a stream in the bucket.
-    bucket: Mutex<Box<dyn Fn(Incarnation) -> Result<Sign, String> + Send>>,
+    bucket: Mutex<Bucket>,
     pings: Mutex<Vec<(Incarnation, Incarnation, Instant)>>,
     takeovers: Mutex<Vec<(Incarnation, Incarnation, Instant)>>,
     taken: AtomicU64,
     takeovers_fail: AtomicBool,
-    proposals: Mutex<Vec<(Incarnation, Vec<(Slot, Incarnation)>)>>,
+    proposals: Mutex<Vec<(Incarnation, Moves)>>,
     refreshes: AtomicU64,
 }
 
