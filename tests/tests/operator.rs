@@ -104,6 +104,23 @@ fn healthy(fake: &S3Fake, url: &str) -> Value {
     }
 }
 
+/// Waits until each of three brokers leads its share.
+fn balanced(fake: &S3Fake, url: &str) {
+    let began = Instant::now();
+    loop {
+        let status = healthy(fake, url);
+        let share = Value::from(PARTITIONS / 3);
+        if (&status["partitions_min"], &status["partitions_max"]) == (&share, &share)
+            && status["moves"] == Value::Array(vec![])
+        {
+            println!("balanced after {:?}", began.elapsed());
+            return;
+        }
+        assert!(began.elapsed() < PATIENCE, "{status}");
+        std::thread::sleep(Duration::from_millis(500));
+    }
+}
+
 /// A broker as a command line of the page starts it, with addresses of this machine and the fake as its store.
 fn started(fake: &S3Fake, words: &[&str], url: &str) -> Broker {
     let mut options = BrokerOptions::on(url).env(fake.env());
@@ -139,7 +156,7 @@ fn every_command_of_the_page_does_what_it_says() {
                 let mut client = Client::connect(brokers[0].address()).unwrap();
                 kafka::create_topic(&mut client, TOPIC, PARTITIONS, KEPT).unwrap();
                 produce_everywhere(&brokers, "first");
-                healthy(&fake, &url);
+                balanced(&fake, &url);
             }
             continue;
         }
@@ -165,7 +182,10 @@ fn every_command_of_the_page_does_what_it_says() {
                 );
                 produce_everywhere(&brokers[..2], "drained");
             }
-            ["cluster", "drain", _, _, "--undo"] => assert!(said.contains("no longer marked"), "{said}"),
+            ["cluster", "drain", _, _, "--undo"] => {
+                assert!(said.contains("no longer marked"), "{said}");
+                balanced(&fake, &url);
+            }
             ["cluster", "feature-level", _] => assert!(said.contains("* 2"), "{said}"),
             _ => {}
         }

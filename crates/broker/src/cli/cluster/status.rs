@@ -8,8 +8,8 @@ use super::{print, told};
 
 /// Columns that the page uses at most.
 const WIDTH: usize = 100;
-/// Characters of a rack's name that are shown.
-const RACK_SHOWN: usize = 10;
+/// Characters of a rack's name that are shown: its end, in which zones differ.
+const RACK_SHOWN: usize = 13;
 /// Lines of moves, and of sealed streams, that are shown.
 const ROWS_SHOWN: usize = 20;
 
@@ -144,23 +144,14 @@ fn summary(status: &Status) -> Vec<String> {
 
 fn brokers(brokers: &[BrokerStatus]) -> Vec<Vec<String>> {
     let head = [
-        "BROKER",
-        "INC",
-        "RACK",
-        "LEADS",
-        "SLOTS",
-        "HEAD",
-        "CHECKPOINT",
-        "TIP",
-        "FLOOR",
-        "UNMERGED",
+        "BROKER", "INC", "RACK", "LEADS", "SLOTS", "HEAD", "SAVED", "TIP", "FLOOR", "UNMERGED",
     ];
     let mut rows = vec![head.map(str::to_owned).to_vec()];
     rows.extend(brokers.iter().map(|b| {
         vec![
             b.node_id.to_string(),
             b.incarnation.to_string(),
-            cut(b.rack.as_deref().unwrap_or("-"), RACK_SHOWN),
+            end_of(b.rack.as_deref().unwrap_or("-"), RACK_SHOWN),
             b.partitions.to_string(),
             b.slots.to_string(),
             age(b.head_age_ms),
@@ -237,6 +228,17 @@ fn cut(text: &str, most: usize) -> String {
     match text.chars().count() <= most {
         true => text.to_owned(),
         false => text.chars().take(most.saturating_sub(1)).chain(['…']).collect(),
+    }
+}
+
+/// At most the last `most` characters.
+fn end_of(text: &str, most: usize) -> String {
+    let characters: Vec<char> = text.chars().collect();
+    match characters.len().checked_sub(most.saturating_sub(1)) {
+        Some(hidden @ 2..) => std::iter::once('…')
+            .chain(characters[hidden..].iter().copied())
+            .collect(),
+        _ => text.to_owned(),
     }
 }
 
