@@ -21,8 +21,11 @@ use crate::broker::{Broker, Unready};
 /// What the HTTP server shows: a broker from its start to its end.
 #[derive(Clone, Default)]
 pub(crate) struct Shown {
-    serving: Arc<RwLock<Option<(Arc<Broker>, Registry)>>>,
+    serving: Arc<RwLock<Option<Serving>>>,
 }
+
+/// A broker and its metrics.
+type Serving = (Arc<Broker>, Registry);
 
 impl Shown {
     /// A broker has started; what is shown of an earlier one is forgotten.

@@ -155,18 +155,21 @@ impl Shared {
     async fn exchange(&self, kept: &Kept, endpoint: &Endpoint, ping: &Ping) -> Result<Pong, Failed> {
         let correlation_id = self.next_correlation.fetch_add(1, Ordering::Relaxed);
         let mut kept = kept.lock().await;
-        if let Some(mut connection) = kept.take()
-            && let Ok(pong) = ask(&mut connection, ping, correlation_id).await
-        {
-            *kept = Some(connection);
-            return Ok(pong);
+        if let Some(mut connection) = kept.take() {
+            let asked = ask(&mut connection, ping, correlation_id).await;
+            if let Ok(_) | Err(Failed::Error(_)) = &asked {
+                *kept = Some(connection);
+                return asked;
+            }
         }
         // It closed the old one, or never had one. If nobody listens any more this is where it shows.
         let mut connection = TcpStream::connect((endpoint.host.as_str(), endpoint.port)).await?;
         connection.set_nodelay(true)?;
-        let pong = ask(&mut connection, ping, correlation_id).await?;
-        *kept = Some(connection);
-        Ok(pong)
+        let asked = ask(&mut connection, ping, correlation_id).await;
+        if let Ok(_) | Err(Failed::Error(_)) = &asked {
+            *kept = Some(connection);
+        }
+        asked
     }
 }
 
