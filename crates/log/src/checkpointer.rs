@@ -81,6 +81,8 @@ struct Written {
     version: Option<UpdateVersion>,
     /// Ranges in the newest checkpoint: a measure of what the next one costs.
     ranges: u64,
+    /// With the newest checkpoint the floor could not move.
+    floor_stood: bool,
 }
 
 /// What a checkpoint is made of, taken at one position of the stream.
@@ -88,6 +90,8 @@ struct Snapshot {
     checkpoint: Checkpoint,
     ranges: u64,
     oldest_needed: Option<Seq>,
+    /// The floor stays where it is, whatever is needed.
+    floor_stands: bool,
     covered: Vec<Covered>,
 }
 
@@ -113,6 +117,7 @@ impl Checkpointer {
             head,
             version: None,
             ranges: 0,
+            floor_stood: false,
         });
         Checkpointer {
             stream,
@@ -184,7 +189,9 @@ impl Checkpointer {
         let cheap = merged / MERGED_PER_CHECKPOINT >= size;
         let after_merge = merged > 0 && waited(if cheap { SOON } else { AFTER_MERGE });
         let linked = waited(SOON) && self.links_wait();
-        enough || after_merge || linked || (grown > state.ranges / 64 && waited(CHECKPOINT_INTERVAL))
+        // Without it the floor of a broker that nobody uses would stay where a hand-over left it.
+        let floor = state.floor_stood && waited(SOON) && !self.floor_stands(&self.stream.owned.lock());
+        enough || after_merge || linked || floor || (grown > state.ranges / 64 && waited(CHECKPOINT_INTERVAL))
     }
 
     /// Whether a slot of this broker still has links and no durable checkpoint of it is there: with one they could go.
@@ -235,6 +242,7 @@ impl Checkpointer {
         let floor = {
             let mut state = self.state.lock().await;
             state.ranges = snapshot.ranges;
+            state.floor_stood = snapshot.floor_stands;
             state.head.floor
         };
         self.merged.fetch_sub(merged, Ordering::Relaxed);
@@ -246,6 +254,16 @@ impl Checkpointer {
         self.stream.checkpoint_next.store(next + 1, Ordering::Relaxed);
         self.stream.metrics.checkpoints.inc();
         Ok(())
+    }
+
+    /// From a RELEASE until its link is dropped somebody else reads this stream from below: the floor stands still.
+    /// Whoever takes a releasing slot out of the table has the manifest with the link in use before, so that looking at the
+    /// table first and at the manifest then misses none.
+    fn floor_stands(&self, owned: &BTreeMap<Slot, Owned>) -> bool {
+        let releasing = owned.values().any(|o| o.phase == Phase::Releasing);
+        let manifest = self.keeper.current();
+        let own = manifest.streams.get(&self.stream.incarnation);
+        releasing || own.is_some_and(|s| !s.released.is_empty())
     }
 
     /// Published state as of one seq. Publication waits meanwhile.
@@ -266,17 +284,8 @@ impl Checkpointer {
         };
         let owned = self.stream.owned.lock();
         let mut slots: BTreeMap<Slot, SlotImage> = owned.iter().filter_map(covered).collect();
-        // From a RELEASE until its link is dropped somebody else reads this stream from below: the floor stands still.
-        // Whoever takes a releasing slot out of the table has the manifest with the link in use before, so that looking
-        // at the table first and at the manifest then misses none.
-        let releasing = owned.values().any(|o| o.phase == Phase::Releasing);
+        let floor_stands = self.floor_stands(&owned);
         drop(owned);
-        let released = |m: &Manifest| {
-            m.streams
-                .get(&incarnation)
-                .is_some_and(|s| !s.released.is_empty())
-        };
-        let floor_stands = releasing || released(&self.keeper.current());
         for p in partitions.values() {
             p.assigned
                 .lock()
@@ -316,6 +325,7 @@ impl Checkpointer {
             checkpoint,
             ranges,
             oldest_needed: if floor_stands { Some(0) } else { oldest_needed },
+            floor_stands,
             covered,
         }
     }
