@@ -748,3 +748,112 @@ async fn a_directory_is_merged_and_cleaned_like_any_store() {
     let log = open_with(&store, options).await;
     assert_eq!(read_all(&log, &id).await, all);
 }
+
+/// A bucket that several brokers share.
+fn shared() -> Store {
+    let bucket: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+    Store::from_parts(
+        bucket.clone(),
+        bucket,
+        Default::default(),
+        "shared".into(),
+        StoreKind::S3,
+        StoreOptions::default(),
+    )
+}
+
+async fn join(store: &Store, node_id: i32) -> Log {
+    let mut options = LogOptions::for_store(StoreKind::S3);
+    options.node_id = Some(node_id);
+    options.merge.interval = 1_000 * HOUR;
+    options.delete_delay = 1_000 * HOUR;
+    open_with(store, options).await
+}
+
+/// Long enough for polls of the manifest and what follows from them.
+async fn a_while() {
+    tokio::time::sleep(Duration::from_secs(10)).await;
+}
+
+async fn read_one(log: &Log, id: &TopicId, partition: i32) -> Vec<(i64, String)> {
+    contents(log, &log.partition(id, partition).unwrap(), 0).await
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slot_that_moves_holds_the_floor_until_its_data_is_merged() {
+    let store = shared();
+    let a = join(&store, 1).await;
+    let id = topic(&a, "t", 3).await;
+    let all = produce(&a, &id, 4).await;
+    let b = join(&store, 2).await;
+    checkpoint(&a).await;
+    let slot = a.manifest().slot_of(&TopicPartition {
+        topic: id,
+        partition: 0,
+    });
+    a.inner.desire(vec![(slot, b.incarnation())]).await.unwrap();
+    a_while().await;
+    assert!(a.partition(&id, 0).is_none());
+    let p = b.partition(&id, 0).unwrap();
+    assert_eq!(read_one(&b, &id, 0).await, all[0]);
+    append(&b, &p, &["more"]).await;
+
+    merger(&a).round().await.unwrap();
+    let held = checkpoint(&a).await;
+    assert_eq!(held.floor, 0, "the new owner reads the old stream");
+    assert!(held.covered.iter().all(|c| c.slot != slot));
+    assert!(
+        checkpoint(&b)
+            .await
+            .covered
+            .iter()
+            .any(|c| c.slot == slot && c.foreign_l0)
+    );
+    a_while().await;
+    assert_eq!(b.manifest().links(slot).len(), 1);
+
+    merger(&b).round().await.unwrap();
+    assert!(levels(&b, &id, 0).iter().all(|l| *l == Level::L1));
+    checkpoint(&b).await;
+    a_while().await;
+    assert!(a.manifest().links(slot).is_empty() && b.manifest().links(slot).is_empty());
+    let free = checkpoint(&a).await;
+    assert_eq!(Some(free.floor), free.checkpoint_next);
+    assert!(cleaner(&a).clean_own(&free).await.unwrap() > 0);
+    assert_eq!(of_stream(&store, 1).await.0, BTreeSet::new());
+    let mut expected = all.clone();
+    expected[0].push((p.watermarks().high_watermark - 1, "more".into()));
+    assert_eq!(read_one(&b, &id, 0).await, expected[0]);
+    assert_eq!(read_one(&a, &id, 1).await, expected[1]);
+    let b = join(&store, 2).await;
+    assert_eq!(read_one(&b, &id, 0).await, expected[0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_stream_of_a_dead_broker_drains_and_what_it_still_tries_does_no_harm() {
+    let store = shared();
+    let dead = join(&store, 1).await;
+    let id = topic(&dead, "t", 3).await;
+    produce(&dead, &id, 3).await;
+    merger(&dead).round().await.unwrap();
+    let known = checkpoint(&dead).await;
+    let all = produce(&dead, &id, 3).await;
+    let heir = join(&store, 2).await;
+    heir.inner.take_over(1, "it is dead").await.unwrap();
+    a_while().await;
+    assert_eq!(read_all(&heir, &id).await, all);
+    let mut late = merger(&dead);
+    late.next_file = 9;
+    assert!(late.round().await.is_err());
+    assert_eq!(cleaner(&dead).clean_own(&known).await, Err(NotCleaned::Fenced));
+    merger(&heir).round().await.unwrap();
+    checkpoint(&heir).await;
+    a_while().await;
+    let manifest = heir.manifest();
+    assert_eq!(manifest.streams.keys().copied().collect::<Vec<_>>(), [2]);
+    assert!(cleaner(&heir).sweep().await.unwrap() > 0);
+    assert_eq!(of_stream(&store, 1).await.0.len(), 1, "its seal");
+    assert_eq!(read_all(&heir, &id).await, all);
+    let again = join(&store, 2).await;
+    assert_eq!(read_all(&again, &id).await, all);
+}
