@@ -183,6 +183,54 @@ fn garbage_before_the_first_request_ends_the_connection() {
     assert_alive(&mut broker, "garbage");
 }
 
+#[test]
+fn what_brokers_ask_each_other_is_closed_to_strangers() {
+    let mut broker = broker();
+    // A private request of brokers: its key and version, a correlation id, no client id, then the ids of a cluster
+    // and of a broker start, and a manifest version.
+    let header = [
+        &32_000_i16.to_be_bytes()[..],
+        &[0, 0],
+        &[0, 0, 0, 7],
+        &[0xff, 0xff],
+    ]
+    .concat();
+    let ping = [
+        &header[..],
+        &[1; 16],
+        &9_u64.to_be_bytes(),
+        &u64::MAX.to_be_bytes(),
+    ]
+    .concat();
+    let refused = Outcome::Answer([0, 0, 0, 7, 0, 104].to_vec().into());
+    for _ in 0..100 {
+        let answer = outcome(broker.address(), &framed(&ping));
+        assert_eq!(
+            answer, refused,
+            "another cluster hears that it is another one, and nothing else"
+        );
+    }
+    for length in 0..ping.len() {
+        let answer = outcome(broker.address(), &framed(&ping[..length]));
+        assert_eq!(answer, Outcome::Closed, "the first {length} bytes of a ping");
+    }
+    for longer in [43, 128, 129, 4096] {
+        let bytes = [&ping[..], &vec![0; longer - ping.len()]].concat();
+        assert_eq!(
+            outcome(broker.address(), &framed(&bytes)),
+            Outcome::Closed,
+            "{longer} bytes"
+        );
+    }
+    let mut client = Client::connect(broker.address()).unwrap();
+    let apis = client.call(&ApiVersionsRequest::default(), 0).unwrap().api_keys;
+    assert!(
+        apis.iter().all(|api| api.api_key < 1_000),
+        "no client is told of it"
+    );
+    assert_alive(&mut broker, "pings of strangers");
+}
+
 /// Bodies that claim far more than they hold.
 fn hostile_bodies() -> Vec<(&'static str, Vec<u8>)> {
     let max = i32::MAX.to_be_bytes();

@@ -347,6 +347,14 @@ mod tests {
     }
 
     #[test]
+    fn only_topics_whose_names_are_not_free_yet_wait() {
+        let deleted = || Err(Rejection::DeletionUnderWay("t".into()));
+        let verdicts = [Ok(()), deleted(), Err(Rejection::UnknownTopic), deleted(), Ok(())];
+        assert_eq!(still_deleted(&verdicts), [1, 3]);
+        assert_eq!(still_deleted::<()>(&[]), [0; 0]);
+    }
+
+    #[test]
     fn messages_are_clipped_at_a_character() {
         let long = Refusal::new(
             ErrorCode::InvalidConfig,

@@ -148,8 +148,9 @@ impl Life {
 /// A namesake took over: this process must not come back, or the two would take over from each other for ever.
 pub(super) fn given_way(fenced: &Fenced, namesake: &str, node_id: i32) -> String {
     format!(
-        "stopped: {}. {namesake} runs under the same node.id, {node_id}: brokers that run at the same time must differ \
-         in node.id and in advertised.listeners; stop one of the two, or give it its own. Nothing acknowledged is lost",
+        "stopped: {namesake} runs under the same node.id, {node_id}: brokers that run at the same time must differ in \
+         node.id and in advertised.listeners; stop one of the two, or give it its own. Nothing acknowledged is lost \
+         ({})",
         fenced.why
     )
 }
@@ -380,8 +381,8 @@ mod tests {
         let fenced = life.serve(&listeners).await;
         let namesake = fenced.namesake.clone().unwrap();
         let line = given_way(&fenced, &namesake, life.broker.log.node_id());
-        let asked = "incarnation 2 at 127.0.0.1:9092 runs under the same node.id, 1: ";
-        assert!(line.contains(asked), "{line}");
+        let expected = "stopped: incarnation 2 at 127.0.0.1:9092 runs under the same node.id, 1: ";
+        assert!(line.starts_with(expected), "{line}");
         life.leave(&ground).await;
     }
 

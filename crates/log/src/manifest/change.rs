@@ -714,5 +714,14 @@ mod tests {
         m.register(1, None, at(1));
         m.register(3, None, at(3));
         assert_eq!((m.free_node_id(&at(9)), m.free_node_id(&at(3))), (2, 3));
+        // The number of one that is gone goes to who comes to its address, unless somebody else has it by then.
+        let mut m = manifest();
+        let gone = m.register(5, None, at(5));
+        m.take_over(gone, &[]).unwrap();
+        let taker = m.register(1, None, at(1));
+        m.take_over(taker, &[(gone, 3)]).unwrap();
+        assert_eq!((m.free_node_id(&at(5)), m.free_node_id(&at(9))), (5, 2));
+        m.register(5, None, at(7));
+        assert_eq!(m.free_node_id(&at(5)), 2);
     }
 }

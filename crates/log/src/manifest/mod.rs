@@ -415,8 +415,8 @@ impl Manifest {
         runs.flat_map(|r| (r.first..r.first + r.count).map(|slot| (slot, r.epoch)))
     }
 
-    /// The broker id of a start that was not given one: that of a predecessor at the same address, else the smallest
-    /// that nobody has.
+    /// The broker id of a start that was not given one: that of a predecessor at the same address, the newest one if
+    /// none is live and nobody else has its id by now; else the smallest that nobody has.
     pub fn free_node_id(&self, endpoints: &BTreeMap<String, Endpoint>) -> i32 {
         let same_place = |s: &StreamEntry| {
             s.endpoints
@@ -428,6 +428,10 @@ impl Manifest {
         }
         // A mark stays with its number: a new broker would get nothing.
         let taken = |id: &i32| self.draining.contains(id) || self.live().any(|(_, s)| s.node_id == *id);
+        let mut earlier = self.streams.values().rev().filter(|s| same_place(s));
+        if let Some(id) = earlier.find(|s| !taken(&s.node_id)).map(|s| s.node_id) {
+            return id;
+        }
         (1..).find(|id| !taken(id)).unwrap_or(1)
     }
 }
