@@ -486,11 +486,15 @@ fn notes(status: &Status) -> Vec<String> {
                 slots => format!("broker {id} is draining and still owns {slots} slots"),
             });
         }
-        if status.brokers.len() > 1 && broker.endpoints.values().any(|e| is_loopback(&e.host)) {
-            notes.push(format!(
-                "broker {id} advertises a loopback address: clients and brokers on other machines cannot reach it"
-            ));
-        }
+    }
+    let local = status.brokers.iter();
+    let local = local.filter(|b| b.endpoints.values().any(|e| is_loopback(&e.host)));
+    let local: Vec<String> = local.map(|b| b.node_id.to_string()).collect();
+    if status.brokers.len() > 1 && !local.is_empty() {
+        notes.push(format!(
+            "a loopback address is advertised by {}: clients and brokers on other machines cannot reach it",
+            local.join(", ")
+        ));
     }
     for id in status.draining.iter().filter(|id| !seen.contains(id)) {
         notes.push(format!(

@@ -342,7 +342,7 @@ fn a_stream_without_a_head_is_a_problem_once_it_owns_slots() {
     assert!(
         notes.contains("broker 2 (incarnation 2) has no head yet")
             && notes.contains("two live brokers have node.id 2: the newer one (incarnation 3)")
-            && notes.contains("broker 2 advertises a loopback address"),
+            && notes.contains("a loopback address is advertised by 2:"),
         "{notes}"
     );
 }

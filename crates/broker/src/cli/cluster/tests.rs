@@ -412,3 +412,45 @@ fn commands_on_the_pages_exist() {
     }
     assert!(checked > 10, "only {checked} command lines were found");
 }
+
+/// All our sources below a directory, with texts that go over several lines made one.
+fn sources(below: &Path, all: &mut String) {
+    for entry in std::fs::read_dir(below).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            sources(&path, all);
+        } else if path.extension().is_some_and(|e| e == "rs") && !path.ends_with("cli/cluster/tests.rs") {
+            let text = std::fs::read_to_string(&path).unwrap();
+            let lines = text.split("\\\n").map(str::trim_start);
+            all.extend(lines);
+        }
+    }
+}
+
+/// Every message that the page explains is one that the program can say.
+#[test]
+fn messages_on_the_page_exist() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let mut said = String::new();
+    sources(&root.join("crates"), &mut said);
+    let page = std::fs::read_to_string(root.join("docs/cluster.md")).unwrap();
+    let (_, table) = page.split_once("## When a message appears").unwrap();
+    let mut checked = 0;
+    for row in table.lines().filter(|line| line.starts_with("| `")) {
+        let first = row.split('|').nth(1).unwrap();
+        for message in first.split('`').skip(1).step_by(2) {
+            // Numbers stand for numbers, and a key may come from a constant.
+            let fixed = message.replace("cluster/manifest.json", "N");
+            let fixed = fixed.split(' ').map(|word| match word.trim_end_matches(',') {
+                "N" | "M" | "1" => "\n",
+                _ => word,
+            });
+            let fixed = fixed.collect::<Vec<_>>().join(" ");
+            for part in fixed.split('\n').map(str::trim).filter(|part| part.len() > 3) {
+                assert!(said.contains(part), "nobody says '{part}' of `{message}`");
+                checked += 1;
+            }
+        }
+    }
+    assert!(checked > 15, "only {checked} parts of messages were found");
+}
