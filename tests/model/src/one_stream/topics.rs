@@ -1,8 +1,9 @@
 //! A topic is deleted and created again under its name, while brokers still map the name to the old id.
 //!
-//! What a change of the manifest does, who leads a partition and who is live is the engine's (`Manifest::apply`,
-//! `take_over`, `leader`, `is_live`). Changes are atomic here: their compare-and-swap is what [`super::settings`] is
-//! about. Clients send by name, to any broker; a broker takes what it leads by the manifest that it has applied.
+//! What a change of the manifest does, which names wait until a deletion is known, who leads a partition and who is
+//! live is the engine's (`Manifest::apply`, `deleted_names`, `take_over`, `leader`, `is_live`). Changes are atomic here:
+//! their compare-and-swap is what [`super::settings`] is about. Clients send by name, to any broker; a broker takes what
+//! it leads by the manifest that it has applied.
 
 use std::collections::BTreeMap;
 
@@ -79,8 +80,6 @@ pub enum Violation {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct State {
     stored: Of<Manifest>,
-    /// The version that deleted the topic.
-    deleted: Option<u64>,
     objs: BTreeMap<(Incarnation, Seq), Obj>,
     /// Index 0 is incarnation 1.
     brokers: Vec<Broker>,
@@ -206,18 +205,17 @@ impl Topics {
                 Some(())
             }
             Act::Report(inc) => {
+                let deleted = *s.stored.deleted_names.get(NAME)?;
                 let b = &mut s.brokers[index(inc)];
-                let knows = b.applied.version >= s.deleted? || self.has(ReportBeforeApplied);
+                let knows = b.applied.version >= deleted || self.has(ReportBeforeApplied);
                 (b.up && knows && !b.reported).then(|| b.reported = true)
             }
             Act::Delete(by) => {
                 let delete = Change::DeleteTopic { id: OLD };
-                Self::change(s, by, |m| m.apply(&delete, NEW).is_ok())?;
-                s.deleted = Some(s.stored.version);
-                Some(())
+                Self::change(s, by, |m| m.apply(&delete, NEW).is_ok())
             }
             Act::Create(by) => {
-                if s.deleted.is_none() || !self.is_free(s) {
+                if s.stored.deleted_names.contains_key(NAME) && !self.is_free(s) {
                     return None;
                 }
                 Self::change(s, by, |m| m.apply(&Self::create(), NEW).is_ok())
@@ -292,7 +290,6 @@ impl Model for Topics {
         vec![State {
             brokers: vec![broker(&stored); 2],
             stored,
-            deleted: None,
             objs: BTreeMap::new(),
             requests: vec![Request::default()],
             takeovers: 1,
