@@ -49,6 +49,8 @@ pub(crate) struct Checkpointer {
     keeper: Arc<ManifestKeeper>,
     producer_expiration: Duration,
     state: Mutex<Written>,
+    /// Held from a snapshot until a head names it, so that a later one is named later.
+    one: Mutex<()>,
     /// Bytes merged since the newest checkpoint.
     merged: AtomicU64,
     durable: watch::Sender<Arc<Durable>>,
@@ -124,6 +126,7 @@ impl Checkpointer {
             keeper,
             producer_expiration,
             state,
+            one: Mutex::default(),
             merged: AtomicU64::new(0),
             durable: watch::Sender::default(),
         }
@@ -211,6 +214,7 @@ impl Checkpointer {
 
     /// Writes a checkpoint of what is published now, and the head that names it.
     pub(crate) async fn write_checkpoint(&self) -> Result<(), NotWritten> {
+        let _one_at_a_time = self.one.lock().await;
         let manifest = self.keeper.current();
         // A checkpoint of a stream that lost its slots would cover nothing and hide what came before it.
         if self.stream.is_fenced() || !manifest.is_live(self.stream.incarnation) {
@@ -372,7 +376,9 @@ impl Checkpointer {
         head.heartbeat += 1;
         head.tip = *self.stream.published_next.lock();
         head.manifest_version = self.stream.manifest_version.load(Ordering::Relaxed);
-        if let Some((checkpoint, oldest_needed)) = checkpoint {
+        if let Some((checkpoint, oldest_needed)) = checkpoint
+            && checkpoint.next >= last.first_unread()
+        {
             head.floor = floor(head.floor, checkpoint.next, *oldest_needed);
             head.checkpoint = Some(checkpoint.clone());
         }

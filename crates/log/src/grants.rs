@@ -161,12 +161,15 @@ impl Inner {
         metrics.quarantined_slots.set(count(Phase::Quarantined));
     }
 
-    /// Resolves once no slot is recovering; whether all of them are led.
+    /// Resolves once no slot is recovering, or the stream is lost; whether all of them are led.
     pub(crate) async fn recovered(&self) -> bool {
         loop {
             let changed = self.stream.owned_changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
+            if self.stream.is_fenced() {
+                return false;
+            }
             {
                 let owned = self.stream.owned.lock();
                 if owned.values().all(|o| o.phase != Phase::Recovering) {

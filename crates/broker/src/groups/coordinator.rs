@@ -336,21 +336,42 @@ impl Inner {
         group: &str,
         command: impl FnOnce(ReplyId) -> Command,
     ) -> Result<Reply, ErrorCode> {
-        let shard = self.shard(group)?;
-        let answer = {
-            let mut guarded = shard.guarded.lock();
-            let reply = guarded.next_reply;
-            guarded.next_reply += 1;
-            let (sender, answer) = oneshot::channel();
-            guarded.waiting.insert(reply, sender);
-            shard.execute(self, &mut guarded, command(reply));
-            answer
+        let (_, answer) = self.begin(group, command)?;
+        settled(answer.await.ok())
+    }
+
+    /// The same for what must last. An answer that needs an append waits for its publication, which no former
+    /// coordinator gets; one that comes at once, as to a commit that changes nothing, needs proof that this is still the
+    /// coordinator: its successor may have other offsets.
+    async fn submit_lasting(
+        &self,
+        group: &str,
+        command: impl FnOnce(ReplyId) -> Command,
+    ) -> Result<Reply, ErrorCode> {
+        let (shard, mut answer) = self.begin(group, command)?;
+        let Ok(reply) = answer.try_recv() else {
+            return settled(answer.await.ok());
         };
-        match answer.await {
-            Ok(Reply::Failed(error)) => Err(error),
-            Ok(reply) => Ok(reply),
-            Err(_) => Err(ErrorCode::NotCoordinator),
+        if !self.engine.confirm_leadership(shard.partition, shard.epoch).await {
+            return Err(ErrorCode::NotCoordinator);
         }
+        settled(Some(reply))
+    }
+
+    fn begin(
+        &self,
+        group: &str,
+        command: impl FnOnce(ReplyId) -> Command,
+    ) -> Result<(Arc<ActiveShard>, oneshot::Receiver<Reply>), ErrorCode> {
+        let shard = self.shard(group)?;
+        let mut guarded = shard.guarded.lock();
+        let reply = guarded.next_reply;
+        guarded.next_reply += 1;
+        let (sender, answer) = oneshot::channel();
+        guarded.waiting.insert(reply, sender);
+        shard.execute(self, &mut guarded, command(reply));
+        drop(guarded);
+        Ok((shard, answer))
     }
 
     /// Waits for as long as the rebalance takes.
@@ -430,7 +451,7 @@ impl Inner {
     pub(crate) async fn commit(&self, group: &str, request: Commit) -> Result<Vec<ErrorCode>, ErrorCode> {
         let name = group.to_owned();
         codes(
-            self.submit(group, |reply| Command::Commit {
+            self.submit_lasting(group, |reply| Command::Commit {
                 group: name,
                 request,
                 reply,
@@ -447,7 +468,7 @@ impl Inner {
     ) -> Result<Vec<ErrorCode>, ErrorCode> {
         let name = group.to_owned();
         codes(
-            self.submit(group, |reply| Command::DeleteOffsets {
+            self.submit_lasting(group, |reply| Command::DeleteOffsets {
                 group: name,
                 offsets,
                 reply,
@@ -470,7 +491,7 @@ impl Inner {
             let names: Vec<String> = indexes.iter().map(|index| groups[*index].clone()).collect();
             let first = names[0].clone();
             let answer = self
-                .submit(&first, |reply| Command::DeleteGroups { groups: names, reply })
+                .submit_lasting(&first, |reply| Command::DeleteGroups { groups: names, reply })
                 .await;
             (indexes, codes(answer))
         });
@@ -538,6 +559,14 @@ impl Drop for Inner {
                 shard.wake.notify_one();
             }
         }
+    }
+}
+
+fn settled(reply: Option<Reply>) -> Result<Reply, ErrorCode> {
+    match reply {
+        Some(Reply::Failed(error)) => Err(error),
+        Some(reply) => Ok(reply),
+        None => Err(ErrorCode::NotCoordinator),
     }
 }
 

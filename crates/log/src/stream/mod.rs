@@ -578,6 +578,7 @@ impl Stream {
         for p in self.partitions.read().values() {
             p.become_at_least(Standing::Released);
         }
+        self.owned_changed.notify_waiters();
         self.wake.notify_one();
     }
 
