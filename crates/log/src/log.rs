@@ -25,6 +25,8 @@ use crate::{Incarnation, Offset, RecordBatch, TopicId, TopicPartition};
 
 /// A leader answers reads so long after the start of the last store call that proved its ownership.
 const READ_LEASE: Duration = Duration::from_secs(3);
+/// How long a stop waits for a checkpoint that only spares the next owners some reading.
+const LAST_CHECKPOINT: Duration = Duration::from_secs(3);
 /// How long the name of a deleted topic is waited for, and how often it is looked at.
 const DELETION_PATIENCE: Duration = Duration::from_secs(60);
 const DELETION_LOOK: Duration = Duration::from_millis(50);
@@ -453,8 +455,11 @@ impl Log {
         let (inner, stream) = (&self.inner, &self.inner.stream);
         let alone = inner.exclusive() || self.manifest().live().count() <= 1;
         // With others waiting for the slots, the checkpoint comes first: they read little, and nobody waits for it.
-        if !alone && let Err(e) = inner.checkpointer.write_checkpoint().await {
-            tracing::info!(error = %e, "no checkpoint before the stop; the next owners will read more");
+        if !alone {
+            let written = tokio::time::timeout(LAST_CHECKPOINT, inner.checkpointer.write_checkpoint());
+            if !matches!(written.await, Ok(Ok(()))) {
+                tracing::info!("no checkpoint before the stop; the next owners will read more");
+            }
         }
         stream.stop();
         if let Some(task) = inner.stream_task.lock().await.take() {
@@ -528,6 +533,9 @@ impl Inner {
                 if verdicts.iter().all(Result::is_err) {
                     return Err(Refused::All(verdicts));
                 }
+                // What every live broker has applied need not be remembered.
+                m.deleted_names.retain(|_, version| *version > free);
+                m.tombstones.retain(|_, version| *version > free);
                 Ok((verdicts, Some(incarnation)))
             })
             .await

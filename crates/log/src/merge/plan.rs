@@ -513,7 +513,7 @@ mod tests {
                     assert!(read.place == r.place && read.bytes.start <= u64::from(r.position));
                     assert!(read.bytes.end >= u64::from(r.position) + u64::from(r.len));
                     let bytes = Bytes::from(self.bytes(r));
-                    if verify(r, &[bytes.clone()]).is_err() {
+                    if verify(r, std::slice::from_ref(&bytes)).is_err() {
                         bad.push((part.run, part.range));
                         self.bad.push((layout.runs[part.run].partition, r.base_offset));
                         continue;
