@@ -107,6 +107,9 @@ impl Cluster {
             .set("advertised.listeners", format!("PLAINTEXT://{}", kafka.address()))
             // A paced trickle would let little happen between two faults.
             .set("request.budget.per.second", 0)
+            // Merging and deleting take part in everything, and not once a minute.
+            .set("merge.interval.ms", 4_000)
+            .set("log.segment.delete.delay.ms", 4_000)
             // So little that readers need the store.
             .set("tail.bytes", 4 * 1024 * 1024)
             .set("cache.bytes", 4 * 1024 * 1024);
