@@ -64,6 +64,14 @@ impl<T> Window<T> {
         ready
     }
 
+    /// What [`crate::mutation::Mutation::PublishedOutOfOrder`] does.
+    pub(crate) fn answer<R>(&mut self, seq: Seq, answer: impl FnOnce(&T) -> R) {
+        let at = seq.checked_sub(self.first).map(|i| i as usize);
+        if let Some((segment, _)) = at.and_then(|i| self.slots.get(i)) {
+            answer(segment);
+        }
+    }
+
     /// The stream is sealed: everything that is not published is dropped.
     pub fn fail(&mut self) -> Vec<T> {
         std::mem::take(&mut self.slots)
