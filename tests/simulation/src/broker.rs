@@ -53,12 +53,14 @@ pub fn settings(node: Node) -> Settings {
         ("advertised.listeners", advertised.as_str()),
         ("auto.create.topics.enable", "false"),
         ("offsets.topic.num.partitions", "4"),
-        // Small, so that files, blocks and budgets are met within minutes.
         ("cache.bytes", "16777216"),
-        ("tail.bytes", "65536"),
     ];
     match Settings::from_pairs(pairs) {
-        Ok(settings) => settings,
+        Ok(mut settings) => {
+            // So little that most reads go to the store.
+            settings.log.tail_bytes = 4_096;
+            settings
+        }
         Err(why) => panic!("the simulation's settings: {why}"),
     }
 }

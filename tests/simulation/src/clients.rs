@@ -41,6 +41,8 @@ pub struct Client {
     pub brokers: Vec<Node>,
     pub chance: Chance,
     connections: Connections,
+    /// A broker that answered.
+    good: Option<Node>,
 }
 
 #[derive(Debug, Default)]
@@ -86,6 +88,7 @@ impl Client {
             brokers: brokers.to_vec(),
             chance: world.lock().chance.split(),
             connections: Connections::default(),
+            good: None,
         }
     }
 
@@ -120,16 +123,26 @@ impl Client {
     async fn take(&mut self, node: Node) -> Tried<Kafka> {
         match self.connections.0.remove(&node) {
             Some(kafka) => Ok(kafka),
-            None => Ok(Kafka::connect(&self.world, self.from, node).await?),
+            None => {
+                if self.good == Some(node) {
+                    self.good = None;
+                }
+                Ok(Kafka::connect(&self.world, self.from, node).await?)
+            }
         }
     }
 
     fn give_back(&mut self, kafka: Kafka) {
+        self.good = Some(kafka.node);
         self.connections.0.insert(kafka.node, kafka);
     }
 
+    /// Most often one that answered before: clients go on to the next only when one is away.
     fn any_broker(&mut self) -> Node {
-        *self.chance.one_of(&self.brokers)
+        match self.good {
+            Some(good) if self.chance.happens(0.8) => good,
+            _ => *self.chance.one_of(&self.brokers),
+        }
     }
 
     /// Describes a topic; `None` if the broker does not know it.

@@ -47,7 +47,7 @@ impl Machine {
         }
         let until = self.born.0 + Duration::from_millis(to - self.born.1);
         stepping(Some(self.born));
-        self.runtime.block_on(tokio::time::sleep_until(until));
+        self.runtime.block_on(async { tokio::time::sleep_until(until).await });
         stepping(None);
         self.at = to;
     }
@@ -58,7 +58,7 @@ impl Machine {
         if now > self.at {
             let gap = Duration::from_millis(now - self.at);
             stepping(Some(self.born));
-            self.runtime.block_on(tokio::time::advance(gap));
+            self.runtime.block_on(async { tokio::time::advance(gap).await });
             stepping(None);
             self.at = now;
         }

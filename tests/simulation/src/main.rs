@@ -105,6 +105,12 @@ fn one(seed: u64, args: &Args) -> bool {
             .without_time()
             .init();
     }
+    // A task that panics would end alone and in silence; as in the product, the whole process ends.
+    std::panic::set_hook(Box::new(|panic| {
+        println!("VIOLATION {}", panic.to_string().replace('\n', " "));
+        println!("{}", std::backtrace::Backtrace::capture());
+        std::process::exit(101);
+    }));
     let outcome = run::run(seed, false, args.mutation, !args.quiet);
     for what in &outcome.violations {
         println!("VIOLATION {what}");

@@ -127,7 +127,7 @@ pub fn plan(world: &Shared, shared: bool, chance: &mut Chance) -> Plan {
     let end = plan.chaos_ms;
     w.at(end, |w| w.commands.push(Command::Heal));
     if let Some(m) = w.mutation {
-        aim(&mut w, m, chance);
+        aim(&mut w, m);
     }
     plan
 }
@@ -166,7 +166,7 @@ fn strike(w: &mut World, plan: &Plan, at: Millis, chance: &mut Chance) {
             let other = match chance.below(3) {
                 0 => Node(20),
                 1 => Node(21),
-                _ => *chance.one_of(&plan.brokers),
+                _ => plan.brokers[(node.0 as usize) % plan.brokers.len()],
             };
             w.at(at, move |w| {
                 w.tell(format_args!("{node} is cut from {other}"));
@@ -183,7 +183,7 @@ fn strike(w: &mut World, plan: &Plan, at: Millis, chance: &mut Chance) {
                 w.tell(format_args!("a storm: {storm:?}"));
                 w.weather = storm;
             });
-            w.at(until.min(at + 20_000), move |w| {
+            w.at(until.min(at + 20_000).min(plan.chaos_ms - 1), move |w| {
                 w.tell(format_args!("the storm is over"));
                 w.weather = before;
             });
@@ -201,5 +201,22 @@ fn strike(w: &mut World, plan: &Plan, at: Millis, chance: &mut Chance) {
     }
 }
 
-/// Some mutations need the world to be where they hurt: it is brought there a little more often.
-fn aim(_: &mut World, _: Mutation, _: &mut Chance) {}
+/// Mutations that are not in the product: somebody else does what no broker may do.
+fn aim(w: &mut World, mutation: Mutation) {
+    if mutation == Mutation::CleanerByAge {
+        for at in (30_000..600_000).step_by(10_000) {
+            w.at(at, |w| {
+                let (now, old) = (w.now, 25_000);
+                let segment = |k: &str| k.starts_with("wal/") && !k.contains("checkpoint") && !k.ends_with("head.json");
+                let keys: Vec<String> = w
+                    .bucket
+                    .objects
+                    .iter()
+                    .filter(|(k, o)| segment(k) && o.written + old < now)
+                    .map(|(k, _)| k.clone())
+                    .collect();
+                keys.iter().for_each(|k| w.bucket.delete(k, now));
+            });
+        }
+    }
+}

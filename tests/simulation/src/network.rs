@@ -98,6 +98,7 @@ impl Network {
 
     pub fn mend_all(&mut self) {
         self.cuts.clear();
+        self.silent.clear();
     }
 
     pub fn is_cut(&self, a: Node, b: Node) -> bool {
