@@ -30,6 +30,7 @@ use crate::manifest::change::TakeoverRefused;
 use crate::manifest::keeper::{ManifestError, ManifestKeeper};
 use crate::merge::Merger;
 use crate::metrics::LogMetrics;
+use crate::mutation::{self, Mutation};
 use crate::read::blocks::Blocks;
 use crate::read::tail::TailRing;
 use crate::recover::{Source, Sources, StreamRead};
@@ -175,6 +176,11 @@ async fn join(
         };
         match taken {
             Ok(()) => {
+                if mutation::on(Mutation::SealDeleted) {
+                    for (victim, at) in &sealed {
+                        let _ = store.bulk.delete(&store.key(&keys::segment(*victim, *at))).await;
+                    }
+                }
                 return Ok(Joined {
                     incarnation,
                     node_id,

@@ -5,13 +5,18 @@ use std::time::Duration;
 
 use alluvium::config::Settings;
 use alluvium::simulated::Simulated;
-use alluvium_log::{Clock, Log, LogOptions};
+use alluvium_log::manifest::StreamEntry;
+use alluvium_log::membership::{MembershipOptions, Peers, PingError, Pong};
+use alluvium_log::{Clock, Incarnation, Log, LogOptions};
+use futures::future::BoxFuture;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use prometheus_client::registry::Registry;
 use alluvium_log::store::{Store, StoreKind, StoreOptions};
 use object_store::path::Path;
 use tokio::sync::mpsc;
 
-use crate::network::accept;
+use crate::network::{Port, accept, dial};
+use crate::clients::node_named;
 use crate::store::SimStore;
 use crate::world::{Command, EPOCH_MS, Node, Shared};
 
@@ -84,24 +89,84 @@ pub async fn run(world: Shared, node: Node, boot: u64, mut stop: mpsc::Unbounded
     {
         let mut w = world.lock();
         w.tell(format_args!("{node} is up as incarnation {}", broker.log().incarnation()));
-        w.network.listen(node, boot);
+        w.network.listen(node, Port::Clients, boot);
+        w.network.listen(node, Port::Peers, boot);
     }
+    let peers = Arc::new(SimPeers {
+        world: world.clone(),
+        node,
+    });
+    let options = MembershipOptions::default();
+    broker.log().watch_peers(peers, options, &mut Registry::default());
+    tokio::spawn(answer_peers(world.clone(), node, boot, broker.log().clone()));
     let why = loop {
         tokio::select! {
             biased;
-            why = broker.log().fenced() => break format!("fenced: {why}"),
+            why = broker.log().fenced() => break format!("fenced: {}", why.why),
             _ = stop.recv() => {
                 break match broker.stop(STOP_PATIENCE).await {
                     Ok(()) => "stopped".to_owned(),
                     Err(why) => format!("stopped: {why}"),
                 };
             }
-            stream = accept(&world, node, boot) => {
+            stream = accept(&world, node, Port::Clients, boot) => {
                 tokio::spawn(broker.serve(stream));
             }
         }
     };
     exit(&world, node, boot, &why);
+}
+
+/// The way to other brokers: the question and the answer of a ping, without the protocol around them.
+struct SimPeers {
+    world: Shared,
+    node: Node,
+}
+
+impl Peers for SimPeers {
+    fn ping(
+        &self,
+        to: &StreamEntry,
+        _: Incarnation,
+        manifest_version: u64,
+    ) -> BoxFuture<'static, Result<Pong, PingError>> {
+        let endpoint = to.endpoints.values().next().cloned();
+        let (world, from) = (self.world.clone(), self.node);
+        Box::pin(async move {
+            let to = endpoint.and_then(|e| node_named(&e.host)).ok_or(PingError::NoAnswer)?;
+            let asked = async {
+                let mut stream = dial(&world, from, to, Port::Peers).await?;
+                stream.write_u64(manifest_version).await?;
+                std::io::Result::Ok(Pong {
+                    incarnation: stream.read_u64().await?,
+                    manifest_version: stream.read_u64().await?,
+                    draining: stream.read_u8().await? > 0,
+                })
+            };
+            asked.await.map_err(|e| match e.kind() {
+                std::io::ErrorKind::ConnectionRefused => PingError::Refused,
+                _ => PingError::NoAnswer,
+            })
+        })
+    }
+}
+
+async fn answer_peers(world: Shared, node: Node, boot: u64, log: Log) {
+    loop {
+        let mut stream = accept(&world, node, Port::Peers, boot).await;
+        let log = log.clone();
+        tokio::spawn(async move {
+            let Ok(version) = stream.read_u64().await else { return };
+            if version > log.applied_manifest_version() {
+                log.refresh().await;
+            }
+            let mut answer = log.incarnation().to_be_bytes().to_vec();
+            answer.extend(log.applied_manifest_version().to_be_bytes());
+            answer.push(0);
+            // Who asked may have gone.
+            let _ = stream.write_all(&answer).await;
+        });
+    }
 }
 
 fn exit(world: &Shared, node: Node, boot: u64, why: &str) {
@@ -112,7 +177,7 @@ fn exit(world: &Shared, node: Node, boot: u64, why: &str) {
 /// Opens the log of a bucket that nobody else uses.
 pub async fn open_alone(store: Store, clock: Arc<dyn Clock>) -> Result<Log, String> {
     let mut options = LogOptions::for_store(StoreKind::Memory);
-    options.node_id = 99;
+    options.node_id = Some(99);
     let mut registry = Registry::default();
     let opened = Log::open(store, options, clock, &mut registry).await;
     opened.map_err(|e| e.to_string())

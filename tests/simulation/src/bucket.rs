@@ -1,6 +1,6 @@
 //! The bucket: what the store holds, with S3's rules. No faults here, they happen on the way: see `store`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 
@@ -22,6 +22,8 @@ pub struct Bucket {
     /// Deleted keys that a LIST may still show, and when they went.
     pub deleted: BTreeMap<String, (Object, Millis)>,
     pub count: Counts,
+    /// Tags that each key has had: what [`crate::mutation::Mutation::EtagAba`] needs.
+    pub past: BTreeMap<String, BTreeSet<String>>,
 }
 
 /// Requests and objects so far.
@@ -75,6 +77,9 @@ impl Bucket {
         self.count.created += u64::from(present.is_none());
         let etag = etag(&bytes);
         self.deleted.remove(key);
+        if matches!(condition, If::Tag(_)) || key.ends_with(".json") {
+            self.past.entry(key.to_owned()).or_default().insert(etag.clone());
+        }
         self.objects.insert(
             key.to_owned(),
             Object {

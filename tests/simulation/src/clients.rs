@@ -688,7 +688,7 @@ impl Client {
     }
 }
 
-fn node_named(host: &str) -> Option<Node> {
+pub fn node_named(host: &str) -> Option<Node> {
     host.strip_prefix('b')?.parse().ok().map(Node)
 }
 

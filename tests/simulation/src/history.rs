@@ -1,7 +1,7 @@
 //! What clients saw, and what must hold of it: the invariants of a log, checked as the history grows and once more at
 //! its end. Nothing here knows how the log is built.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use uuid::Uuid;
 
@@ -82,6 +82,8 @@ struct Commits {
 pub struct History {
     pub violations: Vec<String>,
     logs: BTreeMap<Partition, Log>,
+    /// Topics whose deletion was asked for.
+    gone: BTreeSet<Uuid>,
     commits: BTreeMap<(String, Partition), Commits>,
     /// The newest success of each client, by name.
     successes: BTreeMap<String, Millis>,
@@ -92,7 +94,11 @@ pub struct History {
 
 impl History {
     fn log(&mut self, p: Partition) -> &mut Log {
-        self.logs.entry(p).or_default()
+        let deleted = self.gone.contains(&p.0);
+        self.logs.entry(p).or_insert_with(|| Log {
+            deleted,
+            ..Log::default()
+        })
     }
 
     fn wrong(&mut self, what: String) {
@@ -194,6 +200,7 @@ impl History {
 
     /// The topic is to be deleted: from now on its end is no loss.
     pub fn deleting(&mut self, topic: Uuid) {
+        self.gone.insert(topic);
         for (_, log) in self.logs.range_mut((topic, i32::MIN)..=(topic, i32::MAX)) {
             log.deleted = true;
         }

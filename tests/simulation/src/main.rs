@@ -111,7 +111,7 @@ fn one(seed: u64, args: &Args) -> bool {
         println!("{}", std::backtrace::Backtrace::capture());
         std::process::exit(101);
     }));
-    let outcome = run::run(seed, false, args.mutation, !args.quiet);
+    let outcome = run::run(seed, true, args.mutation, !args.quiet);
     for what in &outcome.violations {
         println!("VIOLATION {what}");
     }

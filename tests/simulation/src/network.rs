@@ -19,6 +19,13 @@ const STALLED_LOOK_MS: Millis = 100;
 /// How long a client waits for a connection.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// What a process listens for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Port {
+    Clients,
+    Peers,
+}
+
 /// Connections and what is between machines.
 #[derive(Debug, Default)]
 pub struct Network {
@@ -27,7 +34,7 @@ pub struct Network {
     connections: BTreeMap<u64, Connection>,
     next: u64,
     /// Processes that accept connections, by machine.
-    listeners: BTreeMap<Node, Listener>,
+    listeners: BTreeMap<(Node, Port), Listener>,
     /// Machines whose process was killed while their network went silent too.
     silent: BTreeSet<Node>,
     /// Probabilities of a weather of its own: a packet is sent again, a connection is reset.
@@ -106,10 +113,10 @@ impl Network {
     }
 
     /// A process of the machine accepts connections from now on.
-    pub fn listen(&mut self, node: Node, boot: u64) {
+    pub fn listen(&mut self, node: Node, port: Port, boot: u64) {
         self.silent.remove(&node);
         self.listeners.insert(
-            node,
+            (node, port),
             Listener {
                 boot,
                 ..Listener::default()
@@ -121,7 +128,7 @@ impl Network {
 impl World {
     /// The process of a machine is no more. With `silent` its connections just fall silent, else they are reset.
     pub fn hang_up(&mut self, node: Node, silent: bool) {
-        self.network.listeners.remove(&node);
+        self.network.listeners.retain(|(n, _), _| *n != node);
         if silent {
             self.network.silent.insert(node);
         }
@@ -218,8 +225,8 @@ impl World {
         }
     }
 
-    fn arrive(&mut self, id: u64, to: Node) -> Result<(), io::ErrorKind> {
-        let Some(listener) = self.network.listeners.get_mut(&to) else {
+    fn arrive(&mut self, id: u64, to: Node, port: Port) -> Result<(), io::ErrorKind> {
+        let Some(listener) = self.network.listeners.get_mut(&(to, port)) else {
             return Err(io::ErrorKind::ConnectionRefused);
         };
         listener.waiting.push_back(id);
@@ -239,7 +246,7 @@ pub struct Stream {
 }
 
 /// Connects `from` with whatever listens on `to`.
-pub async fn dial(world: &Shared, from: Node, to: Node) -> io::Result<Stream> {
+pub async fn dial(world: &Shared, from: Node, to: Node, port: Port) -> io::Result<Stream> {
     let (tell, told) = tokio::sync::oneshot::channel();
     let id = {
         let mut w = world.lock();
@@ -252,7 +259,7 @@ pub async fn dial(world: &Shared, from: Node, to: Node) -> io::Result<Stream> {
             if w.network.is_cut(from, to) || w.network.silent.contains(&to) {
                 return;
             }
-            let arrived = w.arrive(id, to);
+            let arrived = w.arrive(id, to, port);
             let back = w.chance.between(2, 12);
             w.after(back, move |_| {
                 let _ = tell.send(arrived);
@@ -278,10 +285,10 @@ pub async fn dial(world: &Shared, from: Node, to: Node) -> io::Result<Stream> {
 }
 
 /// The next connection for a process.
-pub async fn accept(world: &Shared, node: Node, boot: u64) -> Stream {
+pub async fn accept(world: &Shared, node: Node, port: Port, boot: u64) -> Stream {
     std::future::poll_fn(|cx| {
         let mut w = world.lock();
-        match w.network.listeners.get_mut(&node) {
+        match w.network.listeners.get_mut(&(node, port)) {
             Some(listener) if listener.boot == boot => {
                 if let Some(id) = listener.waiting.pop_front() {
                     return Poll::Ready(Stream {

@@ -19,6 +19,7 @@ use object_store::{
 use tokio::sync::oneshot;
 
 use crate::bucket::{If, Object, Put};
+use crate::mutation::Mutation;
 use crate::world::{EPOCH_MS, Millis, Node, STORE, Shared, World};
 
 /// How often a client that retries sends a request again.
@@ -132,11 +133,21 @@ impl World {
         Fate::Answered
     }
 
-    fn carry_out(&mut self, request: &Request, node: Node) -> Reply {
+    fn carry_out(&mut self, request: &Request, node: Node, late: bool) -> Reply {
         let now = self.now;
         let reply = match request {
             Request::Put { key, bytes, condition } => {
-                Reply::Put(self.bucket.put(key, bytes.clone(), condition, now))
+                let mut condition = condition.clone();
+                if self.mutation == Some(Mutation::EtagAba)
+                    && late
+                    && let If::Tag(tag) = &mut condition
+                    && self.bucket.past.get(key).is_some_and(|past| past.contains(tag))
+                    && let Some(present) = self.bucket.objects.get(key)
+                {
+                    // As if a body had repeated: what was expected long ago is there again.
+                    tag.clone_from(&present.etag);
+                }
+                Reply::Put(self.bucket.put(key, bytes.clone(), &condition, now))
             }
             Request::Get { key } => Reply::Got(self.bucket.get(key)),
             Request::Delete { key } => {
@@ -190,9 +201,9 @@ impl World {
                 Fate::Conflict => Reply::Conflict,
                 Fate::CutBefore => Reply::Cut,
                 Fate::LostOnTheWay => return,
-                Fate::Answered => world.carry_out(&request, node),
+                Fate::Answered => world.carry_out(&request, node, false),
                 Fate::CutAfter | Fate::FailedAfter | Fate::AnswerLost | Fate::Echo | Fate::Late => {
-                    let reply = world.carry_out(&request, node);
+                    let reply = world.carry_out(&request, node, fate == Fate::Late);
                     match fate {
                         Fate::CutAfter if !request.writes() => match reply {
                             // A body that ends too soon.
@@ -246,7 +257,7 @@ impl SimStore {
     async fn once(&self, request: Request) -> Reply {
         if self.perfect {
             let mut world = self.world.lock();
-            return world.carry_out(&request, self.node);
+            return world.carry_out(&request, self.node, false);
         }
         let (answer, answered) = oneshot::channel();
         self.world.lock().send(self.node, request, answer);

@@ -64,12 +64,10 @@ impl<T> Window<T> {
         ready
     }
 
-    /// What [`crate::mutation::Mutation::PublishedOutOfOrder`] does.
-    pub(crate) fn answer<R>(&mut self, seq: Seq, answer: impl FnOnce(&T) -> R) {
-        let at = seq.checked_sub(self.first).map(|i| i as usize);
-        if let Some((segment, _)) = at.and_then(|i| self.slots.get(i)) {
-            answer(segment);
-        }
+    /// Lets the segment of a seq be looked at, if it is here.
+    pub(crate) fn peek<R>(&self, seq: Seq, look: impl FnOnce(&T) -> R) -> Option<R> {
+        let at = seq.checked_sub(self.first)? as usize;
+        self.slots.get(at).map(|(segment, _)| look(segment))
     }
 
     /// The stream is sealed: everything that is not published is dropped.
