@@ -3,10 +3,13 @@
 //! From the first byte of a connection on everything is the product's: frames, order, dispatch, handlers, groups,
 //! retention, engine. What the simulation brings is a store, a clock, and the byte streams.
 
+use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use alluvium_log::manifest::Endpoint;
+use alluvium_log::membership::MembershipOptions;
 use alluvium_log::store::Store;
 use alluvium_log::{Clock, Log};
 use prometheus_client::registry::Registry;
@@ -19,6 +22,7 @@ use crate::connection::serve;
 use crate::dispatch::{Dispatcher, Peer};
 use crate::frame::{ConnectionLimits, FrameBudgets, FrameReader};
 use crate::groups::{Coordinator, WallClock};
+use crate::peers::{PeerClient, PeerMetrics, Wire};
 use crate::{retention, server};
 
 /// One broker process.
@@ -32,15 +36,32 @@ pub struct Simulated {
 
 impl Simulated {
     /// Starts a broker on the runtime that this is called in; returns once it has recovered its log.
-    pub async fn start(
+    pub async fn start<S, F>(
         settings: Settings,
         store: Store,
         clock: Arc<dyn Clock>,
-    ) -> Result<Simulated, String> {
+        dial: impl Fn(&Endpoint) -> F + Send + Sync + 'static,
+    ) -> Result<Simulated, String>
+    where
+        S: AsyncRead + AsyncWrite + Send + Sync + Unpin + 'static,
+        F: Future<Output = io::Result<S>> + Send + 'static,
+    {
         let mut registry = Registry::default();
+        let names = settings.advertised_listeners.iter().map(|l| l.name.clone());
+        let metrics = PeerMetrics::register(&mut registry);
+        let peers = PeerClient::dialing(
+            Box::new(move |endpoint| {
+                let dialed = dial(endpoint);
+                Box::pin(async move { dialed.await.map(|s| Box::new(s) as Box<dyn Wire>) })
+            }),
+            names.collect(),
+            metrics,
+        );
         let opened = Log::open(store, settings.log.clone(), clock.clone(), &mut registry).await;
         let log = opened.map_err(|e| e.to_string())?;
-        let config = Arc::new(Config::new(settings));
+        peers.belongs_to(log.manifest().cluster_id, log.incarnation());
+        log.watch_peers(Arc::new(peers), MembershipOptions::default(), &mut registry);
+        let config = Arc::new(Config::new(settings, log.node_id()));
         let wall: WallClock = Arc::new(move || clock.now_ms());
         let groups = Coordinator::new(log.clone(), config.clone(), wall.clone(), &mut registry);
         retention::spawn(log.clone(), config.clone(), wall.clone(), &mut registry);
@@ -75,11 +96,13 @@ impl Simulated {
         }
     }
 
-    /// Stops as a process does that is asked to: connections first, then the log.
+    /// Stops as a process does that is asked to: the log first, so that clients hear where to go.
     pub async fn stop(&self, patience: Duration) -> Result<(), String> {
+        self.broker.readiness.drain();
+        let closed = tokio::time::timeout(patience, self.broker.log.close()).await;
         self.stopping.send_replace(true);
         tokio::time::sleep(patience / 10).await;
-        match tokio::time::timeout(patience, self.broker.log.close()).await {
+        match closed {
             Ok(closed) => closed.map_err(|e| e.to_string()),
             Err(_) => Err(format!("not closed within {patience:?}")),
         }

@@ -19,7 +19,7 @@ pub enum Mutation {
     HighWatermarkFirst,
     /// The retry of a batch is answered before the original is published.
     DuplicateAnsweredEarly,
-    /// A slot's way into a dead stream is forgotten as soon as the slot has a new owner.
+    /// A slot's way into a dead stream is forgotten while data of it still lies there.
     LinkDroppedEarly,
     /// A slot is given away without its release being in the stream.
     ReleaseSkipped,

@@ -281,7 +281,8 @@ async fn drop_links(inner: std::sync::Weak<Inner>, mut durable: watch::Receiver<
     while let Ok(Ok(())) | Err(_) = tokio::time::timeout(LINKS_AGAIN, durable.changed()).await {
         let newest = durable.borrow_and_update().clone();
         let Some(inner) = inner.upgrade() else { return };
-        let whole = newest.covered.iter().filter(|c| !c.foreign_l0);
+        let early = mutation::on(Mutation::LinkDroppedEarly);
+        let whole = newest.covered.iter().filter(|c| !c.foreign_l0 || early);
         let whole: Vec<(Slot, i32)> = whole.map(|c| (c.slot, c.epoch)).collect();
         inner.drop_links(&whole).await;
     }

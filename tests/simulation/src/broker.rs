@@ -5,17 +5,14 @@ use std::time::Duration;
 
 use alluvium::config::Settings;
 use alluvium::simulated::Simulated;
-use alluvium_log::manifest::StreamEntry;
-use alluvium_log::membership::{MembershipOptions, Peers, PingError, Pong};
-use alluvium_log::{Clock, Incarnation, Log, LogOptions};
-use futures::future::BoxFuture;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use alluvium_log::manifest::Endpoint;
+use alluvium_log::{Clock, Log, LogOptions};
 use prometheus_client::registry::Registry;
 use alluvium_log::store::{Store, StoreKind, StoreOptions};
 use object_store::path::Path;
 use tokio::sync::mpsc;
 
-use crate::network::{Port, accept, dial};
+use crate::network::{accept, dial};
 use crate::clients::node_named;
 use crate::store::SimStore;
 use crate::world::{Command, EPOCH_MS, Node, Shared};
@@ -48,7 +45,7 @@ pub fn store(world: &Shared, node: Node, seed: u64) -> Store {
 }
 
 /// Settings of the broker on a machine.
-pub fn settings(node: Node) -> Settings {
+pub fn settings(world: &Shared, node: Node) -> Settings {
     let advertised = format!("PLAINTEXT://{node}:9092");
     let id = node.0.to_string();
     let pairs = [
@@ -64,6 +61,10 @@ pub fn settings(node: Node) -> Settings {
         Ok(mut settings) => {
             // So little that most reads go to the store.
             settings.log.tail_bytes = 4_096;
+            let w = world.lock();
+            settings.log.merge.interval = Duration::from_millis(w.tuning.merge_ms);
+            settings.log.merge.file_bytes = w.tuning.file_bytes;
+            settings.log.delete_delay = Duration::from_millis(w.tuning.delete_delay_ms);
             settings
         }
         Err(why) => panic!("the simulation's settings: {why}"),
@@ -77,7 +78,15 @@ pub async fn run(world: Shared, node: Node, boot: u64, mut stop: mpsc::Unbounded
         world: world.clone(),
         node,
     });
-    let starting = Simulated::start(settings(node), store(&world, node, seed), clock);
+    let (dialing, settings) = (world.clone(), settings(&world, node));
+    let dial = move |endpoint: &Endpoint| {
+        let (world, to) = (dialing.clone(), node_named(&endpoint.host));
+        async move {
+            let to = to.ok_or(std::io::ErrorKind::NotFound)?;
+            dial(&world, node, to).await
+        }
+    };
+    let starting = Simulated::start(settings, store(&world, node, seed), clock, dial);
     let broker = tokio::select! {
         biased;
         _ = stop.recv() => return exit(&world, node, boot, "stopped before it had started"),
@@ -89,16 +98,8 @@ pub async fn run(world: Shared, node: Node, boot: u64, mut stop: mpsc::Unbounded
     {
         let mut w = world.lock();
         w.tell(format_args!("{node} is up as incarnation {}", broker.log().incarnation()));
-        w.network.listen(node, Port::Clients, boot);
-        w.network.listen(node, Port::Peers, boot);
+        w.network.listen(node, boot);
     }
-    let peers = Arc::new(SimPeers {
-        world: world.clone(),
-        node,
-    });
-    let options = MembershipOptions::default();
-    broker.log().watch_peers(peers, options, &mut Registry::default());
-    tokio::spawn(answer_peers(world.clone(), node, boot, broker.log().clone()));
     let why = loop {
         tokio::select! {
             biased;
@@ -109,64 +110,12 @@ pub async fn run(world: Shared, node: Node, boot: u64, mut stop: mpsc::Unbounded
                     Err(why) => format!("stopped: {why}"),
                 };
             }
-            stream = accept(&world, node, Port::Clients, boot) => {
+            stream = accept(&world, node, boot) => {
                 tokio::spawn(broker.serve(stream));
             }
         }
     };
     exit(&world, node, boot, &why);
-}
-
-/// The way to other brokers: the question and the answer of a ping, without the protocol around them.
-struct SimPeers {
-    world: Shared,
-    node: Node,
-}
-
-impl Peers for SimPeers {
-    fn ping(
-        &self,
-        to: &StreamEntry,
-        _: Incarnation,
-        manifest_version: u64,
-    ) -> BoxFuture<'static, Result<Pong, PingError>> {
-        let endpoint = to.endpoints.values().next().cloned();
-        let (world, from) = (self.world.clone(), self.node);
-        Box::pin(async move {
-            let to = endpoint.and_then(|e| node_named(&e.host)).ok_or(PingError::NoAnswer)?;
-            let asked = async {
-                let mut stream = dial(&world, from, to, Port::Peers).await?;
-                stream.write_u64(manifest_version).await?;
-                std::io::Result::Ok(Pong {
-                    incarnation: stream.read_u64().await?,
-                    manifest_version: stream.read_u64().await?,
-                    draining: stream.read_u8().await? > 0,
-                })
-            };
-            asked.await.map_err(|e| match e.kind() {
-                std::io::ErrorKind::ConnectionRefused => PingError::Refused,
-                _ => PingError::NoAnswer,
-            })
-        })
-    }
-}
-
-async fn answer_peers(world: Shared, node: Node, boot: u64, log: Log) {
-    loop {
-        let mut stream = accept(&world, node, Port::Peers, boot).await;
-        let log = log.clone();
-        tokio::spawn(async move {
-            let Ok(version) = stream.read_u64().await else { return };
-            if version > log.applied_manifest_version() {
-                log.refresh().await;
-            }
-            let mut answer = log.incarnation().to_be_bytes().to_vec();
-            answer.extend(log.applied_manifest_version().to_be_bytes());
-            answer.push(0);
-            // Who asked may have gone.
-            let _ = stream.write_all(&answer).await;
-        });
-    }
 }
 
 fn exit(world: &Shared, node: Node, boot: u64, why: &str) {

@@ -64,7 +64,7 @@ pub struct Described {
 
 /// What ends an attempt.
 #[derive(Debug)]
-enum Failed {
+pub enum Failed {
     /// Worth another try.
     Again(String),
     /// The topic is not there (any more).
@@ -77,7 +77,7 @@ impl From<io::Error> for Failed {
     }
 }
 
-type Tried<T> = Result<T, Failed>;
+pub type Tried<T> = Result<T, Failed>;
 
 impl Client {
     pub fn new(world: &Shared, from: Node, name: &str, brokers: &[Node]) -> Client {
@@ -92,24 +92,24 @@ impl Client {
         }
     }
 
-    fn now(&self) -> Millis {
+    pub(crate) fn now(&self) -> Millis {
         self.world.lock().clock()
     }
 
-    fn closing(&self) -> bool {
+    pub(crate) fn closing(&self) -> bool {
         self.world.lock().closing
     }
 
-    async fn pause(&mut self, from: u64, to: u64) {
+    pub(crate) async fn pause(&mut self, from: u64, to: u64) {
         let ms = self.chance.between(from, to);
         tokio::time::sleep(Duration::from_millis(ms)).await;
     }
 
-    fn tell(&self, line: std::fmt::Arguments<'_>) {
+    pub(crate) fn tell(&self, line: std::fmt::Arguments<'_>) {
         self.world.lock().tell(format_args!("{} {line}", self.name));
     }
 
-    fn wrong(&self, what: String) {
+    pub(crate) fn wrong(&self, what: String) {
         self.world.lock().violation(format!("{}: {what}", self.name));
     }
 
@@ -120,7 +120,7 @@ impl Client {
     }
 
     /// A connection to a broker, kept from earlier or new; taken out, so that an error leaves none behind.
-    async fn take(&mut self, node: Node) -> Tried<Kafka> {
+    pub(crate) async fn take(&mut self, node: Node) -> Tried<Kafka> {
         match self.connections.0.remove(&node) {
             Some(kafka) => Ok(kafka),
             None => {
@@ -132,7 +132,7 @@ impl Client {
         }
     }
 
-    fn give_back(&mut self, kafka: Kafka) {
+    pub(crate) fn give_back(&mut self, kafka: Kafka) {
         self.good = Some(kafka.node);
         self.connections.0.insert(kafka.node, kafka);
     }
@@ -146,7 +146,7 @@ impl Client {
     }
 
     /// Describes a topic; `None` if the broker does not know it.
-    async fn describe(&mut self, topic: &str) -> Tried<Option<Described>> {
+    pub(crate) async fn describe(&mut self, topic: &str) -> Tried<Option<Described>> {
         let node = self.any_broker();
         let mut kafka = self.take(node).await?;
         let mut named = MetadataRequestTopic::default();
@@ -577,7 +577,7 @@ impl Client {
                 next += 1 + self.chance.below(5) as i64;
                 self.try_commit(&group, &topic, partition, next).await
             } else {
-                self.try_fetch_commit(&group, &topic, partition).await
+                self.try_fetch_commit(&group, &topic, partition).await.map(|_| ())
             };
             if let Err(e) = tried {
                 self.tell(format_args!("group {group}: {e:?}"));
@@ -587,7 +587,7 @@ impl Client {
         }
     }
 
-    async fn coordinator(&mut self, group: &str) -> Tried<Node> {
+    pub(crate) async fn coordinator(&mut self, group: &str) -> Tried<Node> {
         let node = self.any_broker();
         let mut kafka = self.take(node).await?;
         let mut request = FindCoordinatorRequest::default();
@@ -645,7 +645,7 @@ impl Client {
         }
     }
 
-    async fn try_fetch_commit(&mut self, group: &str, topic: &str, partition: i32) -> Tried<()> {
+    pub(crate) async fn try_fetch_commit(&mut self, group: &str, topic: &str, partition: i32) -> Tried<i64> {
         let described = self.describe(topic).await?.ok_or(Failed::NoTopic)?;
         let node = self.coordinator(group).await?;
         let mut kafka = self.take(node).await?;
@@ -676,7 +676,7 @@ impl Client {
                 w.tell(format_args!("{} group {group} is at {offset} says {node}", self.name));
                 w.history.committed(group, (described.id, partition), offset, asked);
                 w.history.success(&self.name, now);
-                Ok(())
+                Ok(offset)
             }
             (error, _) => {
                 if !code::is_retriable(error) {

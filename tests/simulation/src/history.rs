@@ -85,6 +85,8 @@ pub struct History {
     /// Topics whose deletion was asked for.
     gone: BTreeSet<Uuid>,
     commits: BTreeMap<(String, Partition), Commits>,
+    /// Per group: each generation that a member has heard of as settled, and when.
+    generations: BTreeMap<String, Vec<(Millis, i32)>>,
     /// The newest success of each client, by name.
     successes: BTreeMap<String, Millis>,
     pub acks: u64,
@@ -215,6 +217,28 @@ impl History {
         self.commits_acked += 1;
         let c = self.commits.entry((group.to_owned(), p)).or_default();
         c.acked.push((now, offset));
+    }
+
+    fn newest_generation(&self, group: &str, before: Millis) -> i32 {
+        let known = self.generations.get(group).into_iter().flatten();
+        known.filter(|(at, _)| *at < before).map(|(_, g)| *g).max().unwrap_or(-1)
+    }
+
+    /// A member that asked at `asked` was given its share in a generation.
+    pub fn synced(&mut self, group: &str, generation: i32, asked: Millis, now: Millis) {
+        let newest = self.newest_generation(group, asked);
+        if generation < newest {
+            self.wrong(format!("group {group}: generation {generation} was settled after {newest}"));
+        }
+        self.generations.entry(group.to_owned()).or_default().push((now, generation));
+    }
+
+    /// A member's commit, sent at `asked`, was acknowledged.
+    pub fn committed_in(&mut self, group: &str, generation: i32, asked: Millis) {
+        let newest = self.newest_generation(group, asked);
+        if generation < newest {
+            self.wrong(format!("group {group}: generation {generation} committed, and {newest} was settled"));
+        }
     }
 
     /// A coordinator answered that `offset` (-1: none) is committed; it was asked at `asked`.
@@ -383,6 +407,20 @@ mod tests {
         h.commit_acked("g", P, 5, 20);
         h.committed("g", P, 5, 21);
         assert_eq!(h.violations, Vec::<String>::new());
+    }
+
+    #[test]
+    fn old_generations_are_seen() {
+        let mut h = History::default();
+        h.synced("g", 3, 0, 5);
+        h.committed_in("g", 3, 9);
+        h.synced("g", 4, 5, 10);
+        h.committed_in("g", 3, 10);
+        assert_eq!(found(&h), 0, "it may have been under way");
+        h.committed_in("g", 3, 11);
+        assert_eq!(found(&h), 1);
+        h.synced("g", 3, 11, 12);
+        assert_eq!(found(&h), 2);
     }
 
     #[test]

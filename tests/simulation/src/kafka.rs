@@ -8,7 +8,7 @@ use kafka_wire::{KafkaRequest, OutboundFrameLimits, RequestResponsePair, encode_
 use kafka_wire_core::{ApiVersion, DecodeLimits, Decoder, KafkaDecode, KafkaEncode, StrBytes};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::network::{Port, Stream, dial};
+use crate::network::{Stream, dial};
 use crate::world::{Node, Shared};
 
 /// How long a client waits for an answer.
@@ -51,7 +51,7 @@ fn invalid(error: impl ToString) -> io::Error {
 impl Kafka {
     pub async fn connect(world: &Shared, from: Node, to: Node) -> io::Result<Kafka> {
         Ok(Kafka {
-            stream: dial(world, from, to, Port::Clients).await?,
+            stream: dial(world, from, to).await?,
             correlation: 0,
             node: to,
         })

@@ -6,6 +6,7 @@ mod clients;
 mod history;
 mod kafka;
 mod machine;
+mod members;
 mod mutation;
 mod nemesis;
 mod network;

@@ -1,7 +1,7 @@
 //! What goes wrong, and when: drawn from the seed before anything runs.
 
 use crate::mutation::Mutation;
-use crate::world::{Chance, Command, Millis, Node, STORE, Shared, World};
+use crate::world::{Tuning, Chance, Command, Millis, Node, STORE, Shared, World};
 
 /// How the store is at the moment: probabilities of each way to fail, and latencies.
 #[derive(Clone, Copy, Debug)]
@@ -93,6 +93,8 @@ pub struct Plan {
     /// Whether brokers share the bucket; else the newest start takes everything.
     pub shared: bool,
     pub weather: StoreWeather,
+    /// Whether it is left alone at the end, to see that it forgets its dead.
+    pub drains: bool,
 }
 
 /// Draws a plan and schedules all of it.
@@ -100,15 +102,23 @@ pub fn plan(world: &Shared, shared: bool, chance: &mut Chance) -> Plan {
     let brokers: Vec<Node> = (1..=chance.between(2, 5) as u8).map(Node).collect();
     let calm = chance.happens(0.15);
     let plan = Plan {
-        chaos_ms: chance.between(40_000, 120_000),
+        chaos_ms: chance.between(40_000, 240_000),
         shared,
         weather: match calm {
             true => StoreWeather::calm(),
             false => StoreWeather::rough(chance),
         },
         brokers,
+        drains: chance.happens(0.2),
     };
     let mut w = world.lock();
+    w.tuning = Tuning {
+        merge_ms: chance.between(2_000, 30_000),
+        file_bytes: chance.between(2_000, 200_000),
+        delete_delay_ms: chance.between(500, 20_000),
+    };
+    let tuning = w.tuning;
+    w.tell(format_args!("{tuning:?}"));
     let weather = plan.weather;
     // The first start makes the cluster in peace, so that there is something to break.
     w.at(3_000, move |w| w.weather = weather);

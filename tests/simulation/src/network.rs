@@ -19,13 +19,6 @@ const STALLED_LOOK_MS: Millis = 100;
 /// How long a client waits for a connection.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What a process listens for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Port {
-    Clients,
-    Peers,
-}
-
 /// Connections and what is between machines.
 #[derive(Debug, Default)]
 pub struct Network {
@@ -34,7 +27,7 @@ pub struct Network {
     connections: BTreeMap<u64, Connection>,
     next: u64,
     /// Processes that accept connections, by machine.
-    listeners: BTreeMap<(Node, Port), Listener>,
+    listeners: BTreeMap<Node, Listener>,
     /// Machines whose process was killed while their network went silent too.
     silent: BTreeSet<Node>,
     /// Probabilities of a weather of its own: a packet is sent again, a connection is reset.
@@ -113,10 +106,10 @@ impl Network {
     }
 
     /// A process of the machine accepts connections from now on.
-    pub fn listen(&mut self, node: Node, port: Port, boot: u64) {
+    pub fn listen(&mut self, node: Node, boot: u64) {
         self.silent.remove(&node);
         self.listeners.insert(
-            (node, port),
+            node,
             Listener {
                 boot,
                 ..Listener::default()
@@ -128,7 +121,7 @@ impl Network {
 impl World {
     /// The process of a machine is no more. With `silent` its connections just fall silent, else they are reset.
     pub fn hang_up(&mut self, node: Node, silent: bool) {
-        self.network.listeners.retain(|(n, _), _| *n != node);
+        self.network.listeners.remove(&node);
         if silent {
             self.network.silent.insert(node);
         }
@@ -225,8 +218,8 @@ impl World {
         }
     }
 
-    fn arrive(&mut self, id: u64, to: Node, port: Port) -> Result<(), io::ErrorKind> {
-        let Some(listener) = self.network.listeners.get_mut(&(to, port)) else {
+    fn arrive(&mut self, id: u64, to: Node) -> Result<(), io::ErrorKind> {
+        let Some(listener) = self.network.listeners.get_mut(&to) else {
             return Err(io::ErrorKind::ConnectionRefused);
         };
         listener.waiting.push_back(id);
@@ -246,7 +239,7 @@ pub struct Stream {
 }
 
 /// Connects `from` with whatever listens on `to`.
-pub async fn dial(world: &Shared, from: Node, to: Node, port: Port) -> io::Result<Stream> {
+pub async fn dial(world: &Shared, from: Node, to: Node) -> io::Result<Stream> {
     let (tell, told) = tokio::sync::oneshot::channel();
     let id = {
         let mut w = world.lock();
@@ -259,7 +252,7 @@ pub async fn dial(world: &Shared, from: Node, to: Node, port: Port) -> io::Resul
             if w.network.is_cut(from, to) || w.network.silent.contains(&to) {
                 return;
             }
-            let arrived = w.arrive(id, to, port);
+            let arrived = w.arrive(id, to);
             let back = w.chance.between(2, 12);
             w.after(back, move |_| {
                 let _ = tell.send(arrived);
@@ -285,10 +278,10 @@ pub async fn dial(world: &Shared, from: Node, to: Node, port: Port) -> io::Resul
 }
 
 /// The next connection for a process.
-pub async fn accept(world: &Shared, node: Node, port: Port, boot: u64) -> Stream {
+pub async fn accept(world: &Shared, node: Node, boot: u64) -> Stream {
     std::future::poll_fn(|cx| {
         let mut w = world.lock();
-        match w.network.listeners.get_mut(&(node, port)) {
+        match w.network.listeners.get_mut(&node) {
             Some(listener) if listener.boot == boot => {
                 if let Some(id) = listener.waiting.pop_front() {
                     return Poll::Ready(Stream {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use alluvium_log::store::{Store, StoreKind, StoreOptions};
+use alluvium_log::manifest::Manifest;
 use alluvium_log::{Clock, Isolation};
 use std::sync::Arc;
 use tokio::sync::mpsc;
@@ -22,6 +23,10 @@ const TICK: Millis = 5;
 const RECOVERY_BOUND: Millis = 60_000;
 /// How long the end may take: clients finish, everything is read.
 const ENDING_BOUND: Millis = 120_000;
+/// How long a cluster is left alone before it must have forgotten its dead.
+const DRAINING: Millis = 240_000;
+/// Clients that have nothing to do for long.
+const NOT_ALWAYS: [&str; 5] = ["trimmer", "churner", "member0", "member1", "member2"];
 /// A process that ended is started again after at most this time.
 const RESTART_MS: Millis = 3_000;
 
@@ -259,6 +264,10 @@ impl Driver {
             let of = client(self, &format!("group{g}"));
             workers.push((g, Box::pin(of.commit(format!("g{g}"), "t".into(), g as i32))));
         }
+        for m in 0..3 {
+            let of = client(self, &format!("member{m}"));
+            workers.push((m % 2, Box::pin(of.be_member("members".into(), "t".into(), 3))));
+        }
         let of = client(self, "trimmer");
         workers.push((0, Box::pin(of.trim("t".into(), 2))));
         let churn = client(self, "churner");
@@ -290,7 +299,7 @@ impl Driver {
         let late: Vec<String> = w
             .history
             .clients()
-            .filter(|(name, at)| **at < healed && *name != "trimmer" && *name != "churner")
+            .filter(|(name, at)| **at < healed && !NOT_ALWAYS.contains(&name.as_str()))
             .map(|(name, at)| format!("{name} got through at {at} the last time, and all was whole at {healed}"))
             .collect();
         late.into_iter().for_each(|what| w.violation(what));
@@ -333,6 +342,47 @@ impl Driver {
             w.history.whole((id, partition), start, &log, Millis::MAX, "at the end");
         }
         self.check_bucket("in the bucket at the end");
+        if self.plan.drains && self.go_on() {
+            self.check_drained();
+        }
+    }
+
+    /// Left alone, a cluster forgets its dead: their streams leave the manifest, and their data the bucket.
+    fn check_drained(&mut self) {
+        let end = self.now() + DRAINING;
+        while self.now() < end && self.go_on() {
+            self.tick();
+        }
+        self.check_bucket("in the bucket after a rest");
+        let running = self.hosts.values().filter(|h| h.machine.is_some()).count();
+        let mut w = self.world.lock();
+        let stored = w.bucket.objects.get("cluster/manifest.json").map(|o| o.bytes.clone());
+        let manifest = stored.and_then(|bytes| Manifest::decode(&bytes).ok());
+        let Some(manifest) = manifest else {
+            return w.violation("there is no readable manifest".into());
+        };
+        if manifest.live().count() != running {
+            let live: Vec<_> = manifest.live().map(|(i, s)| (i, s.node_id)).collect();
+            w.violation(format!("{running} brokers run, and the manifest lists {live:?}"));
+        }
+        let dead: Vec<u64> = manifest
+            .streams
+            .iter()
+            .filter(|(_, s)| !s.is_live())
+            .map(|(i, _)| *i)
+            .collect();
+        if !dead.is_empty() {
+            w.violation(format!("after {DRAINING} ms of rest streams {dead:?} are still in the manifest"));
+        }
+        let wanted = manifest.slots.iter().filter(|r| r.desired.is_some()).count();
+        if wanted > 0 {
+            w.violation(format!("after {DRAINING} ms of rest {wanted} runs of slots wait to be moved"));
+        }
+        let segments = w.bucket.objects.keys().filter(|k| k.starts_with("wal/") && !k.ends_with("head.json"));
+        let (count, allowed) = (segments.count(), 40 + self.boots as usize * 2);
+        if count > allowed {
+            w.violation(format!("after {DRAINING} ms of rest {count} objects lie below wal/, at most {allowed} should"));
+        }
     }
 
     /// A broker of its own recovers a copy of the bucket, alone and undisturbed: all that was acknowledged must be

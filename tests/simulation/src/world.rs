@@ -154,6 +154,14 @@ pub enum Command {
     CheckBucket,
 }
 
+/// Settings of brokers that are drawn from the seed, so that all of a stream's life fits into minutes.
+#[derive(Clone, Copy, Debug)]
+pub struct Tuning {
+    pub merge_ms: u64,
+    pub file_bytes: u64,
+    pub delete_delay_ms: u64,
+}
+
 /// See the module's documentation.
 pub struct World {
     pub now: Millis,
@@ -167,6 +175,8 @@ pub struct World {
     pub commands: Vec<Command>,
     /// Offset of each broker's wall clock.
     pub skew_ms: [i64; 10],
+    /// Settings of brokers that are drawn from the seed.
+    pub tuning: Tuning,
     /// Set when clients are to come to an end.
     pub closing: bool,
     scheduled: BinaryHeap<Scheduled>,
@@ -200,6 +210,11 @@ impl Shared {
             mutation,
             commands: vec![],
             skew_ms: [0; 10],
+            tuning: Tuning {
+                merge_ms: 45_000,
+                file_bytes: 32 << 20,
+                delete_delay_ms: 60_000,
+            },
             closing: false,
             scheduled: BinaryHeap::new(),
             order: 0,

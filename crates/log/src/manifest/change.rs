@@ -8,7 +8,6 @@ use std::collections::BTreeMap;
 use uuid::Uuid;
 
 use super::{Endpoint, LinkRun, Manifest, ReleasedRun, SlotRun, StreamEntry, StreamState, Topic};
-use crate::mutation::{self, Mutation};
 use crate::{Incarnation, Seq, Slot, TopicId};
 
 /// Partitions of one topic, at most.
@@ -265,10 +264,7 @@ impl Manifest {
         });
         for (stream, at) in ended {
             if let Some(entry) = self.streams.get_mut(stream) {
-                let mut links = join_links(links.remove(stream).unwrap_or_default());
-                if mutation::on(Mutation::LinkDroppedEarly) {
-                    links.pop();
-                }
+                let links = join_links(links.remove(stream).unwrap_or_default());
                 entry.state = StreamState::Sealed { at: *at, links };
             }
             self.last_commits.remove(stream);
