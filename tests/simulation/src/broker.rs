@@ -6,14 +6,14 @@ use std::time::Duration;
 use alluvium::config::Settings;
 use alluvium::simulated::Simulated;
 use alluvium_log::manifest::Endpoint;
-use alluvium_log::{Clock, Log, LogOptions};
-use prometheus_client::registry::Registry;
 use alluvium_log::store::{Store, StoreKind, StoreOptions};
+use alluvium_log::{Clock, Log, LogOptions};
 use object_store::path::Path;
+use prometheus_client::registry::Registry;
 use tokio::sync::mpsc;
 
-use crate::network::{accept, dial};
 use crate::clients::node_named;
+use crate::network::{accept, dial};
 use crate::store::SimStore;
 use crate::world::{Command, EPOCH_MS, Node, Shared};
 
@@ -41,7 +41,14 @@ pub fn store(world: &Shared, node: Node, seed: u64) -> Store {
         ..StoreOptions::default()
     };
     let display = "s3://simulated".to_owned();
-    Store::from_parts(client(true), client(false), Path::default(), display, StoreKind::S3, options)
+    Store::from_parts(
+        client(true),
+        client(false),
+        Path::default(),
+        display,
+        StoreKind::S3,
+        options,
+    )
 }
 
 /// Settings of the broker on a machine.
@@ -97,7 +104,10 @@ pub async fn run(world: Shared, node: Node, boot: u64, mut stop: mpsc::Unbounded
     };
     {
         let mut w = world.lock();
-        w.tell(format_args!("{node} is up as incarnation {}", broker.log().incarnation()));
+        w.tell(format_args!(
+            "{node} is up as incarnation {}",
+            broker.log().incarnation()
+        ));
         w.network.listen(node, boot);
     }
     let why = loop {

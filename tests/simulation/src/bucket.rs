@@ -106,7 +106,12 @@ impl Bucket {
 
     /// The keys below `prefix`, as they were up to `stale` ago: each key by itself, so that the whole is no state
     /// that ever was.
-    pub fn list(&mut self, prefix: &str, now: Millis, mut stale: impl FnMut() -> Millis) -> Vec<(String, Object)> {
+    pub fn list(
+        &mut self,
+        prefix: &str,
+        now: Millis,
+        mut stale: impl FnMut() -> Millis,
+    ) -> Vec<(String, Object)> {
         self.count.lists += 1;
         let mut found = vec![];
         for (key, object) in &self.objects {

@@ -294,7 +294,9 @@ impl Client {
                 next_sequence += count as i32;
             }
             if let Some(identity) = identity {
-                let tried = self.send_all(&topic, partition, Some(identity), &mut unacked).await;
+                let tried = self
+                    .send_all(&topic, partition, Some(identity), &mut unacked)
+                    .await;
                 if let Err(e) = tried {
                     self.tell(format_args!("{} unacknowledged: {e:?}", unacked.len()));
                     self.pause(50, 400).await;
@@ -353,9 +355,14 @@ impl Client {
         }
         for request in sent {
             let answer = kafka.receive::<ProduceRequest>(13, request).await?;
-            let part = answer.responses.first().and_then(|t| t.partition_responses.first());
+            let part = answer
+                .responses
+                .first()
+                .and_then(|t| t.partition_responses.first());
             let (error, base) = part.map_or((-1, -1), |p| (p.error_code, p.base_offset));
-            let Some((sequence, values)) = unacked.front() else { break };
+            let Some((sequence, values)) = unacked.front() else {
+                break;
+            };
             if error != code::NONE {
                 let why = format!("sequence {sequence}: error {error} from {node}");
                 if !code::is_retriable(error) {
@@ -365,7 +372,11 @@ impl Client {
             }
             let mut w = self.world.lock();
             let now = w.clock();
-            w.tell(format_args!("{} {topic}-{partition} {base}: {sequence} x{} acknowledged by {node}", self.name, values.len()));
+            w.tell(format_args!(
+                "{} {topic}-{partition} {base}: {sequence} x{} acknowledged by {node}",
+                self.name,
+                values.len()
+            ));
             w.history.acked((id, partition), base, values, now);
             w.history.success(&self.name, now);
             unacked.pop_front();
@@ -386,7 +397,9 @@ impl Client {
                     if self.chance.happens(0.03) {
                         at = self.chance.below(at as u64 + 1) as i64;
                     }
-                    self.read_some(&topic, partition, &mut at, &mut of).await.map(|_| ())
+                    self.read_some(&topic, partition, &mut at, &mut of)
+                        .await
+                        .map(|_| ())
                 }
             };
             if let Err(e) = tried {
@@ -429,14 +442,18 @@ impl Client {
             return Err(Failed::Again(format!("ends: errors {} and {}", end.0, start.0)));
         }
         // By name: only if the name still means the same topic is this about it.
-        let same = self.leader(topic, partition).await.is_ok_and(|(now, _)| now == id);
+        let same = self
+            .leader(topic, partition)
+            .await
+            .is_ok_and(|(now, _)| now == id);
         if same {
             let mut w = self.world.lock();
             w.tell(format_args!(
                 "{} {topic}-{partition} of epoch {} is {}..{} says {node}",
                 self.name, end.2, start.1, end.1
             ));
-            w.history.told((id, partition), end.2, start.1, end.1, asked, answered);
+            w.history
+                .told((id, partition), end.2, start.1, end.1, asked, answered);
         }
         Ok((id, start.1, end.1))
     }
@@ -453,7 +470,9 @@ impl Client {
         let batches = match batches {
             Ok(batches) => batches,
             Err(code::OFFSET_OUT_OF_RANGE) => {
-                self.tell(format_args!("{topic}-{partition} {at} is out of range says {node}"));
+                self.tell(format_args!(
+                    "{topic}-{partition} {at} is out of range says {node}"
+                ));
                 self.world.lock().history.out_of_range((id, partition), *at);
                 let (_, start, end) = self.ask_end(topic, partition).await?;
                 *at = (*at).clamp(start, end.max(start));
@@ -463,7 +482,9 @@ impl Client {
                 return Err(Failed::Again(format!("fetch: error {error} from {node}")));
             }
             Err(error) => {
-                self.wrong(format!("fetch of {topic}-{partition} at {at}: error {error} from {node}"));
+                self.wrong(format!(
+                    "fetch of {topic}-{partition} at {at}: error {error} from {node}"
+                ));
                 return Err(Failed::Again(format!("error {error}")));
             }
         };
@@ -481,7 +502,10 @@ impl Client {
             w.history.read((id, partition), b.base, b.epoch, &b.values);
             *at = b.base + b.values.len() as i64;
         }
-        w.tell(format_args!("{} {topic}-{partition} read up to {at} from {node}", self.name));
+        w.tell(format_args!(
+            "{} {topic}-{partition} read up to {at} from {node}",
+            self.name
+        ));
         w.history.success(&self.name, now);
         Ok(!batches.is_empty())
     }
@@ -497,7 +521,11 @@ impl Client {
         }
     }
 
-    async fn try_read_whole(&mut self, topic: &str, partition: i32) -> Tried<(Uuid, i64, Vec<(i64, i32, Value)>)> {
+    async fn try_read_whole(
+        &mut self,
+        topic: &str,
+        partition: i32,
+    ) -> Tried<(Uuid, i64, Vec<(i64, i32, Value)>)> {
         let (id, start, end) = self.ask_end(topic, partition).await?;
         let (_, node) = self.leader(topic, partition).await?;
         let (mut at, mut all) = (start, vec![]);
@@ -597,9 +625,8 @@ impl Client {
         self.give_back(kafka);
         let found = answer.coordinators.first();
         match found {
-            Some(c) if c.error_code == code::NONE => {
-                node_named(c.host.as_str()).ok_or_else(|| Failed::Again(format!("coordinator {}", c.host.as_str())))
-            }
+            Some(c) if c.error_code == code::NONE => node_named(c.host.as_str())
+                .ok_or_else(|| Failed::Again(format!("coordinator {}", c.host.as_str()))),
             found => Err(Failed::Again(format!(
                 "no coordinator: {}",
                 found.map_or(-1, |c| c.error_code)
@@ -631,7 +658,10 @@ impl Client {
             code::NONE => {
                 let mut w = self.world.lock();
                 let now = w.clock();
-                w.tell(format_args!("{} group {group} committed {offset} with {node}", self.name));
+                w.tell(format_args!(
+                    "{} group {group} committed {offset} with {node}",
+                    self.name
+                ));
                 w.history.commit_acked(group, p, offset, now);
                 w.history.success(&self.name, now);
                 Ok(())
@@ -673,8 +703,12 @@ impl Client {
                 let offset = p.committed_offset;
                 let mut w = self.world.lock();
                 let now = w.clock();
-                w.tell(format_args!("{} group {group} is at {offset} says {node}", self.name));
-                w.history.committed(group, (described.id, partition), offset, asked);
+                w.tell(format_args!(
+                    "{} group {group} is at {offset} says {node}",
+                    self.name
+                ));
+                w.history
+                    .committed(group, (described.id, partition), offset, asked);
                 w.history.success(&self.name, now);
                 Ok(offset)
             }

@@ -4,7 +4,9 @@ use std::io;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use kafka_wire::{KafkaRequest, OutboundFrameLimits, RequestResponsePair, encode_request, response_header_version_for};
+use kafka_wire::{
+    KafkaRequest, OutboundFrameLimits, RequestResponsePair, encode_request, response_header_version_for,
+};
 use kafka_wire_core::{ApiVersion, DecodeLimits, Decoder, KafkaDecode, KafkaEncode, StrBytes};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -58,7 +60,11 @@ impl Kafka {
     }
 
     /// Sends a request; its answer is the next one that [`Kafka::receive`] has not given.
-    pub async fn send<R: KafkaRequest + KafkaEncode>(&mut self, version: i16, request: &R) -> io::Result<i32> {
+    pub async fn send<R: KafkaRequest + KafkaEncode>(
+        &mut self,
+        version: i16,
+        request: &R,
+    ) -> io::Result<i32> {
         self.correlation += 1;
         let mut frame = BytesMut::new();
         let limits = OutboundFrameLimits::new(1 << 26);
@@ -70,7 +76,11 @@ impl Kafka {
     }
 
     /// The next answer, which must be the one to request `id`.
-    pub async fn receive<R: RequestResponsePair>(&mut self, version: i16, id: i32) -> io::Result<R::Response> {
+    pub async fn receive<R: RequestResponsePair>(
+        &mut self,
+        version: i16,
+        id: i32,
+    ) -> io::Result<R::Response> {
         let read = async {
             let length = self.stream.read_i32().await?;
             let mut frame = vec![0; usize::try_from(length).map_err(invalid)?];
@@ -84,7 +94,9 @@ impl Kafka {
         let mut decoder = Decoder::new(frame, DecodeLimits::default()).map_err(invalid)?;
         let correlation = decoder.read_i32().map_err(invalid)?;
         if correlation != id {
-            return Err(invalid(format!("the answer to {correlation} came instead of {id}")));
+            return Err(invalid(format!(
+                "the answer to {correlation} came instead of {id}"
+            )));
         }
         if response_header_version_for::<R>(version).map_err(invalid)? > 0 {
             decoder.read_tagged_fields().map_err(invalid)?;

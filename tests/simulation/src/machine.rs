@@ -47,7 +47,8 @@ impl Machine {
         }
         let until = self.born.0 + Duration::from_millis(to - self.born.1);
         stepping(Some(self.born));
-        self.runtime.block_on(async { tokio::time::sleep_until(until).await });
+        self.runtime
+            .block_on(async { tokio::time::sleep_until(until).await });
         stepping(None);
         self.at = to;
     }

@@ -84,7 +84,9 @@ fn main() -> ExitCode {
     let passed = match (&args.seed, &args.seeds) {
         (Some(seed), _) => one(*seed, &args),
         (None, _) if args.mutations => sweep::mutations(args.seeds.unwrap_or((0, 400)), args.budget_seconds),
-        (None, Some(seeds)) => sweep::seeds(*seeds, args.mutation, args.budget_seconds, args.resume.as_deref()),
+        (None, Some(seeds)) => {
+            sweep::seeds(*seeds, args.mutation, args.budget_seconds, args.resume.as_deref())
+        }
         (None, None) => {
             eprintln!("{USAGE}");
             return ExitCode::from(2);
@@ -112,7 +114,18 @@ fn one(seed: u64, args: &Args) -> bool {
         println!("{}", std::backtrace::Backtrace::capture());
         std::process::exit(101);
     }));
-    let outcome = run::run(seed, true, args.mutation, !args.quiet);
+    let (mutation, print) = (args.mutation, !args.quiet);
+    // On a thread of its own: what the standard library remembers by thread was drawn before chance was taken over.
+    let ran = std::thread::Builder::new()
+        .stack_size(64 << 20)
+        .spawn(move || run::run(seed, true, mutation, print));
+    let outcome = match ran.map(std::thread::JoinHandle::join) {
+        Ok(Ok(outcome)) => outcome,
+        _ => {
+            println!("VIOLATION the simulation did not run");
+            return false;
+        }
+    };
     for what in &outcome.violations {
         println!("VIOLATION {what}");
     }

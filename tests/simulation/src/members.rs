@@ -40,10 +40,15 @@ impl Client {
         }
     }
 
-    async fn one_generation(&mut self, group: &str, topic: &str, partitions: u8, member: &mut Member) -> Tried<()> {
+    async fn one_generation(
+        &mut self,
+        group: &str,
+        topic: &str,
+        partitions: u8,
+        member: &mut Member,
+    ) -> Tried<()> {
         let node = self.coordinator(group).await?;
         let mut kafka = self.take(node).await?;
-        let asked = self.now();
         self.join(&mut kafka, group, partitions, member).await?;
         self.give_back(kafka);
         {
@@ -53,7 +58,7 @@ impl Client {
                 self.name, member.partitions, member.generation
             ));
             let now = w.clock();
-            w.history.synced(group, member.generation, asked, now);
+            w.history.synced(group, member.generation, now);
         }
         loop {
             if self.closing() {
@@ -82,7 +87,13 @@ impl Client {
     }
 
     /// JoinGroup and SyncGroup.
-    async fn join(&mut self, kafka: &mut Kafka, group: &str, partitions: u8, member: &mut Member) -> Tried<()> {
+    async fn join(
+        &mut self,
+        kafka: &mut Kafka,
+        group: &str,
+        partitions: u8,
+        member: &mut Member,
+    ) -> Tried<()> {
         let mut protocol = JoinGroupRequestProtocol::default();
         protocol.name = "range".into();
         protocol.metadata = Bytes::from_static(b"simulated");
@@ -114,7 +125,10 @@ impl Client {
         for (i, other) in joined.members.iter().enumerate() {
             let mut assignment = SyncGroupRequestAssignment::default();
             assignment.member_id = other.member_id.clone();
-            assignment.assignment = (0..partitions).filter(|p| *p as usize % count == i).collect::<Vec<u8>>().into();
+            assignment.assignment = (0..partitions)
+                .filter(|p| *p as usize % count == i)
+                .collect::<Vec<u8>>()
+                .into();
             request.assignments.push(assignment);
         }
         let synced = kafka.call(3, &request).await?;
@@ -168,12 +182,17 @@ impl Client {
         if error == code::NONE {
             let mut w = self.world.lock();
             let now = w.clock();
-            w.tell(format_args!("{} committed {offset} for {partition} of {group} with {node}", self.name));
+            w.tell(format_args!(
+                "{} committed {offset} for {partition} of {group} with {node}",
+                self.name
+            ));
             w.history.commit_acked(group, p, offset, now);
             w.history.committed_in(group, member.generation, asked);
             w.history.success(&self.name, now);
         } else if !must_join(error) && !code::is_retriable(error) {
-            self.wrong(format!("commit of a member of {group}: error {error} from {node}"));
+            self.wrong(format!(
+                "commit of a member of {group}: error {error} from {node}"
+            ));
         }
         Ok(error)
     }

@@ -1,7 +1,7 @@
 //! What goes wrong, and when: drawn from the seed before anything runs.
 
 use crate::mutation::Mutation;
-use crate::world::{Tuning, Chance, Command, Millis, Node, STORE, Shared, World};
+use crate::world::{Ambush, Chance, Command, Millis, Node, STORE, Shared, Tuning, World};
 
 /// How the store is at the moment: probabilities of each way to fail, and latencies.
 #[derive(Clone, Copy, Debug)]
@@ -119,6 +119,20 @@ pub fn plan(world: &Shared, shared: bool, chance: &mut Chance) -> Plan {
     };
     let tuning = w.tuning;
     w.tell(format_args!("{tuning:?}"));
+    if chance.happens(0.5) {
+        let mut some = |at_most: f64| match chance.happens(0.5) {
+            true => at_most * (chance.below(100) as f64 + 1.0) / 100.0,
+            false => 0.0,
+        };
+        w.ambush = Ambush {
+            head: some(0.3),
+            manifest: some(0.1),
+            checkpoint: some(0.1),
+            ms_max: 60_000,
+        };
+    }
+    let ambush = w.ambush;
+    w.tell(format_args!("{ambush:?}"));
     let weather = plan.weather;
     // The first start makes the cluster in peace, so that there is something to break.
     w.at(3_000, move |w| w.weather = weather);
@@ -211,13 +225,21 @@ fn strike(w: &mut World, plan: &Plan, at: Millis, chance: &mut Chance) {
     }
 }
 
-/// Mutations that are not in the product: somebody else does what no broker may do.
+/// Mutations that are not in the product: somebody else does what no broker may do. And one that needs the world in a
+/// rare state: a taker that sleeps in the middle while the owner, which only seemed dead, moves its floor.
 fn aim(w: &mut World, mutation: Mutation) {
+    if mutation == Mutation::FloorIgnored {
+        w.tuning.merge_ms = 2_000;
+        w.tuning.delete_delay_ms = 500;
+        w.ambush.head = 0.5;
+        w.ambush.ms_max = 60_000;
+    }
     if mutation == Mutation::CleanerByAge {
         for at in (30_000..600_000).step_by(10_000) {
             w.at(at, |w| {
                 let (now, old) = (w.now, 25_000);
-                let segment = |k: &str| k.starts_with("wal/") && !k.contains("checkpoint") && !k.ends_with("head.json");
+                let segment =
+                    |k: &str| k.starts_with("wal/") && !k.contains("checkpoint") && !k.ends_with("head.json");
                 let keys: Vec<String> = w
                     .bucket
                     .objects

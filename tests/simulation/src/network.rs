@@ -165,7 +165,11 @@ impl World {
             delay += self.chance.between(200, 1_500);
         }
         let resets = self.chance.happens(self.network.resets);
-        let c = self.network.connections.get_mut(&id).ok_or(io::ErrorKind::BrokenPipe)?;
+        let c = self
+            .network
+            .connections
+            .get_mut(&id)
+            .ok_or(io::ErrorKind::BrokenPipe)?;
         if c.ends[end].broken {
             return Err(io::ErrorKind::ConnectionReset.into());
         }

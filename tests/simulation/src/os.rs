@@ -34,7 +34,11 @@ fn next_random() -> u64 {
 /// # Safety
 /// As `getrandom(2)`: `buf` points to `len` bytes that may be written.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn getrandom(buf: *mut libc::c_void, len: libc::size_t, flags: libc::c_uint) -> libc::ssize_t {
+pub unsafe extern "C" fn getrandom(
+    buf: *mut libc::c_void,
+    len: libc::size_t,
+    flags: libc::c_uint,
+) -> libc::ssize_t {
     if !ACTIVE.load(Ordering::Relaxed) {
         // SAFETY: the arguments are the caller's.
         return unsafe { libc::syscall(libc::SYS_getrandom, buf, len, flags) as libc::ssize_t };

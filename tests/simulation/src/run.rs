@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use alluvium_log::store::{Store, StoreKind, StoreOptions};
 use alluvium_log::manifest::Manifest;
+use alluvium_log::store::{Store, StoreKind, StoreOptions};
 use alluvium_log::{Clock, Isolation};
 use std::sync::Arc;
 use tokio::sync::mpsc;
@@ -14,7 +14,7 @@ use crate::machine::Machine;
 use crate::mutation::Mutation;
 use crate::nemesis::{Plan, StoreWeather, plan};
 use crate::store::SimStore;
-use crate::world::{Chance, Command, EPOCH_MS, Millis, Node, Shared};
+use crate::world::{Ambush, Chance, Command, EPOCH_MS, Millis, Node, Shared};
 use crate::{broker, os};
 
 /// Step of the world.
@@ -140,14 +140,19 @@ impl Driver {
             }
             Command::Kill { node, silent } => {
                 if self.healed.is_none() && self.hosts.get(&node).is_some_and(|h| h.machine.is_some()) {
-                    self.world
-                        .lock()
-                        .tell(format_args!("{node} is killed{}", if silent { " without a word" } else { "" }));
+                    self.world.lock().tell(format_args!(
+                        "{node} is killed{}",
+                        if silent { " without a word" } else { "" }
+                    ));
                     self.end(node, silent);
                 }
             }
             Command::Exited { node, boot, why } => {
-                if self.hosts.get(&node).is_some_and(|h| h.boot == boot && h.machine.is_some()) {
+                if self
+                    .hosts
+                    .get(&node)
+                    .is_some_and(|h| h.boot == boot && h.machine.is_some())
+                {
                     self.world.lock().tell(format_args!("{node} exits: {why}"));
                     self.end(node, false);
                 }
@@ -177,6 +182,7 @@ impl Driver {
                     w.network.mend_all();
                     w.network.lossy = 0.0;
                     w.network.resets = 0.0;
+                    w.ambush = Ambush::default();
                 }
                 for node in self.plan.brokers.clone() {
                     self.thaw(node);
@@ -300,7 +306,9 @@ impl Driver {
             .history
             .clients()
             .filter(|(name, at)| **at < healed && !NOT_ALWAYS.contains(&name.as_str()))
-            .map(|(name, at)| format!("{name} got through at {at} the last time, and all was whole at {healed}"))
+            .map(|(name, at)| {
+                format!("{name} got through at {at} the last time, and all was whole at {healed}")
+            })
             .collect();
         late.into_iter().for_each(|what| w.violation(what));
         if w.history.acks == 0 {
@@ -335,11 +343,15 @@ impl Driver {
             return;
         }
         if wholes.len() < 3 {
-            return self.world.lock().violation("the log could not be read at the end".into());
+            return self
+                .world
+                .lock()
+                .violation("the log could not be read at the end".into());
         }
         for (partition, (id, start, log)) in wholes {
             let mut w = self.world.lock();
-            w.history.whole((id, partition), start, &log, Millis::MAX, "at the end");
+            w.history
+                .whole((id, partition), start, &log, Millis::MAX, "at the end");
         }
         self.check_bucket("in the bucket at the end");
         if self.plan.drains && self.go_on() {
@@ -356,7 +368,11 @@ impl Driver {
         self.check_bucket("in the bucket after a rest");
         let running = self.hosts.values().filter(|h| h.machine.is_some()).count();
         let mut w = self.world.lock();
-        let stored = w.bucket.objects.get("cluster/manifest.json").map(|o| o.bytes.clone());
+        let stored = w
+            .bucket
+            .objects
+            .get("cluster/manifest.json")
+            .map(|o| o.bytes.clone());
         let manifest = stored.and_then(|bytes| Manifest::decode(&bytes).ok());
         let Some(manifest) = manifest else {
             return w.violation("there is no readable manifest".into());
@@ -372,16 +388,26 @@ impl Driver {
             .map(|(i, _)| *i)
             .collect();
         if !dead.is_empty() {
-            w.violation(format!("after {DRAINING} ms of rest streams {dead:?} are still in the manifest"));
+            w.violation(format!(
+                "after {DRAINING} ms of rest streams {dead:?} are still in the manifest"
+            ));
         }
         let wanted = manifest.slots.iter().filter(|r| r.desired.is_some()).count();
         if wanted > 0 {
-            w.violation(format!("after {DRAINING} ms of rest {wanted} runs of slots wait to be moved"));
+            w.violation(format!(
+                "after {DRAINING} ms of rest {wanted} runs of slots wait to be moved"
+            ));
         }
-        let segments = w.bucket.objects.keys().filter(|k| k.starts_with("wal/") && !k.ends_with("head.json"));
+        let segments = w
+            .bucket
+            .objects
+            .keys()
+            .filter(|k| k.starts_with("wal/") && !k.ends_with("head.json"));
         let (count, allowed) = (segments.count(), 40 + self.boots as usize * 2);
         if count > allowed {
-            w.violation(format!("after {DRAINING} ms of rest {count} objects lie below wal/, at most {allowed} should"));
+            w.violation(format!(
+                "after {DRAINING} ms of rest {count} objects lie below wal/, at most {allowed} should"
+            ));
         }
     }
 

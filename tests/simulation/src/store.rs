@@ -13,14 +13,14 @@ use futures::stream::BoxStream;
 use object_store::path::Path;
 use object_store::{
     Attributes, CopyOptions, Error, GetOptions, GetRange, GetResult, GetResultPayload, ListResult,
-    MultipartUpload, ObjectMeta, ObjectStore, PutMode, PutMultipartOptions, PutOptions, PutPayload, PutResult,
-    Result,
+    MultipartUpload, ObjectMeta, ObjectStore, PutMode, PutMultipartOptions, PutOptions, PutPayload,
+    PutResult, Result,
 };
 use tokio::sync::oneshot;
 
 use crate::bucket::{If, Object, Put};
 use crate::mutation::Mutation;
-use crate::world::{EPOCH_MS, Millis, Node, STORE, Shared, World};
+use crate::world::{Command, EPOCH_MS, Millis, Node, STORE, Shared, World};
 
 /// How often a client that retries sends a request again.
 const RETRIES: u32 = 6;
@@ -40,10 +40,20 @@ pub struct SimStore {
 
 #[derive(Clone, Debug)]
 enum Request {
-    Put { key: String, bytes: Bytes, condition: If },
-    Get { key: String },
-    Delete { key: String },
-    List { prefix: String },
+    Put {
+        key: String,
+        bytes: Bytes,
+        condition: If,
+    },
+    Get {
+        key: String,
+    },
+    Delete {
+        key: String,
+    },
+    List {
+        prefix: String,
+    },
 }
 
 #[derive(Clone, Debug)]
@@ -119,7 +129,13 @@ impl World {
             if c.happens(w.late) {
                 return Fate::Late;
             }
-            if matches!(request, Request::Put { condition: If::Absent | If::Tag(_), .. }) {
+            if matches!(
+                request,
+                Request::Put {
+                    condition: If::Absent | If::Tag(_),
+                    ..
+                }
+            ) {
                 if c.happens(w.conflict) {
                     return Fate::Conflict;
                 }
@@ -136,7 +152,11 @@ impl World {
     fn carry_out(&mut self, request: &Request, node: Node, late: bool) -> Reply {
         let now = self.now;
         let reply = match request {
-            Request::Put { key, bytes, condition } => {
+            Request::Put {
+                key,
+                bytes,
+                condition,
+            } => {
                 let mut condition = condition.clone();
                 if self.mutation == Some(Mutation::EtagAba)
                     && late
@@ -172,14 +192,37 @@ impl World {
         reply
     }
 
+    /// Perhaps the sender freezes soon, just when it is about to act on the answer.
+    fn lie_in_wait(&mut self, node: Node, request: &Request) {
+        let (what, key) = request.name();
+        let ambush = self.ambush;
+        let probability = match what {
+            "get" if key.ends_with("head.json") => ambush.head,
+            "update" if key == "cluster/manifest.json" => ambush.manifest,
+            "create" if key.contains("/checkpoint/") || key.starts_with("merged/") => ambush.checkpoint,
+            _ => 0.0,
+        };
+        if probability > 0.0 && self.chance.happens(probability) {
+            let wait = self.chance.between(0, 120);
+            let lasts = self.chance.between(500, ambush.ms_max);
+            self.after(wait, move |w| w.commands.push(Command::Freeze(node)));
+            self.after(wait + lasts, move |w| w.commands.push(Command::Thaw(node)));
+        }
+    }
+
     fn send(&mut self, node: Node, request: Request, answer: oneshot::Sender<Reply>) {
+        self.lie_in_wait(node, &request);
         let fate = self.draw_fate(&request);
         let w = self.weather;
         let mut there = self.chance.between(w.latency_ms.0, w.latency_ms.1) / 2 + 2;
         let mut back = self.chance.between(w.latency_ms.0, w.latency_ms.1) / 2 + 2;
         if self.chance.happens(w.slow) {
             let more = self.chance.between(200, 8_000);
-            *(if self.chance.happens(0.5) { &mut there } else { &mut back }) += more;
+            *(if self.chance.happens(0.5) {
+                &mut there
+            } else {
+                &mut back
+            }) += more;
         }
         if fate == Fate::Late {
             there += self.chance.between(1_000, w.late_ms_max);
@@ -216,7 +259,13 @@ impl World {
                         Fate::CutAfter => Reply::Cut,
                         Fate::FailedAfter => Reply::Failed("500 InternalError"),
                         Fate::Echo => match (&request, &reply) {
-                            (Request::Put { condition: If::Tag(_), .. }, _) => Reply::Put(Put::Changed),
+                            (
+                                Request::Put {
+                                    condition: If::Tag(_),
+                                    ..
+                                },
+                                _,
+                            ) => Reply::Put(Put::Changed),
                             _ => Reply::Put(Put::Exists),
                         },
                         _ => return,
@@ -231,7 +280,6 @@ impl World {
             });
         });
     }
-
 }
 
 impl SimStore {
@@ -350,7 +398,11 @@ impl ObjectStore for SimStore {
         }
     }
 
-    async fn put_multipart_opts(&self, key: &Path, _: PutMultipartOptions) -> Result<Box<dyn MultipartUpload>> {
+    async fn put_multipart_opts(
+        &self,
+        key: &Path,
+        _: PutMultipartOptions,
+    ) -> Result<Box<dyn MultipartUpload>> {
         Err(failed(key.as_ref(), "multipart is not simulated"))
     }
 
@@ -421,7 +473,12 @@ impl ObjectStore for SimStore {
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
         let (this, prefix) = (self.clone(), prefix.map_or(String::new(), |p| format!("{p}/")));
         let listing = async move {
-            let listed: Vec<Result<ObjectMeta>> = match this.ask(Request::List { prefix: prefix.clone() }).await {
+            let listed: Vec<Result<ObjectMeta>> = match this
+                .ask(Request::List {
+                    prefix: prefix.clone(),
+                })
+                .await
+            {
                 Reply::Listed(found) => found
                     .iter()
                     .map(|(key, object)| Ok(meta(&Path::from(key.as_str()), object)))

@@ -113,15 +113,23 @@ pub fn seeds(
             failed.push(seed);
         }
         if let Some(record) = &mut record {
-            let verdict = if result.violations.is_empty() { "ok" } else { "FAILED" };
+            let verdict = if result.violations.is_empty() {
+                "ok"
+            } else {
+                "FAILED"
+            };
             let _ = writeln!(record, "{seed} {verdict} {}", result.hash);
         }
     }
     let seconds = began.elapsed().as_secs_f64();
-    println!("{ran} seeds in {seconds:.0} s, {} failed{}", failed.len(), match failed.is_empty() {
-        true => String::new(),
-        false => format!(": {failed:?}"),
-    });
+    println!(
+        "{ran} seeds in {seconds:.0} s, {} failed{}",
+        failed.len(),
+        match failed.is_empty() {
+            true => String::new(),
+            false => format!(": {failed:?}"),
+        }
+    );
     failed.is_empty()
 }
 

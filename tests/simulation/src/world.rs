@@ -14,8 +14,8 @@ use tokio::time::Instant;
 use crate::bucket::Bucket;
 use crate::history::History;
 use crate::mutation::Mutation;
-use crate::network::Network;
 use crate::nemesis::StoreWeather;
+use crate::network::Network;
 
 /// Milliseconds since the world began.
 pub type Millis = u64;
@@ -140,9 +140,16 @@ pub enum Command {
     /// A broker process starts.
     Boot(Node),
     /// It ends without a word. `silent`: so does the machine's network, so nobody is told.
-    Kill { node: Node, silent: bool },
+    Kill {
+        node: Node,
+        silent: bool,
+    },
     /// It ended by itself.
-    Exited { node: Node, boot: u64, why: String },
+    Exited {
+        node: Node,
+        boot: u64,
+        why: String,
+    },
     /// It is asked to stop.
     Stop(Node),
     /// It does not run, and the world goes on.
@@ -152,6 +159,18 @@ pub enum Command {
     Heal,
     /// A copy of the bucket is recovered by a broker of its own.
     CheckBucket,
+}
+
+/// Freezes at the worst moments: probabilities.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Ambush {
+    /// After the head of another broker's stream was read, as at the beginning of a takeover.
+    pub head: f64,
+    /// After a change of the manifest was sent.
+    pub manifest: f64,
+    /// After a checkpoint or a merged object was sent.
+    pub checkpoint: f64,
+    pub ms_max: u64,
 }
 
 /// Settings of brokers that are drawn from the seed, so that all of a stream's life fits into minutes.
@@ -175,6 +194,8 @@ pub struct World {
     pub commands: Vec<Command>,
     /// Offset of each broker's wall clock.
     pub skew_ms: [i64; 10],
+    /// Brokers freeze in the middle of what is told here: how often, and for how long at most.
+    pub ambush: Ambush,
     /// Settings of brokers that are drawn from the seed.
     pub tuning: Tuning,
     /// Set when clients are to come to an end.
@@ -210,6 +231,7 @@ impl Shared {
             mutation,
             commands: vec![],
             skew_ms: [0; 10],
+            ambush: Ambush::default(),
             tuning: Tuning {
                 merge_ms: 45_000,
                 file_bytes: 32 << 20,
