@@ -32,6 +32,8 @@ mod process_metrics;
 mod protocol;
 mod retention;
 mod server;
+#[doc(hidden)]
+pub mod simulated;
 #[cfg(test)]
 mod testing;
 mod topics;

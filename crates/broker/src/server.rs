@@ -163,7 +163,7 @@ impl Server {
     }
 }
 
-fn budgets(settings: &Settings, broker: &Broker) -> FrameBudgets {
+pub(crate) fn budgets(settings: &Settings, broker: &Broker) -> FrameBudgets {
     let produce = settings.memory_budget_bytes;
     FrameBudgets {
         produce: ByteBudget::new(produce, broker.metrics.produce_budget.clone()),

@@ -25,6 +25,7 @@ use crate::manifest::change::{Released, TakeoverRefused};
 use crate::manifest::keeper::ManifestError;
 use crate::manifest::{LEVEL_OF_CLUSTERS, Manifest, StreamEntry};
 use crate::membership::Cluster;
+use crate::mutation::{self, Mutation};
 use crate::partition::Standing;
 use crate::placement;
 use crate::start::Taker;
@@ -91,7 +92,9 @@ impl Inner {
         }
         let partitions: Vec<Arc<Partition>> = by_slot.values().flatten().cloned().collect();
         // What was appended before must be published, since the entry holds the published state.
-        wait_published(stream.stop_appends(&partitions)?).await?;
+        if !mutation::on(Mutation::ReleaseSkipped) {
+            wait_published(stream.stop_appends(&partitions)?).await?;
+        }
         let entries = slots.iter().map(|(slot, epoch)| {
             let mine = by_slot.get(slot).into_iter().flatten();
             let image = SlotImage {
@@ -108,7 +111,9 @@ impl Inner {
         // Once the entry is published and the manifest changed, which may happen without our knowing, somebody else
         // leads these partitions; and what proves that the stream is ours says nothing about a slot of it.
         for p in &partitions {
-            p.become_at_least(Standing::Released);
+            if !mutation::on(Mutation::ReleaseSkipped) {
+                p.become_at_least(Standing::Released);
+            }
         }
         let seq = wait_published(Some(stream.release(entries)?)).await?;
         let released: Vec<Released> = slots
@@ -195,6 +200,11 @@ impl Inner {
         }
         match taken {
             Ok(()) => {
+                if mutation::on(Mutation::SealDeleted) {
+                    let store = &self.stream.store;
+                    let key = store.key(&crate::keys::segment(victim, seal));
+                    let _ = object_store::ObjectStoreExt::delete(store.bulk.as_ref(), &key).await;
+                }
                 self.stream.metrics.takeovers.inc();
                 tracing::warn!(victim, seal, why, "took over from a broker");
                 Ok(())

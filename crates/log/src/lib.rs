@@ -40,6 +40,8 @@ pub mod manifest;
 pub mod membership;
 mod merge;
 mod metrics;
+#[doc(hidden)]
+pub mod mutation;
 pub mod partition;
 pub mod placement;
 pub mod read;

@@ -41,6 +41,8 @@ const TICK: Duration = Duration::from_millis(500);
 const STAGGER: Duration = Duration::from_millis(500);
 /// At most so many of them wait.
 const STAGGER_RANKS: u32 = 6;
+/// A plan for so many partitions takes less time than handing it to another thread.
+const PLANNED_AT_ONCE: u64 = 500;
 
 /// What a broker says of itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -460,9 +462,13 @@ impl Membership {
             .map(|(i, _)| i)
             .collect();
         let started = Instant::now();
-        let planned =
-            tokio::task::spawn_blocking(move || placement::plan(&manifest, |i, _| leaving.contains(&i)))
-                .await;
+        let partitions: u64 = manifest.topics.values().map(|t| u64::from(t.partitions)).sum();
+        let plan = move || placement::plan(&manifest, |i, _| leaving.contains(&i));
+        let planned = if partitions <= PLANNED_AT_ONCE {
+            Ok(plan())
+        } else {
+            tokio::task::spawn_blocking(plan).await
+        };
         self.metrics.plan_seconds.set(started.elapsed().as_secs_f64());
         let Ok(mut moves) = planned else { return };
         let quiet = |i: &Incarnation| heard.get(i).is_none_or(|h| h.at.elapsed() >= self.options.quiet);

@@ -30,6 +30,7 @@ use crate::manifest::change::TakeoverRefused;
 use crate::manifest::keeper::{ManifestError, ManifestKeeper};
 use crate::merge::Merger;
 use crate::metrics::LogMetrics;
+use crate::mutation::{self, Mutation};
 use crate::read::blocks::Blocks;
 use crate::read::tail::TailRing;
 use crate::recover::{Source, Sources, StreamRead};
@@ -175,6 +176,11 @@ async fn join(
         };
         match taken {
             Ok(()) => {
+                if mutation::on(Mutation::SealDeleted) {
+                    for (victim, at) in &sealed {
+                        let _ = store.bulk.delete(&store.key(&keys::segment(*victim, *at))).await;
+                    }
+                }
                 return Ok(Joined {
                     incarnation,
                     node_id,
@@ -275,7 +281,8 @@ async fn drop_links(inner: std::sync::Weak<Inner>, mut durable: watch::Receiver<
     while let Ok(Ok(())) | Err(_) = tokio::time::timeout(LINKS_AGAIN, durable.changed()).await {
         let newest = durable.borrow_and_update().clone();
         let Some(inner) = inner.upgrade() else { return };
-        let whole = newest.covered.iter().filter(|c| !c.foreign_l0);
+        let early = mutation::on(Mutation::LinkDroppedEarly);
+        let whole = newest.covered.iter().filter(|c| !c.foreign_l0 || early);
         let whole: Vec<(Slot, i32)> = whole.map(|c| (c.slot, c.epoch)).collect();
         inner.drop_links(&whole).await;
     }

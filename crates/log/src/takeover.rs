@@ -6,6 +6,7 @@
 //! taker), and it starts again from the newer checkpoint. Protects invariants 1 and 4.
 
 use crate::Seq;
+use crate::mutation::{self, Mutation};
 
 /// What the head of the victim says: where reading starts, and below what segments may be gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -72,7 +73,7 @@ impl Takeover {
             // The owner's write won the race for the key: it is part of the log and must be read.
             (Takeover::Sealing { at }, Found::Data) => Takeover::Probing { probe: at },
             (Takeover::Confirming { seal }, Found::Head(h)) => {
-                if seal < h.floor {
+                if seal < h.floor && !mutation::on(Mutation::FloorIgnored) {
                     Takeover::Probing {
                         probe: h.checkpoint_next,
                     }

@@ -12,7 +12,7 @@ use alluvium_log::manifest::{Endpoint, StreamEntry};
 use alluvium_log::membership::{Peers, PingError, Pong};
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 use uuid::Uuid;
@@ -40,17 +40,24 @@ enum Failed {
     Error(i16),
 }
 
+/// A connection to a peer.
+pub(crate) trait Wire: AsyncRead + AsyncWrite + Send + Sync + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Sync + Unpin> Wire for T {}
+
+/// Connects to an endpoint.
+pub(crate) type Dial = Box<dyn Fn(&Endpoint) -> BoxFuture<'static, io::Result<Box<dyn Wire>>> + Send + Sync>;
+
 /// One kept connection; its lock lets pings of one peer take turns.
-type Kept = Arc<tokio::sync::Mutex<Option<TcpStream>>>;
+type Kept = Arc<tokio::sync::Mutex<Option<Box<dyn Wire>>>>;
 
 /// Asks other brokers for a sign of life. Clones share their connections.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct PeerClient {
     shared: Arc<Shared>,
 }
 
-#[derive(Debug)]
 struct Shared {
+    dial: Dial,
     /// Cluster and incarnation, known once the log is open.
     own: OnceLock<(Uuid, Incarnation)>,
     /// Names of our own listeners: a peer's endpoint of the same name is in the same network.
@@ -63,7 +70,13 @@ struct Shared {
 
 impl PeerClient {
     pub(crate) fn new(listeners: Vec<String>, metrics: PeerMetrics) -> PeerClient {
+        PeerClient::dialing(Box::new(dial_tcp), listeners, metrics)
+    }
+
+    /// One that connects in its own way.
+    pub(crate) fn dialing(dial: Dial, listeners: Vec<String>, metrics: PeerMetrics) -> PeerClient {
         let shared = Shared {
+            dial,
             own: OnceLock::new(),
             listeners,
             kept: Mutex::default(),
@@ -156,16 +169,15 @@ impl Shared {
         let correlation_id = self.next_correlation.fetch_add(1, Ordering::Relaxed);
         let mut kept = kept.lock().await;
         if let Some(mut connection) = kept.take() {
-            let asked = ask(&mut connection, ping, correlation_id).await;
+            let asked = ask(&mut *connection, ping, correlation_id).await;
             if let Ok(_) | Err(Failed::Error(_)) = &asked {
                 *kept = Some(connection);
                 return asked;
             }
         }
         // It closed the old one, or never had one. If nobody listens any more this is where it shows.
-        let mut connection = TcpStream::connect((endpoint.host.as_str(), endpoint.port)).await?;
-        connection.set_nodelay(true)?;
-        let asked = ask(&mut connection, ping, correlation_id).await;
+        let mut connection = (self.dial)(endpoint).await?;
+        let asked = ask(&mut *connection, ping, correlation_id).await;
         if let Ok(_) | Err(Failed::Error(_)) = &asked {
             *kept = Some(connection);
         }
@@ -173,7 +185,16 @@ impl Shared {
     }
 }
 
-async fn ask(connection: &mut TcpStream, ping: &Ping, correlation_id: i32) -> Result<Pong, Failed> {
+fn dial_tcp(endpoint: &Endpoint) -> BoxFuture<'static, io::Result<Box<dyn Wire>>> {
+    let Endpoint { host, port } = endpoint.clone();
+    Box::pin(async move {
+        let connection = TcpStream::connect((host.as_str(), port)).await?;
+        connection.set_nodelay(true)?;
+        Ok::<Box<dyn Wire>, _>(Box::new(connection))
+    })
+}
+
+async fn ask(connection: &mut dyn Wire, ping: &Ping, correlation_id: i32) -> Result<Pong, Failed> {
     connection.write_all(&ping.encode(correlation_id)).await?;
     let claimed = connection.read_i32().await?;
     let length = usize::try_from(claimed).map_err(|_| Failed::Length(claimed))?;

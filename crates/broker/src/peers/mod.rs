@@ -9,7 +9,7 @@ mod client;
 pub(crate) mod message;
 mod nudges;
 
-pub(crate) use client::PeerClient;
+pub(crate) use client::{PeerClient, Wire};
 pub(crate) use nudges::Nudges;
 
 use prometheus_client::encoding::EncodeLabelSet;

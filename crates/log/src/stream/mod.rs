@@ -27,6 +27,7 @@ use crate::format::segment::{Seal, SegmentHeader, encode_seal, read_header};
 use crate::keys;
 use crate::log::{AppendError, Appended, PendingAppend};
 use crate::metrics::LogMetrics;
+use crate::mutation::{self, Mutation};
 use crate::partition::Standing;
 use crate::partition::state::{Verdict, producer_of};
 use crate::read::blocks::Blocks;
@@ -229,6 +230,9 @@ impl Stream {
                     },
                     log_start_offset,
                 };
+                if mutation::on(Mutation::DuplicateAnsweredEarly) {
+                    return Ok(PendingAppend::new(appended, None));
+                }
                 return Ok(PendingAppend::new(appended, assigning.newest.clone()));
             }
         };
@@ -400,7 +404,14 @@ impl Stream {
                 () = timer => {}
                 Some((seq, outcome)) = landed.recv() => match outcome {
                     CreateOutcome::Committed => {
+                        if mutation::on(Mutation::PublishedOutOfOrder) {
+                            window.peek(seq, |w| w.fate.send_replace(Fate::Published(seq)));
+                        }
                         for written in window.durable(seq) {
+                            if mutation::on(Mutation::HighWatermarkFirst) {
+                                written.fate.send_replace(Fate::Published(seq));
+                                continue;
+                            }
                             self.publish(written);
                         }
                     }
@@ -460,6 +471,15 @@ impl Stream {
         self.metrics.segment_bytes.observe(built.bytes.len() as f64);
         self.metrics.queue_seconds.observe((now - oldest).as_secs_f64());
         let bytes = Arc::new(built.bytes);
+        if mutation::on(Mutation::HighWatermarkFirst) {
+            self.publish(Written {
+                entries: built.entries.clone(),
+                bytes: bytes.clone(),
+                fate: watch::Sender::new(Fate::Pending),
+                oldest,
+                started: now,
+            });
+        }
         window.push(Written {
             entries: built.entries,
             bytes: bytes.clone(),

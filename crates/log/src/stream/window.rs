@@ -64,6 +64,12 @@ impl<T> Window<T> {
         ready
     }
 
+    /// Lets the segment of a seq be looked at, if it is here.
+    pub(crate) fn peek<R>(&self, seq: Seq, look: impl FnOnce(&T) -> R) -> Option<R> {
+        let at = seq.checked_sub(self.first)? as usize;
+        self.slots.get(at).map(|(segment, _)| look(segment))
+    }
+
     /// The stream is sealed: everything that is not published is dropped.
     pub fn fail(&mut self) -> Vec<T> {
         std::mem::take(&mut self.slots)

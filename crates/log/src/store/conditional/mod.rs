@@ -25,6 +25,7 @@ use object_store::{
 use tokio::time::Instant;
 
 use super::trouble::reason_of;
+use crate::mutation::{self, Mutation};
 use super::{Store, StoreError};
 pub use machine::{Action, CreateEvent, CreateMachine, UpdateEvent, UpdateMachine};
 
@@ -101,11 +102,17 @@ where
     let bytes = payload.content_length() as u64;
     let mut pace = Pace::new(store, key, patience);
     let mut machine = CreateMachine::default();
+    let blindly = mutation::on(Mutation::CasRetriedBlindly);
     let mut found = Bytes::new();
     loop {
         let event = match machine.action() {
             Action::Put => match attempt(&pace, payload.clone(), PutMode::Create, bytes).await {
                 Attempt::Confirmed(_) => CreateEvent::PutConfirmed,
+                Attempt::Refused(_) if blindly && pace.failures > 0 => CreateEvent::PutConfirmed,
+                Attempt::Unknown(_) if blindly => {
+                    pace.failures += 1;
+                    continue;
+                }
                 Attempt::Refused(error) => {
                     pace.trouble = reason_of(&error);
                     CreateEvent::PutRefused

@@ -1,0 +1,491 @@
+//! What clients saw, and what must hold of it: the invariants of a log, checked as the history grows and once more at
+//! its end. Nothing here knows how the log is built.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use uuid::Uuid;
+
+use crate::world::Millis;
+
+/// A partition, by topic id.
+pub type Partition = (Uuid, i32);
+
+/// A record's value: who wrote it, and its number there. Values of an idempotent producer are written once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Value {
+    pub producer: u32,
+    pub number: u64,
+}
+
+impl Value {
+    pub fn encode(self) -> Vec<u8> {
+        format!("{}:{}", self.producer, self.number).into_bytes()
+    }
+
+    pub fn decode(bytes: &[u8]) -> Option<Value> {
+        let (producer, number) = std::str::from_utf8(bytes).ok()?.split_once(':')?;
+        Some(Value {
+            producer: producer.parse().ok()?,
+            number: number.parse().ok()?,
+        })
+    }
+
+    /// Whether a producer that numbers its batches wrote it: such have even numbers.
+    pub fn is_idempotent(self) -> bool {
+        self.producer % 2 == 0
+    }
+}
+
+/// An answer that told a partition's end.
+#[derive(Clone, Copy, Debug)]
+struct Told {
+    asked: Millis,
+    answered: Millis,
+    epoch: i32,
+    end: i64,
+    start: i64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Acked {
+    value: Value,
+    answered: Millis,
+}
+
+#[derive(Debug, Default)]
+struct Log {
+    /// What was read or acknowledged at each offset.
+    records: BTreeMap<i64, Value>,
+    acked: BTreeMap<i64, Acked>,
+    /// Where each value of an idempotent producer is.
+    places: BTreeMap<Value, i64>,
+    /// Leader epoch in which each batch that was read was written, by its base offset.
+    epochs: BTreeMap<i64, i32>,
+    told: Vec<Told>,
+    /// The highest log start that anybody asked for, whether or not it was done.
+    start_asked: i64,
+    /// The highest log start that was acknowledged.
+    start_acked: i64,
+    deleted: bool,
+}
+
+/// Offsets that one group committed for one partition; one client commits, in growing order.
+#[derive(Debug, Default)]
+struct Commits {
+    tried: i64,
+    /// Acknowledged commits in order: when, and what.
+    acked: Vec<(Millis, i64)>,
+}
+
+/// See the module's documentation.
+#[derive(Debug, Default)]
+pub struct History {
+    pub violations: Vec<String>,
+    logs: BTreeMap<Partition, Log>,
+    /// Topics whose deletion was asked for.
+    gone: BTreeSet<Uuid>,
+    commits: BTreeMap<(String, Partition), Commits>,
+    /// Per group: each generation that a member has heard of as settled, and when.
+    generations: BTreeMap<String, Vec<(Millis, i32)>>,
+    /// The newest success of each client, by name.
+    successes: BTreeMap<String, Millis>,
+    pub acks: u64,
+    pub reads: u64,
+    pub commits_acked: u64,
+}
+
+impl History {
+    fn log(&mut self, p: Partition) -> &mut Log {
+        let deleted = self.gone.contains(&p.0);
+        self.logs.entry(p).or_insert_with(|| Log {
+            deleted,
+            ..Log::default()
+        })
+    }
+
+    fn wrong(&mut self, what: String) {
+        if self.violations.len() < 20 {
+            self.violations.push(what);
+        }
+    }
+
+    /// A client got what it wanted.
+    pub fn success(&mut self, client: &str, now: Millis) {
+        self.successes.insert(client.to_owned(), now);
+    }
+
+    pub fn last_success(&self, client: &str) -> Option<Millis> {
+        self.successes.get(client).copied()
+    }
+
+    pub fn clients(&self) -> impl Iterator<Item = (&String, &Millis)> {
+        self.successes.iter()
+    }
+
+    fn place(&mut self, p: Partition, offset: i64, value: Value, how: &str) {
+        let log = self.log(p);
+        let before = log.records.insert(offset, value);
+        let elsewhere = match value.is_idempotent() {
+            true => log.places.insert(value, offset),
+            false => None,
+        };
+        if let Some(before) = before.filter(|b| *b != value) {
+            self.wrong(format!(
+                "{p:?} offset {offset} held {before:?} and is {how} as {value:?}"
+            ));
+        }
+        if let Some(other) = elsewhere.filter(|o| *o != offset) {
+            self.wrong(format!(
+                "{p:?}: {value:?} was written once and is at {other} and, {how}, at {offset}"
+            ));
+        }
+    }
+
+    /// A batch was acknowledged.
+    pub fn acked(&mut self, p: Partition, base: i64, values: &[Value], now: Millis) {
+        self.acks += 1;
+        for (i, value) in values.iter().enumerate() {
+            let offset = base + i as i64;
+            self.place(p, offset, *value, "acknowledged");
+            self.log(p).acked.insert(
+                offset,
+                Acked {
+                    value: *value,
+                    answered: now,
+                },
+            );
+        }
+    }
+
+    /// A batch was read.
+    pub fn read(&mut self, p: Partition, base: i64, epoch: i32, values: &[Value]) {
+        self.reads += 1;
+        let log = self.log(p);
+        let before = log.epochs.insert(base, epoch);
+        if let Some(before) = before.filter(|b| *b != epoch) {
+            self.wrong(format!(
+                "{p:?} offset {base} was of epoch {before} and is of {epoch}"
+            ));
+        }
+        for (i, value) in values.iter().enumerate() {
+            self.place(p, base + i as i64, *value, "read");
+        }
+    }
+
+    /// A leader of `epoch` told where the log begins and ends.
+    pub fn told(&mut self, p: Partition, epoch: i32, start: i64, end: i64, asked: Millis, answered: Millis) {
+        let log = self.log(p);
+        let told = Told {
+            asked,
+            answered,
+            epoch,
+            end,
+            start,
+        };
+        log.told.push(told);
+    }
+
+    /// A leader said that `offset` is outside the log, to somebody who read below it before.
+    pub fn out_of_range(&mut self, p: Partition, offset: i64) {
+        let log = self.log(p);
+        let below_start = offset < log.start_asked;
+        let known_end = log.records.last_key_value().map_or(0, |(o, _)| o + 1);
+        if !below_start && offset <= known_end && !log.deleted {
+            self.wrong(format!(
+                "{p:?}: OFFSET_OUT_OF_RANGE for {offset}, and the log reaches {known_end}"
+            ));
+        }
+    }
+
+    /// Somebody asks for the log to start at `offset`.
+    pub fn start_asked(&mut self, p: Partition, offset: i64) {
+        let log = self.log(p);
+        log.start_asked = log.start_asked.max(offset);
+    }
+
+    pub fn start_acked(&mut self, p: Partition, start: i64) {
+        let log = self.log(p);
+        log.start_acked = log.start_acked.max(start);
+    }
+
+    /// The topic is to be deleted: from now on its end is no loss.
+    pub fn deleting(&mut self, topic: Uuid) {
+        self.gone.insert(topic);
+        for (_, log) in self.logs.range_mut((topic, i32::MIN)..=(topic, i32::MAX)) {
+            log.deleted = true;
+        }
+    }
+
+    pub fn commit_tried(&mut self, group: &str, p: Partition, offset: i64) {
+        let c = self.commits.entry((group.to_owned(), p)).or_default();
+        c.tried = c.tried.max(offset);
+    }
+
+    pub fn commit_acked(&mut self, group: &str, p: Partition, offset: i64, now: Millis) {
+        self.commits_acked += 1;
+        let c = self.commits.entry((group.to_owned(), p)).or_default();
+        c.acked.push((now, offset));
+    }
+
+    fn newest_generation(&self, group: &str, before: Millis) -> i32 {
+        let known = self.generations.get(group).into_iter().flatten();
+        known
+            .filter(|(at, _)| *at < before)
+            .map(|(_, g)| *g)
+            .max()
+            .unwrap_or(-1)
+    }
+
+    /// A member was given its share in a generation. A coordinator that was taken over and does not know it may still
+    /// give shares of an old one, and no harm is done: nothing is committed in it any more.
+    pub fn synced(&mut self, group: &str, generation: i32, now: Millis) {
+        let known = self.generations.entry(group.to_owned()).or_default();
+        known.push((now, generation));
+    }
+
+    /// A member's commit, sent at `asked`, was acknowledged.
+    pub fn committed_in(&mut self, group: &str, generation: i32, asked: Millis) {
+        let newest = self.newest_generation(group, asked);
+        if generation < newest {
+            self.wrong(format!(
+                "group {group}: generation {generation} committed, and {newest} was settled"
+            ));
+        }
+    }
+
+    /// A coordinator answered that `offset` (-1: none) is committed; it was asked at `asked`.
+    pub fn committed(&mut self, group: &str, p: Partition, offset: i64, asked: Millis) {
+        let c = self.commits.entry((group.to_owned(), p)).or_default();
+        let (tried, least) = (
+            c.tried,
+            c.acked
+                .iter()
+                .filter(|(at, _)| *at < asked)
+                .map(|(_, o)| *o)
+                .max()
+                .unwrap_or(-1),
+        );
+        if offset < least {
+            self.wrong(format!(
+                "group {group}: {least} was committed for {p:?}, and later {offset} was fetched"
+            ));
+        }
+        if offset > tried {
+            self.wrong(format!(
+                "group {group}: {offset} was fetched for {p:?}, and only {tried} was ever committed"
+            ));
+        }
+    }
+
+    /// Acknowledged records at or above the log start, of topics that were not deleted: offset and value.
+    pub fn must_be_there(&self, p: Partition, before: Millis) -> Vec<(i64, Value)> {
+        let Some(log) = self.logs.get(&p).filter(|l| !l.deleted) else {
+            return vec![];
+        };
+        let acked = log.acked.range(log.start_asked..);
+        acked
+            .filter(|(_, a)| a.answered <= before)
+            .map(|(o, a)| (*o, a.value))
+            .collect()
+    }
+
+    /// Partitions with acknowledged records, whose topic was not deleted.
+    pub fn partitions(&self) -> Vec<Partition> {
+        let alive = self
+            .logs
+            .iter()
+            .filter(|(_, l)| !l.deleted && !l.acked.is_empty());
+        alive.map(|(p, _)| *p).collect()
+    }
+
+    /// A whole log as it is at the end, or in a copy of the bucket: from `start` on, one value per offset.
+    pub fn whole(&mut self, p: Partition, start: i64, log: &[(i64, i32, Value)], before: Millis, how: &str) {
+        let (asked, acked) = {
+            let l = self.log(p);
+            (l.start_asked, l.start_acked)
+        };
+        if start > asked {
+            self.wrong(format!(
+                "{how}: {p:?} starts at {start}, and nobody asked for more than {asked}"
+            ));
+        }
+        if start < acked && before == Millis::MAX {
+            self.wrong(format!(
+                "{how}: {p:?} starts at {start}, and {acked} was acknowledged"
+            ));
+        }
+        let mut next = None;
+        let mut newest: BTreeMap<u32, u64> = BTreeMap::new();
+        let mut epoch_before = 0;
+        for (offset, epoch, value) in log {
+            if next.is_some_and(|n| n != *offset) {
+                self.wrong(format!("{how}: {p:?} has a gap before {offset}"));
+            }
+            next = Some(offset + 1);
+            self.place(p, *offset, *value, how);
+            if *epoch < epoch_before {
+                self.wrong(format!(
+                    "{how}: {p:?} offset {offset} is of epoch {epoch}, after {epoch_before}"
+                ));
+            }
+            epoch_before = *epoch;
+            if value.is_idempotent() {
+                let last = newest.insert(value.producer, value.number);
+                if let Some(last) = last.filter(|l| *l >= value.number) {
+                    self.wrong(format!(
+                        "{how}: {p:?} offset {offset} holds {value:?} after number {last}"
+                    ));
+                }
+            }
+        }
+        let have: BTreeMap<i64, Value> = log.iter().map(|(o, _, v)| (*o, *v)).collect();
+        for (offset, value) in self.must_be_there(p, before) {
+            if have.get(&offset) != Some(&value) {
+                let found = have.get(&offset).copied();
+                self.wrong(format!(
+                    "{how}: {p:?} offset {offset} was acknowledged as {value:?} and is {found:?}"
+                ));
+            }
+        }
+        if before == Millis::MAX {
+            self.check_told(p, log);
+        }
+    }
+
+    /// Ends and starts that were told may not go back: within an epoch and from epoch to epoch, in the order of
+    /// time as clients can know it (one answer before the other question).
+    fn check_told(&mut self, p: Partition, whole: &[(i64, i32, Value)]) {
+        let l = self.log(p);
+        let mut told = std::mem::take(&mut l.told);
+        told.sort_by_key(|t| t.asked);
+        let mut by_answer = told.clone();
+        by_answer.sort_by_key(|t| t.answered);
+        let epoch_at: BTreeMap<i64, i32> = whole.iter().map(|(o, e, _)| (*o, *e)).collect();
+        let mut acks: Vec<(Millis, i64, i32)> = l
+            .acked
+            .iter()
+            .filter_map(|(o, a)| Some((a.answered, *o, *epoch_at.get(o)?)))
+            .collect();
+        acks.sort_unstable();
+        let deleted = l.deleted;
+        let mut problems = vec![];
+        // The greatest end and start known before a question, by the epoch that they were told in.
+        let (mut ends, mut starts): (BTreeMap<i32, i64>, BTreeMap<i32, i64>) = Default::default();
+        let (mut answers, mut acked) = (by_answer.iter().peekable(), acks.iter().peekable());
+        for t in &told {
+            while let Some(a) = answers.next_if(|a| a.answered < t.asked) {
+                let end = ends.entry(a.epoch).or_insert(0);
+                *end = (*end).max(a.end);
+                let start = starts.entry(a.epoch).or_insert(0);
+                *start = (*start).max(a.start);
+            }
+            while let Some((_, offset, epoch)) = acked.next_if(|(at, ..)| *at < t.asked) {
+                let end = ends.entry(*epoch).or_insert(0);
+                *end = (*end).max(offset + 1);
+            }
+            let end = ends.range(..=t.epoch).map(|(_, e)| *e).max().unwrap_or(0);
+            let start = starts.range(..=t.epoch).map(|(_, s)| *s).max().unwrap_or(0);
+            if t.end < end {
+                problems.push(format!(
+                    "{p:?}: at {} the leader of epoch {} told the end {}, and {end} was known",
+                    t.answered, t.epoch, t.end
+                ));
+            }
+            if t.start < start {
+                problems.push(format!(
+                    "{p:?}: at {} the leader of epoch {} told the start {}, and {start} was known",
+                    t.answered, t.epoch, t.start
+                ));
+            }
+        }
+        if !deleted {
+            problems.into_iter().for_each(|what| self.wrong(what));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const P: Partition = (Uuid::nil(), 0);
+
+    fn v(number: u64) -> Value {
+        Value { producer: 2, number }
+    }
+
+    fn found(h: &History) -> usize {
+        h.violations.len()
+    }
+
+    #[test]
+    fn a_clean_history_is_clean() {
+        let mut h = History::default();
+        h.acked(P, 0, &[v(0), v(1)], 10);
+        h.read(P, 0, 1, &[v(0), v(1)]);
+        h.told(P, 1, 0, 2, 11, 12);
+        h.told(P, 2, 0, 2, 13, 14);
+        h.whole(P, 0, &[(0, 1, v(0)), (1, 1, v(1))], Millis::MAX, "at the end");
+        h.commit_tried("g", P, 5);
+        h.commit_acked("g", P, 5, 20);
+        h.committed("g", P, 5, 21);
+        assert_eq!(h.violations, Vec::<String>::new());
+    }
+
+    #[test]
+    fn old_generations_are_seen() {
+        let mut h = History::default();
+        h.synced("g", 3, 5);
+        h.committed_in("g", 3, 9);
+        h.synced("g", 4, 10);
+        h.committed_in("g", 3, 10);
+        assert_eq!(found(&h), 0, "it may have been under way");
+        h.committed_in("g", 3, 11);
+        assert_eq!(found(&h), 1);
+    }
+
+    #[test]
+    fn every_kind_of_wrong_is_seen() {
+        let wrong = |what: fn(&mut History)| {
+            let mut h = History::default();
+            h.acked(P, 0, &[v(0), v(1)], 10);
+            what(&mut h);
+            found(&h)
+        };
+        assert_eq!(wrong(|h| h.read(P, 0, 1, &[v(7)])), 1, "one offset, two values");
+        assert_eq!(wrong(|h| h.read(P, 2, 1, &[v(1)])), 1, "written twice");
+        assert_eq!(
+            wrong(|h| h.whole(P, 0, &[(0, 1, v(0))], 99, "x")),
+            1,
+            "a record is lost"
+        );
+        assert_eq!(
+            wrong(|h| h.whole(P, 0, &[(0, 1, v(0)), (2, 1, v(2))], 5, "x")),
+            1,
+            "a gap"
+        );
+        assert_eq!(
+            wrong(|h| h.whole(P, 0, &[(0, 2, v(0)), (1, 1, v(1))], 5, "x")),
+            1,
+            "an epoch goes back"
+        );
+        assert_eq!(wrong(|h| h.out_of_range(P, 2)), 1, "the end itself can be read");
+        assert_eq!(wrong(|h| h.out_of_range(P, 3)), 0);
+        let reset = |h: &mut History| {
+            h.told(P, 1, 0, 1, 11, 12);
+            h.whole(P, 0, &[(0, 1, v(0)), (1, 1, v(1))], Millis::MAX, "x");
+        };
+        assert_eq!(wrong(reset), 1, "the end lies before what was acknowledged");
+        let lost = |h: &mut History| {
+            h.commit_tried("g", P, 5);
+            h.commit_acked("g", P, 5, 20);
+            h.committed("g", P, -1, 21);
+        };
+        assert_eq!(wrong(lost), 1, "a commit is lost");
+        assert_eq!(
+            wrong(|h| h.committed("g", P, 1, 21)),
+            1,
+            "a commit out of nothing"
+        );
+    }
+}

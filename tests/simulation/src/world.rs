@@ -1,0 +1,308 @@
+//! Time, chance and what is to happen: the part of the simulation that everything else shares.
+//!
+//! One thread runs everything. What is to happen later is a closure at a point of virtual time; machines are stepped
+//! to the same time in turn. All chance comes from one generator, so a seed decides everything.
+
+use std::cell::Cell;
+use std::cmp::Ordering;
+use std::collections::BinaryHeap;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use tokio::time::Instant;
+
+use crate::bucket::Bucket;
+use crate::history::History;
+use crate::mutation::Mutation;
+use crate::nemesis::StoreWeather;
+use crate::network::Network;
+
+/// Milliseconds since the world began.
+pub type Millis = u64;
+
+/// The wall-clock time at which worlds begin.
+pub const EPOCH_MS: i64 = 1_800_000_000_000;
+
+/// A machine on the network; brokers have the small numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Node(pub u8);
+
+/// The store, seen as a place on the network.
+pub const STORE: Node = Node(0);
+
+impl fmt::Display for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            0 => f.write_str("store"),
+            n @ 1..=9 => write!(f, "b{n}"),
+            n => write!(f, "c{n}"),
+        }
+    }
+}
+
+thread_local! {
+    /// The clock of the machine that is being stepped: an instant of its runtime and the world's time then.
+    static STEPPING: Cell<Option<(Instant, Millis)>> = const { Cell::new(None) };
+}
+
+/// Says which machine's clock counts until it is called again.
+pub fn stepping(clock: Option<(Instant, Millis)>) {
+    STEPPING.set(clock);
+}
+
+type Action = Box<dyn FnOnce(&mut World) + Send>;
+
+struct Scheduled {
+    at: Millis,
+    order: u64,
+    action: Action,
+}
+
+impl PartialEq for Scheduled {
+    fn eq(&self, other: &Self) -> bool {
+        (self.at, self.order) == (other.at, other.order)
+    }
+}
+impl Eq for Scheduled {}
+impl PartialOrd for Scheduled {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Scheduled {
+    fn cmp(&self, other: &Self) -> Ordering {
+        // The heap gives the greatest: the earliest comes first.
+        (other.at, other.order).cmp(&(self.at, self.order))
+    }
+}
+
+/// A generator of chance (splitmix64): small, and the same for ever.
+#[derive(Clone, Debug)]
+pub struct Chance(u64);
+
+impl Chance {
+    pub fn new(seed: u64) -> Chance {
+        Chance(seed.wrapping_mul(0x2545_f491_4f6c_dd1d) ^ 0x9216_d5d9_8979_fb1b)
+    }
+
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// Below `n`, which is not 0.
+    pub fn below(&mut self, n: u64) -> u64 {
+        self.next() % n
+    }
+
+    /// From `from` to below `to`.
+    pub fn between(&mut self, from: u64, to: u64) -> u64 {
+        from + self.below(to - from)
+    }
+
+    pub fn happens(&mut self, probability: f64) -> bool {
+        (self.next() >> 11) as f64 / ((1u64 << 53) as f64) < probability
+    }
+
+    pub fn one_of<'a, T>(&mut self, of: &'a [T]) -> &'a T {
+        &of[self.below(of.len() as u64) as usize]
+    }
+
+    /// A generator of its own, for a part whose draws must not shift those of others.
+    pub fn split(&mut self) -> Chance {
+        Chance(self.next())
+    }
+}
+
+/// What happened, in order: every line goes into a hash, and is printed if asked for.
+#[derive(Debug)]
+pub struct Trace {
+    hash: u64,
+    lines: u64,
+    print: bool,
+}
+
+impl Trace {
+    pub fn hash(&self) -> u64 {
+        self.hash
+    }
+    pub fn lines(&self) -> u64 {
+        self.lines
+    }
+}
+
+/// Something that the driver does between steps, because it changes machines.
+#[derive(Clone, Debug)]
+pub enum Command {
+    /// A broker process starts.
+    Boot(Node),
+    /// It ends without a word. `silent`: so does the machine's network, so nobody is told.
+    Kill {
+        node: Node,
+        silent: bool,
+    },
+    /// It ended by itself.
+    Exited {
+        node: Node,
+        boot: u64,
+        why: String,
+    },
+    /// It is asked to stop.
+    Stop(Node),
+    /// It does not run, and the world goes on.
+    Freeze(Node),
+    Thaw(Node),
+    /// Everything that was broken is whole again.
+    Heal,
+    /// A copy of the bucket is recovered by a broker of its own.
+    CheckBucket,
+}
+
+/// Freezes at the worst moments: probabilities.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Ambush {
+    /// After the head of another broker's stream was read, as at the beginning of a takeover.
+    pub head: f64,
+    /// After a change of the manifest was sent.
+    pub manifest: f64,
+    /// After a checkpoint or a merged object was sent.
+    pub checkpoint: f64,
+    pub ms_max: u64,
+}
+
+/// Settings of brokers that are drawn from the seed, so that all of a stream's life fits into minutes.
+#[derive(Clone, Copy, Debug)]
+pub struct Tuning {
+    pub merge_ms: u64,
+    pub file_bytes: u64,
+    pub delete_delay_ms: u64,
+}
+
+/// See the module's documentation.
+pub struct World {
+    pub now: Millis,
+    pub chance: Chance,
+    pub trace: Trace,
+    pub bucket: Bucket,
+    pub network: Network,
+    pub weather: StoreWeather,
+    pub history: History,
+    pub mutation: Option<Mutation>,
+    pub commands: Vec<Command>,
+    /// Offset of each broker's wall clock.
+    pub skew_ms: [i64; 10],
+    /// Brokers freeze in the middle of what is told here: how often, and for how long at most.
+    pub ambush: Ambush,
+    /// Settings of brokers that are drawn from the seed.
+    pub tuning: Tuning,
+    /// Set when clients are to come to an end.
+    pub closing: bool,
+    scheduled: BinaryHeap<Scheduled>,
+    order: u64,
+}
+
+/// The world, as its parts hold it.
+#[derive(Clone)]
+pub struct Shared(Arc<Mutex<World>>);
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("World")
+    }
+}
+
+impl Shared {
+    pub fn new(seed: u64, mutation: Option<Mutation>, print: bool) -> Shared {
+        let mut chance = Chance::new(seed);
+        Shared(Arc::new(Mutex::new(World {
+            now: 0,
+            trace: Trace {
+                hash: 0xcbf2_9ce4_8422_2325,
+                lines: 0,
+                print,
+            },
+            bucket: Bucket::default(),
+            network: Network::default(),
+            weather: StoreWeather::calm(),
+            history: History::default(),
+            mutation,
+            commands: vec![],
+            skew_ms: [0; 10],
+            ambush: Ambush::default(),
+            tuning: Tuning {
+                merge_ms: 45_000,
+                file_bytes: 32 << 20,
+                delete_delay_ms: 60_000,
+            },
+            closing: false,
+            scheduled: BinaryHeap::new(),
+            order: 0,
+            chance: chance.split(),
+        })))
+    }
+
+    pub fn lock(&self) -> MutexGuard<'_, World> {
+        self.0.lock().expect("the world ends with the first panic")
+    }
+}
+
+impl World {
+    /// The time, as the machine sees it that is being stepped, else the world's.
+    pub fn clock(&self) -> Millis {
+        match STEPPING.get() {
+            Some((base, at)) => at + Instant::now().saturating_duration_since(base).as_millis() as u64,
+            None => self.now,
+        }
+    }
+
+    /// Plans something for a time; what is planned for the same time happens in the order of the plans.
+    pub fn at(&mut self, at: Millis, action: impl FnOnce(&mut World) + Send + 'static) {
+        self.order += 1;
+        let at = at.max(self.now);
+        self.scheduled.push(Scheduled {
+            at,
+            order: self.order,
+            action: Box::new(action),
+        });
+    }
+
+    /// Plans something for `wait` after now.
+    pub fn after(&mut self, wait: Millis, action: impl FnOnce(&mut World) + Send + 'static) {
+        let at = self.clock() + wait;
+        self.at(at, action);
+    }
+
+    /// Lets happen what is planned up to `to`, which is then the time.
+    pub fn advance(&mut self, to: Millis) {
+        while self.scheduled.peek().is_some_and(|s| s.at <= to) {
+            if let Some(next) = self.scheduled.pop() {
+                self.now = self.now.max(next.at);
+                crate::os::set_millis(self.now);
+                (next.action)(self);
+            }
+        }
+        self.now = to;
+        crate::os::set_millis(to);
+    }
+
+    /// Adds a line to the trace.
+    pub fn tell(&mut self, line: fmt::Arguments<'_>) {
+        let line = format!("{:>7} {line}", self.clock());
+        for byte in line.bytes() {
+            self.trace.hash = (self.trace.hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+        }
+        self.trace.lines += 1;
+        if self.trace.print {
+            println!("{line}");
+        }
+    }
+
+    /// Something that must never happen did.
+    pub fn violation(&mut self, what: String) {
+        self.tell(format_args!("VIOLATION {what}"));
+        self.history.violations.push(what);
+    }
+}
