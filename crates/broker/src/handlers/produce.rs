@@ -6,6 +6,7 @@
 //!   some clients send because Kafka ignores it for acks=1, counts as 30 s.
 //! * Compressed batches are opened only for compacted topics, which need keys; their timestamps are checked by
 //!   the batch header (first and largest).
+//! * What follows a batch that an idempotent producer has to send again waits for it: see [`Torn`].
 //! * Left out: transactions. They get TRANSACTIONAL_ID_AUTHORIZATION_FAILED, which is fatal to every client.
 
 use std::sync::Arc;
@@ -31,7 +32,10 @@ use crate::protocol::topic_id;
 use crate::topics::is_internal;
 
 mod publication;
+mod torn;
 use publication::Publication;
+use torn::Sequenced;
+pub(crate) use torn::Torn;
 
 /// First version that names topics by id.
 const TOPIC_IDS: i16 = 13;
@@ -94,6 +98,17 @@ enum Part {
     },
 }
 
+impl Part {
+    /// The error that is certain already.
+    fn refused_with(&self) -> Option<ErrorCode> {
+        match self {
+            Part::Refused { refusal, .. } => Some(refusal.error),
+            Part::Misplaced { misplaced, .. } => Some(misplaced.error),
+            Part::Appended { .. } => None,
+        }
+    }
+}
+
 struct TopicParts {
     name: StrBytes,
     id: kafka_wire_core::Uuid,
@@ -104,13 +119,14 @@ struct TopicParts {
 pub(crate) fn start(
     broker: &Arc<Broker>,
     ctx: &RequestContext,
+    torn: &mut Torn,
     request: ProduceRequest,
     permit: Option<BudgetPermit>,
 ) -> impl Future<Output = Answer> + Send + use<> {
     let deadline = Instant::now() + patience(request.timeout_ms);
     let acks = request.acks;
     let mut publication = Publication::new(permit);
-    let topics = append_all(broker, ctx, request, &mut publication);
+    let topics = append_all(broker, ctx, torn, request, &mut publication);
     let broker = Arc::clone(broker);
     let ctx = ctx.clone();
     async move {
@@ -143,9 +159,11 @@ fn patience(timeout_ms: i32) -> Duration {
 fn append_all(
     broker: &Arc<Broker>,
     ctx: &RequestContext,
+    torn: &mut Torn,
     request: ProduceRequest,
     publication: &mut Publication,
 ) -> Vec<TopicParts> {
+    torn.next_request();
     let manifest = broker.log.manifest();
     let refused = check_request(&request);
     let by_id = ctx.api_version >= TOPIC_IDS;
@@ -165,31 +183,36 @@ fn append_all(
             let parts = topic
                 .partition_data
                 .into_iter()
-                .map(|data| match (&found, &settings) {
-                    (Ok((_, topic)), Some(settings)) => {
-                        let check = Check {
-                            settings,
-                            version: ctx.api_version,
-                            now_ms,
-                        };
-                        append_one(
-                            broker,
-                            &manifest,
-                            topic,
-                            check,
-                            data.index,
-                            data.records,
-                            publication,
-                        )
+                .map(|data| {
+                    let (index, records) = (data.index, data.records);
+                    let sequenced = Sequenced::of(&topic.name, topic.topic_id, index, records.as_deref());
+                    if let Some(error) = sequenced.as_ref().and_then(|batch| torn.refusal(batch)) {
+                        let refusal =
+                            Refusal::new(error, "a batch before it was refused and has to come first");
+                        return Part::Refused { index, refusal };
                     }
-                    (Err(refusal), _) => Part::Refused {
-                        index: data.index,
-                        refusal: refusal.clone(),
-                    },
-                    (Ok(_), None) => Part::Refused {
-                        index: data.index,
-                        refusal: Refusal::new(ErrorCode::UnknownServerError, "the topic has no settings"),
-                    },
+                    let part = match (&found, &settings) {
+                        (Ok((_, topic)), Some(settings)) => {
+                            let check = Check {
+                                settings,
+                                version: ctx.api_version,
+                                now_ms,
+                            };
+                            append_one(broker, &manifest, topic, check, index, records, publication)
+                        }
+                        (Err(refusal), _) => Part::Refused {
+                            index,
+                            refusal: refusal.clone(),
+                        },
+                        (Ok(_), None) => Part::Refused {
+                            index,
+                            refusal: Refusal::new(ErrorCode::UnknownServerError, "the topic has no settings"),
+                        },
+                    };
+                    if let (Some(batch), Some(error)) = (&sequenced, part.refused_with()) {
+                        torn.note(batch, error);
+                    }
+                    part
                 })
                 .collect();
             TopicParts {
