@@ -21,7 +21,7 @@ use crate::partition::Partition;
 use crate::read::{self, FoundOffset, Isolation, OffsetLookup, ReadError, ReadResult};
 use crate::recover::StreamRead;
 use crate::store::{StoreError, StoreKind};
-use crate::stream::{Fate, Fenced, Stream};
+use crate::stream::{Fate, Fenced, Phase, Stream};
 use crate::{Incarnation, Offset, RecordBatch, TopicId, TopicPartition};
 
 /// A leader answers reads so long after the start of the last store call that proved its ownership.
@@ -279,6 +279,17 @@ impl Log {
             partition,
         };
         self.inner.stream.partitions.read().get(&tp).cloned()
+    }
+
+    /// Whether the partition was granted to this broker, which cannot rebuild it until an operator helps.
+    pub fn is_quarantined(&self, topic: &TopicId, partition: i32) -> bool {
+        let tp = TopicPartition {
+            topic: *topic,
+            partition,
+        };
+        let slot = self.manifest().slot_of(&tp);
+        let owned = self.inner.stream.owned.lock();
+        owned.get(&slot).is_some_and(|o| o.phase == Phase::Quarantined)
     }
 
     /// All partitions that this broker leads.
