@@ -71,7 +71,8 @@ pub(super) const GROUP: GroupSpec = GroupSpec {
                     after the other. Latency runs from the moment at which a record was to be sent. \"unavailable\" is \
                     the longest time from one acknowledgement of a partition to the next, over the partitions that the \
                     killed or stopped broker led (over all of them where every broker changes); 50 ms of it are the \
-                    rate of the partition. \"failed\" counts records that librdkafka gave up.",
+                    rate of the partition. \"failed\" counts records that librdkafka gave up; \"partitions moved\" had another leader \
+                    afterwards (in the last row: while there were three brokers).",
             columns: &[
                 Column::Value("failed", "errors", 0),
                 Column::Several(
