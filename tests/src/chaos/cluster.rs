@@ -251,8 +251,13 @@ impl Node {
     fn kill(&mut self) {
         if self.state != State::Down {
             self.broker.kill_9();
-            self.state = State::Down;
+            self.down();
         }
+    }
+
+    fn down(&mut self) {
+        self.state = State::Down;
+        self.kafka.close();
     }
 
     fn stop(&mut self) {
@@ -278,6 +283,8 @@ impl Node {
 
     fn spawn(&mut self) {
         if self.state == State::Down {
+            // The port was chosen so that nobody else takes it.
+            self.kafka.open().expect("the proxy listens again");
             self.broker.spawn();
             self.starts += 1;
             self.state = State::Runs;
@@ -298,7 +305,8 @@ impl Node {
             return Ok(false);
         };
         self.broker.wait_for_exit(PROCESS_PATIENCE);
-        let was = std::mem::replace(&mut self.state, State::Down);
+        let was = self.state;
+        self.down();
         let forgiven = self.forgiven_until.is_some_and(|until| Instant::now() < until);
         match was {
             State::Stops if status.success() || forgiven => Ok(false),
