@@ -177,6 +177,7 @@ pub(crate) struct Peer {
     listener: Arc<str>,
     /// The client id of the last request: it hardly ever changes.
     client_id: Arc<str>,
+    pipeline: handlers::produce::Pipeline,
 }
 
 impl Peer {
@@ -186,6 +187,7 @@ impl Peer {
             host: format!("/{ip}").into(),
             listener: Arc::clone(listener),
             client_id: "".into(),
+            pipeline: handlers::produce::Pipeline::default(),
         }
     }
 
@@ -247,7 +249,7 @@ impl Requests for Dispatcher {
                     outcome
                 })
             }
-            Run::Produce => start_produce(&broker, request, permit),
+            Run::Produce => start_produce(&broker, request, permit, &mut peer.pipeline),
             Run::Fetch => Box::pin({
                 let broker = Arc::clone(&broker);
                 async move {
@@ -328,6 +330,7 @@ fn start_produce(
     broker: &Arc<Broker>,
     request: Request,
     permit: Option<crate::budget::BudgetPermit>,
+    pipeline: &mut handlers::produce::Pipeline,
 ) -> BoxFuture<'static, Outcome> {
     let Request {
         api,
@@ -343,7 +346,7 @@ fn start_produce(
             return Box::pin(async move { outcome });
         }
     };
-    let answer = handlers::produce::start(broker, &ctx, request, permit);
+    let answer = handlers::produce::start(broker, &ctx, request, permit, pipeline);
     Box::pin(async move {
         match answer.await {
             handlers::produce::Answer::Response(response) => {

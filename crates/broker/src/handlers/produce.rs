@@ -30,7 +30,10 @@ use crate::errors::ErrorCode;
 use crate::protocol::topic_id;
 use crate::topics::is_internal;
 
+mod pipeline;
 mod publication;
+pub(crate) use pipeline::Pipeline;
+use pipeline::Sent;
 use publication::Publication;
 
 /// First version that names topics by id.
@@ -94,6 +97,31 @@ enum Part {
     },
 }
 
+impl Part {
+    /// Whether the client sends the batch again, because it was refused for a state that passes.
+    fn will_come_again(&self) -> bool {
+        match self {
+            Part::Misplaced { .. } => true,
+            Part::Refused { refusal, .. } => matches!(
+                refusal.error,
+                ErrorCode::UnknownTopicOrPartition
+                    | ErrorCode::UnknownTopicId
+                    | ErrorCode::NotLeaderOrFollower
+            ),
+            Part::Appended { .. } => false,
+        }
+    }
+}
+
+/// See [`pipeline`].
+fn behind_a_refused_one(index: i32) -> Part {
+    let message = "the batch before it was refused";
+    Part::Refused {
+        index,
+        refusal: Refusal::new(ErrorCode::NotLeaderOrFollower, message),
+    }
+}
+
 struct TopicParts {
     name: StrBytes,
     id: kafka_wire_core::Uuid,
@@ -106,11 +134,12 @@ pub(crate) fn start(
     ctx: &RequestContext,
     request: ProduceRequest,
     permit: Option<BudgetPermit>,
+    pipeline: &mut Pipeline,
 ) -> impl Future<Output = Answer> + Send + use<> {
     let deadline = Instant::now() + patience(request.timeout_ms);
     let acks = request.acks;
     let mut publication = Publication::new(permit);
-    let topics = append_all(broker, ctx, request, &mut publication);
+    let topics = append_all(broker, ctx, request, &mut publication, pipeline);
     let broker = Arc::clone(broker);
     let ctx = ctx.clone();
     async move {
@@ -145,6 +174,7 @@ fn append_all(
     ctx: &RequestContext,
     request: ProduceRequest,
     publication: &mut Publication,
+    pipeline: &mut Pipeline,
 ) -> Vec<TopicParts> {
     let manifest = broker.log.manifest();
     let refused = check_request(&request);
@@ -165,31 +195,46 @@ fn append_all(
             let parts = topic
                 .partition_data
                 .into_iter()
-                .map(|data| match (&found, &settings) {
-                    (Ok((_, topic)), Some(settings)) => {
-                        let check = Check {
-                            settings,
-                            version: ctx.api_version,
-                            now_ms,
-                        };
-                        append_one(
-                            broker,
-                            &manifest,
-                            topic,
-                            check,
-                            data.index,
-                            data.records,
-                            publication,
-                        )
+                .map(|data| {
+                    let sent = Sent::of(data.records.as_deref());
+                    let index = data.index;
+                    if let Some(sent) = &sent
+                        && pipeline.must_refuse(&topic.name, topic.topic_id, index, sent)
+                    {
+                        return behind_a_refused_one(index);
                     }
-                    (Err(refusal), _) => Part::Refused {
-                        index: data.index,
-                        refusal: refusal.clone(),
-                    },
-                    (Ok(_), None) => Part::Refused {
-                        index: data.index,
-                        refusal: Refusal::new(ErrorCode::UnknownServerError, "the topic has no settings"),
-                    },
+                    let part = match (&found, &settings) {
+                        (Ok((_, topic)), Some(settings)) => {
+                            let check = Check {
+                                settings,
+                                version: ctx.api_version,
+                                now_ms,
+                            };
+                            append_one(
+                                broker,
+                                &manifest,
+                                topic,
+                                check,
+                                data.index,
+                                data.records,
+                                publication,
+                            )
+                        }
+                        (Err(refusal), _) => Part::Refused {
+                            index: data.index,
+                            refusal: refusal.clone(),
+                        },
+                        (Ok(_), None) => Part::Refused {
+                            index: data.index,
+                            refusal: Refusal::new(ErrorCode::UnknownServerError, "the topic has no settings"),
+                        },
+                    };
+                    if let Some(sent) = sent
+                        && part.will_come_again()
+                    {
+                        pipeline.refuse(&topic.name, topic.topic_id, index, sent);
+                    }
+                    part
                 })
                 .collect();
             TopicParts {
