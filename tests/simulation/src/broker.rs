@@ -15,8 +15,10 @@ use tokio::sync::mpsc;
 use crate::clients::node_named;
 use crate::network::{accept, dial};
 use crate::store::SimStore;
-use crate::world::{Command, EPOCH_MS, Node, Shared};
+use crate::world::{Command, EPOCH_MS, Node, Shared, TWIN};
 
+/// How the last word of a broker begins that must not come back: another one has its id.
+pub const GAVE_WAY: &str = "gave way";
 /// How long a graceful stop may take.
 const STOP_PATIENCE: Duration = Duration::from_secs(20);
 
@@ -54,7 +56,7 @@ pub fn store(world: &Shared, node: Node, seed: u64) -> Store {
 /// Settings of the broker on a machine.
 pub fn settings(world: &Shared, node: Node) -> Settings {
     let advertised = format!("PLAINTEXT://{node}:9092");
-    let id = node.0.to_string();
+    let id = if node == TWIN { 1 } else { node.0 }.to_string();
     let pairs = [
         ("store.url", "s3://simulated"),
         ("node.id", id.as_str()),
@@ -113,7 +115,10 @@ pub async fn run(world: Shared, node: Node, boot: u64, mut stop: mpsc::Unbounded
     let why = loop {
         tokio::select! {
             biased;
-            why = broker.log().fenced() => break format!("fenced: {}", why.why),
+            why = broker.log().fenced() => break match why.same_node {
+                true => format!("{GAVE_WAY}: {}", why.why),
+                false => format!("fenced: {}", why.why),
+            },
             _ = stop.recv() => {
                 break match broker.stop(STOP_PATIENCE).await {
                     Ok(()) => "stopped".to_owned(),

@@ -1,7 +1,7 @@
 //! What goes wrong, and when: drawn from the seed before anything runs.
 
 use crate::mutation::Mutation;
-use crate::world::{Ambush, Chance, Command, Millis, Node, STORE, Shared, Tuning, World};
+use crate::world::{Ambush, Chance, Command, Millis, Node, STORE, Shared, TWIN, Tuning, World};
 
 /// How the store is at the moment: probabilities of each way to fail, and latencies.
 #[derive(Clone, Copy, Debug)]
@@ -99,7 +99,10 @@ pub struct Plan {
 
 /// Draws a plan and schedules all of it.
 pub fn plan(world: &Shared, shared: bool, chance: &mut Chance) -> Plan {
-    let brokers: Vec<Node> = (1..=chance.between(2, 5) as u8).map(Node).collect();
+    let mut brokers: Vec<Node> = (1..=chance.between(2, 5) as u8).map(Node).collect();
+    if chance.happens(0.1) {
+        brokers.push(TWIN);
+    }
     let calm = chance.happens(0.15);
     let plan = Plan {
         chaos_ms: chance.between(40_000, 240_000),
@@ -147,6 +150,10 @@ pub fn plan(world: &Shared, shared: bool, chance: &mut Chance) -> Plan {
     while at < plan.chaos_ms {
         strike(&mut w, &plan, at, chance);
         at += chance.between(pace / 4, pace * 2);
+    }
+    if plan.brokers.contains(&TWIN) {
+        let at = chance.between(10_000, plan.chaos_ms);
+        w.at(at, |w| w.commands.push(Command::Boot(TWIN)));
     }
     let end = plan.chaos_ms;
     w.at(end, |w| w.commands.push(Command::Heal));

@@ -14,7 +14,7 @@ use crate::machine::Machine;
 use crate::mutation::Mutation;
 use crate::nemesis::{Plan, StoreWeather, plan};
 use crate::store::SimStore;
-use crate::world::{Ambush, Chance, Command, EPOCH_MS, Millis, Node, Shared};
+use crate::world::{Ambush, Chance, Command, EPOCH_MS, Millis, Node, Shared, TWIN};
 use crate::{broker, os};
 
 /// Step of the world.
@@ -44,6 +44,8 @@ struct Host {
     machine: Option<Machine>,
     boot: u64,
     stop: Option<mpsc::UnboundedSender<()>>,
+    /// Another broker has its id: it does not come back by itself.
+    gave_way: bool,
 }
 
 struct Driver {
@@ -86,7 +88,8 @@ impl Driver {
         let first = self.plan.brokers[0];
         self.boot(first);
         if self.plan.shared {
-            for node in self.plan.brokers.clone().into_iter().skip(1) {
+            let others = self.plan.brokers.clone().into_iter().filter(|n| *n != TWIN);
+            for node in others.skip(1) {
                 let at = self.chance.between(0, 8_000);
                 self.world
                     .lock()
@@ -154,6 +157,9 @@ impl Driver {
                     .is_some_and(|h| h.boot == boot && h.machine.is_some())
                 {
                     self.world.lock().tell(format_args!("{node} exits: {why}"));
+                    if let Some(host) = self.hosts.get_mut(&node) {
+                        host.gave_way = why.starts_with(broker::GAVE_WAY);
+                    }
                     self.end(node, false);
                 }
             }
@@ -188,8 +194,12 @@ impl Driver {
                     self.thaw(node);
                 }
                 for node in self.plan.brokers.clone() {
-                    let absent = self.hosts.get(&node).is_some_and(|h| h.machine.is_none());
-                    if absent && (self.plan.shared || !self.anybody_runs()) {
+                    let host = self.hosts.get(&node);
+                    let absent = host.is_some_and(|h| h.machine.is_none() && !h.gave_way);
+                    // Of two with one id, one is enough.
+                    let namesake = self.hosts.get(&Node(1)).is_some_and(|h| h.machine.is_some());
+                    let wanted = absent && !(node == TWIN && namesake);
+                    if wanted && (self.plan.shared || !self.anybody_runs()) {
                         self.boot(node);
                     }
                 }
@@ -214,6 +224,7 @@ impl Driver {
             machine: Some(machine),
             boot,
             stop: Some(stop),
+            gave_way: false,
         };
         self.hosts.insert(node, host);
     }
@@ -228,7 +239,7 @@ impl Driver {
         let wait = self.chance.between(100, RESTART_MS);
         // Where the newest start takes everything, a start beside another one is the nemesis' business.
         let (again, other) = match self.plan.shared {
-            true => (true, node),
+            true => (self.hosts.get(&node).is_some_and(|h| !h.gave_way), node),
             false => (!self.anybody_runs(), *self.chance.one_of(&self.plan.brokers)),
         };
         if again {

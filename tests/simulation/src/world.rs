@@ -27,6 +27,9 @@ pub const EPOCH_MS: i64 = 1_800_000_000_000;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Node(pub u8);
 
+/// A machine whose broker has the `node.id` of the first one's.
+pub const TWIN: Node = Node(9);
+
 /// The store, seen as a place on the network.
 pub const STORE: Node = Node(0);
 
