@@ -95,6 +95,9 @@ pub enum OpenError {
     /// The store cannot be used.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// An object under the manifest belongs to another cluster: the wrong manifest was put there.
+    #[error("{0}")]
+    OtherCluster(String),
     /// What is in the bucket cannot be used, or somebody else has it.
     #[error("{0}")]
     Unusable(String),
