@@ -650,7 +650,8 @@ impl Client {
         request.generation_id_or_member_epoch = -1;
         request.topics = vec![of_topic];
         let p: Partition = (described.id, partition);
-        self.world.lock().history.commit_tried(group, p, offset);
+        let sent = self.now();
+        self.world.lock().history.commit_tried(group, p, offset, sent);
         let answer = kafka.call(8, &request).await?;
         self.give_back(kafka);
         let part = answer.topics.first().and_then(|t| t.partitions.first());

@@ -72,11 +72,18 @@ struct Log {
 /// Offsets that one group committed for one partition; one client at a time commits, in growing order.
 #[derive(Debug, Default)]
 struct Commits {
-    /// Commits that were sent and not acknowledged, by offset: each may be carried out at any time, also long after a
+    /// When commits were sent that were not acknowledged, by offset: each may be carried out at any time, also long after a
     /// later one.
-    open: BTreeMap<i64, u32>,
-    /// Acknowledged commits in order: when, and what.
-    acked: Vec<(Millis, i64)>,
+    open: BTreeMap<i64, Vec<Millis>>,
+    acked: Vec<AckedCommit>,
+}
+
+/// A commit that was acknowledged.
+#[derive(Clone, Copy, Debug)]
+struct AckedCommit {
+    sent: Millis,
+    answered: Millis,
+    offset: i64,
 }
 
 /// See the module's documentation.
@@ -218,18 +225,20 @@ impl History {
         }
     }
 
-    pub fn commit_tried(&mut self, group: &str, p: Partition, offset: i64) {
+    pub fn commit_tried(&mut self, group: &str, p: Partition, offset: i64, now: Millis) {
         let c = self.commits.entry((group.to_owned(), p)).or_default();
-        *c.open.entry(offset).or_default() += 1;
+        c.open.entry(offset).or_default().push(now);
     }
 
     pub fn commit_acked(&mut self, group: &str, p: Partition, offset: i64, now: Millis) {
         self.commits_acked += 1;
         let c = self.commits.entry((group.to_owned(), p)).or_default();
-        if let Some(open) = c.open.get_mut(&offset) {
-            *open = open.saturating_sub(1);
-        }
-        c.acked.push((now, offset));
+        let sent = c.open.get_mut(&offset).and_then(Vec::pop).unwrap_or(now);
+        c.acked.push(AckedCommit {
+            sent,
+            answered: now,
+            offset,
+        });
     }
 
     fn newest_generation(&self, group: &str, before: Millis) -> i32 {
@@ -261,14 +270,17 @@ impl History {
     /// A coordinator answered that `offset` (-1: none) is committed; it was asked at `asked`.
     pub fn committed(&mut self, group: &str, p: Partition, offset: i64, asked: Millis) {
         let c = self.commits.entry((group.to_owned(), p)).or_default();
-        let newest = c
-            .acked
-            .iter()
-            .rfind(|(at, _)| *at < asked)
-            .map_or(-1, |(_, o)| *o);
-        let since = c.acked.iter().any(|(at, o)| *at >= asked && *o == offset);
-        let open = c.open.get(&offset).is_some_and(|n| *n > 0);
-        if offset != newest && !since && !open {
+        // A commit may have been carried out at any time between its sending and its answer: one is out of date for sure
+        // only if another was sent after its answer and answered before the question.
+        let settled = |c: &&AckedCommit| c.answered < asked;
+        let replaced = |old: Millis| c.acked.iter().filter(settled).any(|later| later.sent > old);
+        let is_newest = match offset {
+            -1 => !c.acked.iter().any(|c| c.answered < asked),
+            _ => c.acked.iter().any(|c| c.offset == offset && !replaced(c.answered)),
+        };
+        let open = c.open.get(&offset).is_some_and(|sent| !sent.is_empty());
+        if !is_newest && !open {
+            let newest = c.acked.iter().rfind(settled).map_or(-1, |c| c.offset);
             self.wrong(format!(
                 "group {group}: {newest} was the newest acknowledged commit for {p:?}, and {offset} was fetched"
             ));
@@ -424,7 +436,7 @@ mod tests {
         h.told(P, 1, 0, 2, 11, 12);
         h.told(P, 2, 0, 2, 13, 14);
         h.whole(P, 0, &[(0, 1, v(0)), (1, 1, v(1))], Millis::MAX, "at the end");
-        h.commit_tried("g", P, 5);
+        h.commit_tried("g", P, 5, 15);
         h.commit_acked("g", P, 5, 20);
         h.committed("g", P, 5, 21);
         assert_eq!(h.violations, Vec::<String>::new());
@@ -475,7 +487,7 @@ mod tests {
         };
         assert_eq!(wrong(reset), 1, "the end lies before what was acknowledged");
         let lost = |h: &mut History| {
-            h.commit_tried("g", P, 5);
+            h.commit_tried("g", P, 5, 15);
             h.commit_acked("g", P, 5, 20);
             h.committed("g", P, -1, 21);
         };
@@ -485,5 +497,16 @@ mod tests {
             1,
             "a commit out of nothing"
         );
+        let two = |first: Millis, second: Millis| {
+            let mut h = History::default();
+            h.commit_tried("g", P, 4, 10);
+            h.commit_acked("g", P, 4, first);
+            h.commit_tried("g", P, 5, 20);
+            h.commit_acked("g", P, 5, second);
+            h.committed("g", P, 4, 50);
+            found(&h)
+        };
+        assert_eq!(two(15, 30), 1, "a commit is lost that came after another one's answer");
+        assert_eq!(two(40, 30), 0, "the answer of a commit may be late, and the commit the newer one");
     }
 }

@@ -174,7 +174,7 @@ impl Client {
         request.member_id = member.id.clone().into();
         request.topics = vec![of_topic];
         let asked = self.now();
-        self.world.lock().history.commit_tried(group, p, offset);
+        self.world.lock().history.commit_tried(group, p, offset, asked);
         let answer = kafka.call(8, &request).await?;
         self.give_back(kafka);
         let part = answer.topics.first().and_then(|t| t.partitions.first());
