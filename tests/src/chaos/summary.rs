@@ -10,8 +10,9 @@ use super::plan::FaultKind;
 use super::store::Contents;
 use super::world::World;
 
-/// A manifest may grow by the digits of its counters.
-const MANIFEST_SLACK_BYTES: u64 = 1024;
+/// A manifest may be so much larger than before: each of 1,024 slots may be a run of its own, and the numbers of its owner
+/// and epoch get longer as they grow.
+const MANIFEST_SLACK_BYTES: u64 = 6 * 1024;
 /// A stream that is dead keeps its seal, and for a while a head or a checkpoint.
 const LEFT_BY_DEAD_STREAM: usize = 3;
 
