@@ -276,7 +276,10 @@ impl History {
         let replaced = |old: Millis| c.acked.iter().filter(settled).any(|later| later.sent > old);
         let is_newest = match offset {
             -1 => !c.acked.iter().any(|c| c.answered < asked),
-            _ => c.acked.iter().any(|c| c.offset == offset && !replaced(c.answered)),
+            _ => c
+                .acked
+                .iter()
+                .any(|c| c.offset == offset && !replaced(c.answered)),
         };
         let open = c.open.get(&offset).is_some_and(|sent| !sent.is_empty());
         if !is_newest && !open {
@@ -506,7 +509,15 @@ mod tests {
             h.committed("g", P, 4, 50);
             found(&h)
         };
-        assert_eq!(two(15, 30), 1, "a commit is lost that came after another one's answer");
-        assert_eq!(two(40, 30), 0, "the answer of a commit may be late, and the commit the newer one");
+        assert_eq!(
+            two(15, 30),
+            1,
+            "a commit is lost that came after another one's answer"
+        );
+        assert_eq!(
+            two(40, 30),
+            0,
+            "the answer of a commit may be late, and the commit the newer one"
+        );
     }
 }
