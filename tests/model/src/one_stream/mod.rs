@@ -10,7 +10,6 @@
 mod heads;
 pub mod model;
 mod moves;
-mod moves_check;
 mod recover;
 pub mod rules;
 pub mod settings;

@@ -1,4 +1,4 @@
-//! What an undisturbed taker finds in bucket and manifest of [`super::moves`], and the check of every state.
+//! What an undisturbed taker finds in bucket and manifest of this model, and the check of every state.
 
 use std::collections::BTreeMap;
 
@@ -10,8 +10,9 @@ use alluvium_log::recover::{Source, Sources, StreamRead, recover, to_read};
 use alluvium_log::takeover::{Found, HeadSeen, Takeover};
 use alluvium_log::{Incarnation, Offset, Seq, Slot, TopicPartition};
 
-use super::moves::{Moves, Obj, State, tp};
-use super::state::{Rec, Violation};
+use super::Moves;
+use super::model::{Obj, State, tp};
+use crate::one_stream::state::{Rec, Violation};
 
 type Images = BTreeMap<TopicPartition, PartitionImage>;
 
