@@ -584,6 +584,8 @@ mod tests {
                 assert_eq!(self.contents(merged), self.contents(plain));
                 let counted = PartitionImage::new(merged.state.clone(), merged.ranges.clone());
                 assert_eq!(&counted, merged, "bytes are counted right");
+                let log_start = merged.state.log_start;
+                assert!(merged.ranges.iter().all(|r| r.last_offset >= log_start));
                 let neighbours = merged.ranges.iter().zip(merged.ranges.iter().skip(1));
                 for (a, b) in neighbours {
                     assert_eq!(a.last_offset + 1, b.base_offset);
