@@ -192,11 +192,18 @@ mod tests {
     fn what_is_left_behind_is_noticed() {
         let before = contents(&[("a", 20), ("b", 9)], 5_000);
         let judge = |streams: &[(&str, usize)], manifest| leftovers(&before, &contents(streams, manifest), 2);
-        assert_eq!(judge(&[("a", 1), ("b", 3), ("c", 40), ("d", 50)], 5_100), Ok(()));
-        let streams = judge(&[("a", 1), ("b", 4), ("c", 40), ("d", 50)], 5_100).unwrap_err();
+        let dead = LEFT_BY_DEAD_STREAM;
+        let slack = 5_000 + MANIFEST_SLACK_BYTES;
+        let living = [("c", 40), ("d", 50)];
+        let with = |left: usize| [&[("a", 1), ("b", left)][..], &living[..]].concat();
+        assert_eq!(judge(&with(dead), slack), Ok(()));
+        let streams = judge(&with(dead + 1), slack).unwrap_err();
         assert!(streams.contains("3 streams of 2 brokers"), "{streams}");
-        let manifest = judge(&[("c", 1)], 7_000).unwrap_err();
-        assert!(manifest.contains("7000 bytes, 5000 before"), "{manifest}");
+        let manifest = judge(&living, slack + 1).unwrap_err();
+        assert!(
+            manifest.contains(&format!("{} bytes, 5000 before", slack + 1)),
+            "{manifest}"
+        );
     }
 
     #[test]
