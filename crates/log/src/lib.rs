@@ -32,6 +32,7 @@ pub mod format;
 mod grants;
 mod handover;
 pub mod head;
+pub mod history;
 pub mod inspect;
 pub mod keys;
 pub mod liveness;
