@@ -72,6 +72,8 @@ pub(crate) struct Rules<'a> {
     pub(crate) node_id: i32,
     pub(crate) check_topic: Check<'a>,
     pub(crate) check_broker: Check<'a>,
+    /// Whether a topic config keeps the value that its topic was created with.
+    pub(crate) is_fixed: &'a (dyn Fn(&str) -> bool + Sync),
     pub(crate) describe_topic: &'a (dyn Fn(&str) -> Vec<DescribedConfig> + Sync),
     /// Every key of this broker.
     pub(crate) describe_broker: &'a (dyn Fn() -> Vec<DescribedConfig> + Sync),
@@ -169,7 +171,7 @@ fn decide_topic(edit: &ResourceEdit<'_>, rules: &Rules<'_>) -> Decision {
     };
     let rows = (rules.describe_topic)(edit.name);
     let check = |key: &str, value: &str| (rules.check_topic)(key, value).map_err(invalid_config);
-    let changes = key_changes(edit, &rows, Some(&topic.configs), &check)?;
+    let changes = key_changes(edit, &rows, Some(&topic.configs), &check, rules.is_fixed)?;
     Ok((!changes.is_empty()).then(|| Change::AlterTopicConfigs {
         name: edit.name.to_owned(),
         changes,
@@ -186,7 +188,8 @@ fn decide_broker(edit: &ResourceEdit<'_>, rules: &Rules<'_>) -> Decision {
     let rows = (rules.describe_broker)();
     // Kafka answers INVALID_REQUEST and not INVALID_CONFIG for brokers, and says that it will stay so.
     let check = |key: &str, value: &str| (rules.check_broker)(key, value).map_err(invalid_request);
-    let changes = key_changes(edit, &rows, rules.broker_configs.get(&broker), &check)?;
+    let own = rules.broker_configs.get(&broker);
+    let changes = key_changes(edit, &rows, own, &check, &|_| false)?;
     Ok((!changes.is_empty()).then_some(Change::AlterBrokerConfigs { broker, changes }))
 }
 
@@ -208,19 +211,23 @@ pub(crate) fn check_node(name: &str, node_id: i32) -> Result<(), Refusal> {
 }
 
 /// The changes of the keys of one resource. `rows` are all its keys with their effective values, `own` what is
-/// set for the resource itself.
+/// set for the resource itself. A fixed key may be named with the value that it has, and survives a replacement.
 fn key_changes(
     edit: &ResourceEdit<'_>,
     rows: &[DescribedConfig],
     own: Option<&BTreeMap<String, String>>,
     check: &dyn Fn(&str, &str) -> Result<(), Refusal>,
+    is_fixed: &dyn Fn(&str) -> bool,
 ) -> Result<Vec<(String, Option<String>)>, Refusal> {
     let mut changes = Vec::new();
     if edit.replace {
         let given: HashSet<&str> = edit.keys.iter().map(|key| key.key).collect();
         let known = rows.iter().filter(|row| !row.read_only).map(|row| row.name);
         let set = own.into_iter().flat_map(BTreeMap::keys).map(String::as_str);
-        let removed: BTreeSet<&str> = known.chain(set).filter(|key| !given.contains(key)).collect();
+        let removed: BTreeSet<&str> = known
+            .chain(set)
+            .filter(|key| !given.contains(key) && !is_fixed(key))
+            .collect();
         changes.extend(removed.into_iter().map(|key| (key.to_owned(), None)));
     }
     for KeyEdit {
@@ -255,6 +262,18 @@ fn key_changes(
                 )));
             }
             check(key, value)?;
+        }
+        if is_fixed(key) {
+            let unchanged = match &value {
+                None => own.is_none_or(|own| !own.contains_key(*key)),
+                Some(_) => rows.iter().any(|row| row.name == *key && row.value == value),
+            };
+            if !unchanged {
+                return Err(invalid_config(format!(
+                    "{key} is fixed when a topic is created: create another topic for another value."
+                )));
+            }
+            continue;
         }
         changes.push(((*key).to_owned(), value));
     }
@@ -302,6 +321,7 @@ mod tests {
         let mut t = topic(1, 1);
         t.configs.insert("retention.ms".to_owned(), "5".to_owned());
         t.configs.insert("throttled".to_owned(), "0:1,0:2".to_owned());
+        t.configs.insert("fixed.one".to_owned(), "as created".to_owned());
         let topics = [("t".to_owned(), t)].into();
         let broker_configs: BTreeMap<String, BTreeMap<String, String>> = [(
             String::new(),
@@ -318,8 +338,11 @@ mod tests {
             node_id: 7,
             check_topic: &check,
             check_broker: &check,
+            is_fixed: &|key| key.starts_with("fixed"),
             describe_topic: &|_| {
                 vec![
+                    row("fixed.one", 2, "as created", false),
+                    row("fixed.other", 2, "by default", false),
                     row("cleanup.policy", KIND_LIST, "delete", false),
                     row("retention.ms", 5, "5", false),
                     row("throttled", KIND_LIST, "", false),
@@ -386,6 +409,32 @@ mod tests {
             .iter()
             .map(|(k, v)| ((*k).to_owned(), v.map(str::to_owned)))
             .collect())
+    }
+
+    #[test]
+    fn what_is_fixed_at_creation_is_neither_changed_nor_lost() {
+        let edit = |key, operation, value| incremental(RESOURCE_TOPIC, "t", &[(key, operation, value)]);
+        let replaced = |value| replacement(RESOURCE_TOPIC, "t", &[("fixed.one", Some(value))]);
+        let table = [
+            (edit("fixed.one", SET, Some("as created")), true),
+            (edit("fixed.one", SET, Some("else")), false),
+            (edit("fixed.one", DELETE, None), false),
+            (edit("fixed.other", SET, Some("by default")), true),
+            (edit("fixed.other", SET, Some("as created")), false),
+            (edit("fixed.other", DELETE, None), true),
+            (replaced("as created"), true),
+            (replaced("else"), false),
+            (replacement(RESOURCE_TOPIC, "t", &[]), true),
+        ];
+        for (edit, taken) in table {
+            match &decided(std::slice::from_ref(&edit))[0] {
+                Ok(changes) => assert!(
+                    taken && changes.iter().all(|(key, _)| !key.starts_with("fixed")),
+                    "{edit:?}: {changes:?}"
+                ),
+                Err(code) => assert!(!taken && *code == ErrorCode::InvalidConfig, "{edit:?}"),
+            }
+        }
     }
 
     #[test]

@@ -2,7 +2,10 @@
 
 use super::key::{Kind, Preset, Rule, Unit};
 use super::listener;
-use super::topic_keys::{AT_LEAST_0, AT_LEAST_1, CLEANUP_POLICIES, COMPRESSION_TYPES, TIMESTAMP_TYPES};
+use super::topic_keys::{
+    ARCHIVE_FILE_BYTES, AT_LEAST_0, AT_LEAST_1, CLEANUP_POLICIES, COMPRESSION_TYPES, TIMESTAMP_TYPES,
+    VALUE_TYPES,
+};
 
 /// One broker setting.
 #[derive(Clone, Copy, Debug)]
@@ -189,6 +192,15 @@ static TOPICS: &[BrokerKey] = &[
     key("log.message.timestamp.type", Text, TIMESTAMP_TYPES, "CreateTime", "Default of message.timestamp.type.").dynamic(),
     key("log.message.timestamp.before.max.ms", Long, AT_LEAST_0, "9223372036854775807", "Default of message.timestamp.before.max.ms.").ms().dynamic(),
     key("log.message.timestamp.after.max.ms", Long, AT_LEAST_0, "3600000", "Default of message.timestamp.after.max.ms.").ms().dynamic(),
+];
+
+static HISTORY: &[BrokerKey] = &[
+    key("archive.enable", Boolean, Rule::Any, "true", "Default of archive.enable of a topic: whether its records become Parquet files.").dynamic(),
+    key("archive.file.bytes", Long, ARCHIVE_FILE_BYTES, "67108864", "Default of archive.file.bytes of a topic: the size of its Parquet files.").bytes().dynamic(),
+    key("archive.interval.ms", Long, AT_LEAST_1, "3600000", "Default of archive.interval.ms of a topic: the age at which its records become Parquet although the file stays small.").ms().dynamic(),
+    key("archive.value.type", Text, VALUE_TYPES, "binary", "The archive.value.type that a topic is created with if none is given. It does not change for topics that exist.").dynamic(),
+    key("archive.threads", Int, Rule::Whole(1, 256), "", "Threads of low priority that write Parquet. Unset: a quarter of the processors, at least 1.").unset(),
+    key("archive.bytes.per.second", Long, Rule::Whole(64 * 1024, 1 << 40), "67108864", "How fast data is archived at most, as it is stored, so that producers and consumers do not feel it. Less than what is produced in the mean leaves more and more that is not Parquet.").bytes(),
 ];
 
 static GROUPS: &[BrokerKey] = &[
@@ -499,6 +511,10 @@ pub(crate) static SECTIONS: &[Section] = &[
     Section {
         title: "Topics",
         keys: TOPICS,
+    },
+    Section {
+        title: "History",
+        keys: HISTORY,
     },
     Section {
         title: "Consumer groups",

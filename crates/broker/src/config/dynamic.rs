@@ -13,7 +13,7 @@ use super::key::{Kind, Value, nearest, parse, quote};
 use super::layers::{parse_setting, unknown_key};
 use super::settings::{Settings, default_text};
 use super::store_url;
-use super::topic_keys::{TOPIC_KEYS, TopicKey, topic_key};
+use super::topic_keys::{FIXED_AT_CREATION, TOPIC_KEYS, TopicKey, topic_key};
 
 /// Where a value comes from, by Kafka's numbers (KIP-226).
 mod source {
@@ -46,6 +46,14 @@ pub struct TopicSettings {
     pub cleanup_compact: bool,
     /// `cleanup.policy` has delete. Without it neither age nor size removes records.
     pub cleanup_delete: bool,
+    /// `archive.enable`; compacted and internal topics are not archived all the same.
+    pub archive_enable: bool,
+    /// `archive.file.bytes`
+    pub archive_file_bytes: u64,
+    /// `archive.interval.ms`
+    pub archive_interval_ms: i64,
+    /// `archive.value.type` is string.
+    pub archive_text_values: bool,
 }
 
 /// One row of DescribeConfigs. Enums are Kafka's wire numbers.
@@ -169,6 +177,27 @@ impl Config {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Completes the configs of a topic that is going to be created: what is fixed by that is written down, where a
+    /// broker setting says other than the topic config's own default.
+    pub fn fix_at_creation(&self, manifest: &Manifest, configs: &mut BTreeMap<String, String>) {
+        let node = self.node_id.to_string();
+        for name in FIXED_AT_CREATION.iter().copied() {
+            let candidates = self.broker_candidates(manifest, Some(&node), &[(name, 1)]);
+            let (Some(key), Some(preset)) = (topic_key(name), candidates.first()) else {
+                continue;
+            };
+            let preset = preset.value.to_text();
+            if preset != key.default && !configs.contains_key(name) {
+                configs.insert(name.to_owned(), preset);
+            }
+        }
+    }
+
+    /// Whether this topic config keeps the value that it had when the topic was created.
+    pub fn is_fixed_at_creation(key: &str) -> bool {
+        FIXED_AT_CREATION.contains(&key)
     }
 
     /// Checks a dynamic broker config.
@@ -345,6 +374,10 @@ impl Config {
             retention_bytes: whole("retention.bytes").max(-1),
             cleanup_compact: cleanup.iter().any(|item| item == "compact"),
             cleanup_delete: cleanup.iter().any(|item| item == "delete"),
+            archive_enable: value("archive.enable") == Some(Value::Boolean(true)),
+            archive_file_bytes: u64::try_from(whole("archive.file.bytes")).unwrap_or(0),
+            archive_interval_ms: whole("archive.interval.ms"),
+            archive_text_values: value("archive.value.type") == Some(Value::Text("string".into())),
         }
     }
 

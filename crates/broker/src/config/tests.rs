@@ -735,6 +735,52 @@ fn cleanup_policies_and_timestamps() {
 }
 
 #[test]
+fn history_is_on_and_follows_topic_and_broker() {
+    let plain = config(&[]).topic(&with_topic(manifest(0), "t", &[]), "t");
+    assert!(plain.archive_enable && !plain.archive_text_values);
+    assert_eq!(
+        (plain.archive_file_bytes, plain.archive_interval_ms),
+        (64 << 20, 3_600_000)
+    );
+    let config = config(&[("archive.interval.ms", "60000"), ("archive.value.type", "string")]);
+    let now = with_broker(manifest(0), "", "archive.enable", "false");
+    let now = with_topic(now, "t", &[("archive.file.bytes", "1048576")]);
+    let set = config.topic(&now, "t");
+    assert_eq!(
+        (
+            set.archive_enable,
+            set.archive_file_bytes,
+            set.archive_interval_ms
+        ),
+        (false, 1 << 20, 60_000)
+    );
+    assert!(!set.archive_text_values, "the broker's is for topics to come");
+}
+
+#[test]
+fn the_type_of_values_is_fixed_when_a_topic_is_created() {
+    let created = |pairs: &[(&'static str, &'static str)], manifest: &Manifest, given: &[(&str, &str)]| {
+        let given = given.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
+        let mut configs = given.collect();
+        config(pairs).fix_at_creation(manifest, &mut configs);
+        configs.get("archive.value.type").cloned()
+    };
+    let key = "archive.value.type";
+    let string = Some("string".to_owned());
+    assert_eq!(created(&[], &manifest(0), &[]), None);
+    assert_eq!(created(&[], &manifest(0), &[(key, "string")]), string);
+    assert_eq!(created(&[(key, "string")], &manifest(0), &[]), string);
+    let binary = Some("binary".to_owned());
+    assert_eq!(
+        created(&[(key, "string")], &manifest(0), &[(key, "binary")]),
+        binary
+    );
+    let dynamic = with_broker(manifest(0), "", key, "string");
+    assert_eq!(created(&[], &dynamic, &[]), string);
+    assert!(Config::is_fixed_at_creation(key) && !Config::is_fixed_at_creation("archive.enable"));
+}
+
+#[test]
 fn topic_settings_are_computed_once_per_manifest_version() {
     let config = config(&[]);
     let first = with_topic(manifest(5), "t", &[("retention.ms", "1")]);

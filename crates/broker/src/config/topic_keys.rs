@@ -56,6 +56,8 @@ pub(crate) const AT_LEAST_0: Rule = Rule::Whole(0, i64::MAX);
 pub(crate) const AT_LEAST_1: Rule = Rule::Whole(1, i64::MAX);
 pub(crate) const CLEANUP_POLICIES: Rule = Rule::Items(&["compact", "delete"]);
 pub(crate) const TIMESTAMP_TYPES: Rule = Rule::OneOf(&["CreateTime", "LogAppendTime"]);
+pub(crate) const VALUE_TYPES: Rule = Rule::OneOf(&["binary", "string"]);
+pub(crate) const ARCHIVE_FILE_BYTES: Rule = Rule::Whole(64 * 1024, 1 << 30);
 pub(crate) const COMPRESSION_TYPES: Rule =
     Rule::OneOf(&["uncompressed", "zstd", "lz4", "snappy", "gzip", "producer"]);
 
@@ -72,8 +74,40 @@ const THROTTLED_REPLICAS: Rule = Rule::Syntax {
     },
 };
 
+/// Configs that a topic gets at its creation and keeps: data that was written under one value must not lie beside
+/// data of another.
+pub(crate) const FIXED_AT_CREATION: &[&str] = &["archive.value.type"];
+
 /// Sorted by name.
 pub(crate) static TOPIC_KEYS: &[TopicKey] = &[
+    key(
+        "archive.enable",
+        Kind::Boolean,
+        Rule::Any,
+        &[("archive.enable", 1)],
+        "Whether the topic's records become history: Parquet files that analytics tools query and consumers replay from. Without effect on compacted and internal topics, which never do. Switched off, what is Parquet stays so until retention removes it.",
+    ),
+    key(
+        "archive.file.bytes",
+        Kind::Long,
+        ARCHIVE_FILE_BYTES,
+        &[("archive.file.bytes", 1)],
+        "Size of the topic's Parquet files, about: so much stored data of a broker's partitions is archived at once.",
+    ),
+    key(
+        "archive.interval.ms",
+        Kind::Long,
+        AT_LEAST_1,
+        &[("archive.interval.ms", 1)],
+        "Age at which records are archived although the file stays small. It is how far queries lag behind producers; `alluvium archive flush` does not wait for it.",
+    ),
+    alone(
+        "archive.value.type",
+        Kind::Text,
+        VALUE_TYPES,
+        "binary",
+        "Type of the column value in the topic's Parquet files: binary, or string for values that are all UTF-8 text. Fixed when the topic is created; there it is the broker's archive.value.type unless it is given.",
+    ),
     key(
         "cleanup.policy",
         Kind::List,

@@ -37,6 +37,7 @@ pub(crate) fn with_rules<T>(broker: &Broker, decide: impl FnOnce(&Rules<'_>) -> 
         node_id,
         check_topic: &|key, value| broker.config.check_topic_config(key, value),
         check_broker: &|key, value| broker.config.check_broker_config(key, value),
+        is_fixed: &crate::config::Config::is_fixed_at_creation,
         describe_topic: &|name| broker.config.describe_topic(&manifest, name),
         describe_broker: &|| broker.config.describe_broker(&manifest, Some(node_id)),
     })

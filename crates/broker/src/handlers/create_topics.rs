@@ -36,12 +36,15 @@ pub(crate) async fn handle(
     let manifest = broker.log.manifest();
     let plans = {
         let check_config = |key: &str, value: &str| broker.config.check_topic_config(key, value);
+        let complete =
+            |configs: &mut BTreeMap<String, String>| broker.config.fix_at_creation(&manifest, configs);
         let rules = Rules {
             topics: &manifest.topics,
             live_nodes: live_nodes(&manifest.streams),
             default_partitions: broker.config.settings.num_partitions,
             default_replication_factor: broker.config.settings.default_replication_factor,
             check_config: &check_config,
+            complete: &complete,
         };
         decide(&request, &rules)
     };
@@ -78,6 +81,8 @@ struct Rules<'a> {
     default_partitions: u32,
     default_replication_factor: i16,
     check_config: &'a (dyn Fn(&str, &str) -> Result<(), String> + Sync),
+    /// Adds what a broker setting fixes for a topic at its creation.
+    complete: &'a (dyn Fn(&mut BTreeMap<String, String>) + Sync),
 }
 
 /// One topic of the request, each name once.
@@ -174,6 +179,7 @@ fn decide_configs(topic: &CreatableTopic, rules: &Rules<'_>) -> Result<BTreeMap<
         // As in Kafka, the last of several values counts.
         configs.insert(name.to_owned(), value.as_str().to_owned());
     }
+    (rules.complete)(&mut configs);
     Ok(configs)
 }
 
@@ -404,6 +410,9 @@ mod tests {
             default_partitions: 3,
             default_replication_factor: 2,
             check_config: &check,
+            complete: &|configs| {
+                configs.entry("fixed".into()).or_insert_with(|| "preset".into());
+            },
         };
         decide(&request(topics), &rules)
     }

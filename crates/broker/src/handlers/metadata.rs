@@ -100,11 +100,15 @@ async fn create_missing(broker: &Broker, asked: &[Asked]) -> BTreeMap<String, Er
         return refused;
     }
     let settings = &broker.config.settings;
+    let mut configs = BTreeMap::new();
+    broker
+        .config
+        .fix_at_creation(&broker.log.manifest(), &mut configs);
     let create = |name: &String| Change::CreateTopic {
         name: name.clone(),
         partitions: settings.num_partitions,
         replication_factor: settings.default_replication_factor,
-        configs: BTreeMap::new(),
+        configs: configs.clone(),
     };
     let changes = missing.iter().map(create).collect();
     let deleted = &broker.log.manifest().deleted_names;
