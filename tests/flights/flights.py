@@ -6,7 +6,10 @@ See run.sh for the options. What is checked:
   order within each partition, each tail number in one partition;
 * each group, the fast one and the slow one, which read while the broker is killed, saw at every offset the row
   that was acknowledged there: key, value and timestamp equal to the file, nothing missing;
-* so did a reader that starts from the beginning after everything else has ended.
+* so did a reader that starts from the beginning after everything else has ended;
+* then the topic becomes Parquet (`alluvium archive flush`), nothing else of it is left in the store, and a reader from
+  the beginning sees the same records once more, headers among them, while DuckDB, Polars and pyarrow answer a question
+  from the files exactly as the original does.
 """
 
 import argparse
@@ -30,6 +33,8 @@ from confluent_kafka.admin import AdminClient, NewTopic
 
 TOPIC, PARTITIONS = "flights", 6
 PATIENCE_S = 180
+# What is deleted waits a minute by default; here somebody waits for it.
+SETTINGS = ("group.initial.rebalance.delay.ms=100", "merge.interval.ms=5000", "log.segment.delete.delay.ms=2000")
 NUMBERS = ("year", "month", "day", "dep_time", "sched_dep_time", "dep_delay", "arr_time", "sched_arr_time", "arr_delay",
            "flight", "air_time", "distance", "hour", "minute")
 
@@ -39,7 +44,7 @@ class Wrong(Exception):
 
 
 def load(path, limit):
-    """The rows of the file as (key, value, timestamp in ms), and where each value is."""
+    """The rows of the file as (key, value, timestamp in ms, headers), and where each value is."""
     rows, index = [], {}
     with zipfile.ZipFile(path) as archive, archive.open("flights.csv") as raw:
         for row in csv.DictReader(io.TextIOWrapper(raw, "utf-8")):
@@ -53,7 +58,9 @@ def load(path, limit):
             if value in index:
                 raise Wrong("rows %d and %d of the file are equal" % (index[value], len(rows)))
             index[value] = len(rows)
-            rows.append((key, value, int(at.timestamp() * 1000)))
+            # Every third has none; a repeated key and an empty value are the user's data like any other.
+            headers = [("row", str(len(rows)).encode()), ("carrier", event["carrier"].encode()), ("row", b"")] if len(rows) % 3 else []
+            rows.append((key, value, int(at.timestamp() * 1000), headers))
     return rows, index
 
 
@@ -125,11 +132,13 @@ class Reader:
         row = self.index.get(message.value())
         if row is None:
             raise Wrong("%s: a value that is not in the file: %r" % (where, message.value()[:200]))
-        key, _, timestamp = self.rows[row]
+        key, _, timestamp, headers = self.rows[row]
         if message.key() != key:
             raise Wrong("%s: key %r, not %r" % (where, message.key(), key))
         if message.timestamp()[1] != timestamp:
             raise Wrong("%s: timestamp %r, not %d" % (where, message.timestamp(), timestamp))
+        if (message.headers() or []) != headers:
+            raise Wrong("%s: headers %r, not %r" % (where, message.headers(), headers))
         before = self.at[partition].setdefault(offset, row)
         if before != row:
             raise Wrong("%s: row %d, and row %d when it was read before" % (where, row, before))
@@ -182,7 +191,7 @@ def differences(acked, at, rows):
 
 def self_test():
     """The comparison must find each kind of damage; it runs before every use."""
-    rows = [(b"a", b"0", 0), (b"b", b"1", 0), (b"a", b"2", 0), (None, b"3", 0)]
+    rows = [(b"a", b"0", 0, []), (b"b", b"1", 0, []), (b"a", b"2", 0, []), (None, b"3", 0, [])]
     acked = [(0, 0), (1, 0), (0, 1), (2, 0)]
 
     def view():
@@ -235,10 +244,10 @@ class Run:
                     self.acknowledged += 1
             return callback
 
-        for row, (key, value, timestamp) in enumerate(self.rows):
+        for row, (key, value, timestamp, headers) in enumerate(self.rows):
             while not self.stop.is_set():
                 try:
-                    producer.produce(TOPIC, key=key, value=value, timestamp=timestamp, on_delivery=report(row))
+                    producer.produce(TOPIC, key=key, value=value, timestamp=timestamp, headers=headers, on_delivery=report(row))
                     break
                 except BufferError:
                     producer.poll(0.05)
@@ -371,14 +380,94 @@ class Run:
         for group in ("fast", "slow"):
             self.lag_free(group)
         sizes = [sum(1 for place in self.acked if place[0] == p) for p in range(PARTITIONS)]
-        keys = len({key for key, _, _ in self.rows if key is not None})
+        keys = len({key for key, *_ in self.rows if key is not None})
         print("flights: %d records of %d tail numbers (%d without one) in %d partitions of %s records; the broker was killed with "
               "SIGKILL %d times and answered again after %s s; all acknowledged in %.0f s, read by two groups in %.0f s (%d and %d records "
               "re-read after rebalances) and again from the beginning. Every record is at its acknowledged offset, once, unchanged and "
-              "in the file's order." % (total, keys, sum(1 for key, _, _ in self.rows if key is None), PARTITIONS,
+              "in the file's order." % (total, keys, sum(1 for key, *_ in self.rows if key is None), PARTITIONS,
                                         "/".join(map(str, sizes)), self.broker.starts - 1,
                                         ", ".join("%.1f" % s for s in self.broker.recovery_s), produced_s, consumed_s,
                                         fast.reread, slow.reread))
+
+
+def tool(options, *arguments):
+    """What `alluvium` prints with these arguments."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("ALLUVIUM_")}
+    done = subprocess.run([options.bin, *arguments], capture_output=True, text=True, env=env, timeout=4 * PATIENCE_S)
+    if done.returncode != 0:
+        raise Wrong("alluvium %s ended with %d: %s" % (" ".join(arguments), done.returncode, done.stderr))
+    return done.stdout
+
+
+def outside_of_history(options, store):
+    """Objects that hold records of the topic and are not its Parquet: all segments, and merged objects that hold
+    nothing else. (One that another topic needs stays as long as that does.)"""
+    overview = json.loads(tool(options, "inspect", store))
+    topic = overview["manifest"]["topics"][TOPIC]["id"]
+    found = []
+    for one in overview["objects"]:
+        key = one["key"]
+        if not key.startswith("merged/") and not (key.startswith("wal/") and key.rsplit("/", 1)[1].isdigit()):
+            continue
+        try:
+            entries = json.loads(tool(options, "inspect", store, key)).get("entries", [])
+        except Wrong as problem:
+            # It may be deleted between the list and the look.
+            if "there is no" not in str(problem):
+                raise
+            continue
+        data = [entry for entry in entries if entry["kind"] in ("batches", "merged")]
+        theirs = [entry for entry in data if entry["topic"] == topic]
+        if theirs and (key.startswith("wal/") and any(e["kind"] == "batches" for e in theirs) or len(theirs) == len(data)):
+            found.append(key)
+    return found
+
+
+def history(run, options, store, work):
+    """Everything becomes Parquet and nothing else stays; consumers and query engines read the same records from it."""
+    began = time.monotonic()
+    print(tool(options, "archive", "flush", TOPIC, "--bootstrap", run.bootstrap).strip(), file=sys.stderr)
+    flushed_s = time.monotonic() - began
+    while True:
+        left = outside_of_history(options, store)
+        if not left:
+            break
+        if time.monotonic() - began > PATIENCE_S:
+            raise Wrong("after %d s there are still %d objects with records of the topic: %s" % (PATIENCE_S, len(left), left[:5]))
+        time.sleep(2)
+    gone_s = time.monotonic() - began
+    # So that what is read comes from the files and not from a memory of the broker.
+    run.broker.kill()
+    run.broker.start()
+    reader = Reader("history", run.rows, run.index)
+    began = time.monotonic()
+    run.read_all(reader)
+    read_s = time.monotonic() - began
+    problem = differences(run.acked, reader.at, run.rows)
+    if problem:
+        raise Wrong("reader history: %s" % problem)
+    if not options.analytics:
+        print("history: Parquet after %.1f s, nothing else left after %.1f s, read again in %.1f s; DuckDB, Polars and pyarrow are "
+              "not installed (tests/clients/install.sh analytics)" % (flushed_s, gone_s, read_s))
+        return
+    groups = {}
+    for _, value, *_ in run.rows:
+        event = json.loads(value)
+        group = groups.setdefault((event["carrier"], event["month"]), [0, []])
+        group[0] += 1
+        if event["dep_delay"] is not None:
+            group[1].append(event["dep_delay"])
+    answer = [[carrier, month, count, sum(delays) / len(delays) if delays else None]
+              for (carrier, month), (count, delays) in sorted(groups.items())]
+    expected = os.path.join(work, "answer.json")
+    with open(expected, "w") as file:
+        json.dump(answer, file)
+    script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "analytics.py")
+    asked = subprocess.run([options.analytics, script, store, expected], capture_output=True, text=True, timeout=4 * PATIENCE_S)
+    if asked.returncode != 0:
+        raise Wrong("the question was not answered as by the file: %s%s" % (asked.stdout, asked.stderr))
+    print("history: Parquet after %.1f s, nothing else of the topic left after %.1f s, every record read again in %.1f s; flights and "
+          "mean delay by carrier and month: %s" % (flushed_s, gone_s, read_s, asked.stdout.strip()))
 
 
 def main():
@@ -386,6 +475,7 @@ def main():
     parser.add_argument("--csv", required=True, help=argparse.SUPPRESS)
     parser.add_argument("--store", metavar="URL", help="where the broker keeps its data (default: a fresh directory)")
     parser.add_argument("--bin", metavar="PATH", help="the alluvium binary")
+    parser.add_argument("--analytics", metavar="PYTHON", help=argparse.SUPPRESS)
     parser.add_argument("--limit", type=int, metavar="ROWS", help="only the first rows of the file")
     parser.add_argument("--broker", metavar="COMMAND", help="another broker: a shell command, in which {port} is replaced")
     parser.add_argument("--recent", action="store_true", help="timestamps of today and not of 2013")
@@ -399,7 +489,7 @@ def main():
     rows, index = load(options.csv, options.limit)
     if options.recent:
         now = int(time.time() * 1000)
-        rows = [(key, value, now - len(rows) + row) for row, (key, value, _) in enumerate(rows)]
+        rows = [(key, value, now - len(rows) + row, headers) for row, (key, value, _, headers) in enumerate(rows)]
     if not options.limit and len(rows) != 336776:
         parser.error("the file has %d rows, not 336776" % len(rows))
     work = tempfile.mkdtemp(prefix="alluvium-flights-")
@@ -409,12 +499,15 @@ def main():
         command = ["sh", "-c", "exec " + options.broker.replace("{port}", str(port))]
     else:
         command = [options.bin, "serve", "--store", store, "--listeners", "PLAINTEXT://127.0.0.1:%d" % port,
-                   "--http-listen", "127.0.0.1:%d" % free_port(), "--set", "group.initial.rebalance.delay.ms=100"]
+                   "--http-listen", "127.0.0.1:%d" % free_port(), *(word for setting in SETTINGS for word in ("--set", setting))]
     broker = Broker(command, port, os.path.join(work, "broker.log"))
     code = 0
     try:
         broker.start()
-        Run(broker, rows, index).main()
+        run = Run(broker, rows, index)
+        run.main()
+        if options.bin:
+            history(run, options, store, work)
     except Wrong as problem:
         print("flights: FAILED on %s: %s\nthe broker's log ends with:\n%s\n(all of it is in %s)" % (store, problem, broker.tail(), work))
         code = 1

@@ -26,7 +26,7 @@ for argument in "$@"; do
     -h | --help) exec sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0" ;;
     esac
 done
-"$root/tests/clients/install.sh" python flights >&2
+"$root/tests/clients/install.sh" python flights analytics >&2
 bin=${FLIGHTS_BIN:-}
 build=1
 for argument in "$@"; do
@@ -39,4 +39,5 @@ if [ -z "$bin" ] && [ $build = 1 ]; then
     bin=${CARGO_TARGET_DIR:-$root/target}/release/alluvium
 fi
 exec env PYTHONDONTWRITEBYTECODE=1 "$dir/venv/bin/python" "$here/flights.py" --csv "$dir/flights/flights.csv.zip" \
+    --analytics "$dir/analytics/bin/python" \
     ${bin:+--bin "$bin"} "$@"

@@ -13,7 +13,7 @@ use crate::installed::{root, target};
 /// Time that the start may take on a busy machine.
 const START_PATIENCE: Duration = Duration::from_secs(60);
 
-/// A running MinIO with the empty bucket `alluvium`. Dropping it kills it and removes its data.
+/// A running MinIO with an empty bucket. Dropping it kills it and removes its data.
 #[derive(Debug)]
 pub struct Minio {
     child: Child,
@@ -28,16 +28,21 @@ impl Minio {
             .then(|| "MinIO is not built: run tests/minio.sh install".to_owned())
     }
 
-    /// Starts it and waits until it is ready.
+    /// Starts it on any port, with the bucket `alluvium`, and waits until it is ready.
     pub fn start() -> Minio {
-        let directory = TempDir::with_prefix("alluvium-minio-").expect("a temporary directory");
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
         let port = listener.local_addr().expect("the port").port();
         drop(listener);
+        Minio::start_at(port, "alluvium")
+    }
+
+    /// Starts it on this port, with this bucket, and waits until it is ready.
+    pub fn start_at(port: u16, bucket: &str) -> Minio {
+        let directory = TempDir::with_prefix("alluvium-minio-").expect("a temporary directory");
         let log = File::create(directory.path().join("minio.log")).expect("the log of MinIO");
         let child = Command::new(root().join("tests/minio.sh"))
             .args(["serve".as_ref(), directory.path().join("data").as_os_str()])
-            .arg(port.to_string())
+            .args([&port.to_string(), bucket])
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("the log of MinIO"))
             .stderr(log)

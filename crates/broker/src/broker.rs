@@ -33,6 +33,8 @@ pub struct Broker {
     pub(crate) failed_reads: FailedReads,
     /// Hints of peers that there is a newer manifest.
     pub(crate) nudges: Nudges,
+    /// Topics that somebody wants archived now.
+    pub(crate) flushes: crate::history::Flushes,
     clock: WallClock,
 }
 
@@ -86,6 +88,7 @@ impl Broker {
             readiness: Readiness::default(),
             failed_reads: FailedReads::default(),
             nudges,
+            flushes: crate::history::Flushes::default(),
             clock,
         }
     }

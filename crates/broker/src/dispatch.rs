@@ -2,8 +2,8 @@
 //!
 //! The same rows answer ApiVersions and dispatch requests, so nothing is advertised that does not work and
 //! nothing works that is not advertised. A row is one line:
-//! `Name: first version served..=last, RequestType => handler module`. The one exception is what brokers ask each
-//! other, [`handlers::peer_ping`], which is no API of Kafka's.
+//! `Name: first version served..=last, RequestType => handler module`. The exceptions are no APIs of Kafka's: what
+//! brokers ask each other, [`handlers::peer_ping`], and what our own command asks, [`handlers::archive_flush`].
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -17,6 +17,7 @@ use crate::broker::{Broker, RequestContext};
 use crate::connection::{Outcome, Refusal, Requests, Started};
 use crate::frame::{Frame, PRODUCE};
 use crate::handlers;
+use crate::history::message::ARCHIVE_FLUSH;
 use crate::peers::message::PEER_PING;
 use crate::protocol::{self, API_VERSIONS, HeldBytes, old_produce};
 
@@ -222,8 +223,12 @@ impl Requests for Dispatcher {
     fn start(&self, peer: &mut Peer, frame: Frame) -> Started {
         let received = frame.received;
         let permit = frame.permit;
-        if frame.api_key == PEER_PING {
-            let outcome = handlers::peer_ping::answer(&self.broker, &frame.bytes);
+        let private = match frame.api_key {
+            PEER_PING => Some(handlers::peer_ping::answer(&self.broker, &frame.bytes)),
+            ARCHIVE_FLUSH => Some(handlers::archive_flush::answer(&self.broker, &frame.bytes)),
+            _ => None,
+        };
+        if let Some(outcome) = private {
             return Started {
                 outcome: Box::pin(std::future::ready(outcome)),
                 abandonable: false,

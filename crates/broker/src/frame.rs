@@ -12,7 +12,7 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::time::{Instant, timeout_at};
 
 use crate::budget::{BudgetPermit, ByteBudget};
-use crate::peers::message::{PEER_PING, REQUEST_BYTES_MAX as PING_BYTES_MAX};
+use crate::{history, peers};
 
 /// API key of Produce, the one whose bodies wait for the produce budget.
 pub(crate) const PRODUCE: i16 = 0;
@@ -238,8 +238,7 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
     }
 
     async fn reserve(&self, api_key: i16, length: usize) -> Result<Option<BudgetPermit>, FrameError> {
-        if api_key == PEER_PING && length > PING_BYTES_MAX {
-            let limit = PING_BYTES_MAX;
+        if let Some(limit) = private_limit(api_key).filter(|limit| length > *limit) {
             return Err(FrameError::TooLarge { length, limit });
         }
         if api_key == PRODUCE {
@@ -261,6 +260,15 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
             length,
             elapsed: began.elapsed(),
         }
+    }
+}
+
+/// The largest request of an API that is ours and not Kafka's.
+fn private_limit(api_key: i16) -> Option<usize> {
+    match api_key {
+        peers::message::PEER_PING => Some(peers::message::REQUEST_BYTES_MAX),
+        history::message::ARCHIVE_FLUSH => Some(history::message::REQUEST_BYTES_MAX),
+        _ => None,
     }
 }
 

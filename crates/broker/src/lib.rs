@@ -23,6 +23,7 @@ mod fetch_session;
 mod frame;
 pub mod groups;
 pub mod handlers;
+mod history;
 mod http;
 mod log_pace;
 mod metrics;

@@ -39,15 +39,12 @@ pub(crate) async fn broker_and_store(pairs: &[(&str, &str)]) -> (Arc<Broker>, St
         .unwrap();
     let mut registry = Registry::default();
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let log = Log::open(
-        store.clone(),
-        settings.log.clone(),
-        Arc::clone(&clock),
-        &mut registry,
-    )
-    .await
-    .unwrap();
+    let (options, policies) = crate::history::with_history(&settings, &mut registry);
+    let log = Log::open(store.clone(), options, Arc::clone(&clock), &mut registry)
+        .await
+        .unwrap();
     let config = Arc::new(Config::new(settings, log.node_id()));
+    policies.follow(Arc::clone(&config), &log);
     let wall: WallClock = Arc::new(move || clock.now_ms());
     let groups = Coordinator::new(log.clone(), Arc::clone(&config), Arc::clone(&wall), &mut registry);
     let broker = Arc::new(Broker::new(log, config, groups, wall, &mut registry));

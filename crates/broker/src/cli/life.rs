@@ -22,7 +22,7 @@ use crate::config::{Config, Settings};
 use crate::groups::{Coordinator, WallClock};
 use crate::peers::{PeerClient, PeerMetrics};
 use crate::server::{Bound, Server};
-use crate::{http, process_metrics, retention};
+use crate::{history, http, process_metrics, retention};
 
 /// The first pause before a broker that lost its stream comes back, and the longest.
 const PAUSE_MIN: Duration = Duration::from_secs(1);
@@ -59,7 +59,7 @@ impl Life {
         process_metrics::register(&mut registry, ground.started_ms);
         ground.store_metrics.register(&mut registry);
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-        let options = ground.settings.log.clone();
+        let (options, policies) = history::with_history(&ground.settings, &mut registry);
         let edge = registry.sub_registry_with_prefix("alluvium");
         let names = ground
             .settings
@@ -75,6 +75,7 @@ impl Life {
         ground.check_clock(before_ms, clock.now_ms()).await;
         ground.watch_for_others(&log);
         let config = Arc::new(Config::new(ground.settings.clone(), log.node_id()));
+        policies.follow(config.clone(), &log);
         let manifest = log.manifest();
         let marked = cluster::marked(&manifest, log.node_id());
         for line in config.overruled(&manifest).into_iter().chain(marked) {

@@ -1,6 +1,8 @@
 //! The command line: one file per command.
 
+mod archive;
 mod bench;
+mod client;
 mod cluster;
 pub mod config;
 mod inspect;
@@ -35,6 +37,9 @@ enum Command {
     /// Look at a cluster and operate it, through its store
     #[command(subcommand)]
     Cluster(cluster::ClusterCommand),
+    /// Work with the history of topics: Parquet in the store
+    #[command(subcommand)]
+    Archive(archive::ArchiveCommand),
     /// List every setting with its value, default and meaning
     Config(config::ConfigArgs),
     /// Put load on a Kafka broker, this one or any other, and measure
@@ -56,6 +61,7 @@ pub fn main() -> ExitCode {
         Command::Store(StoreCommand::Check(args)) => on_runtime(store::check(args)),
         Command::Inspect(args) => on_runtime(inspect::run(args)),
         Command::Cluster(command) => on_runtime(cluster::run(command)),
+        Command::Archive(command) => on_runtime(archive::run(command)),
         Command::Config(args) => show_config(&args),
         Command::Bench(command) => on_runtime(bench::run(command)),
     };

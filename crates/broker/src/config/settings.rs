@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use alluvium_log::manifest::Endpoint;
 use alluvium_log::store::StoreKind;
-use alluvium_log::{LogOptions, MergeOptions};
+use alluvium_log::{ArchiveOptions, LogOptions, MergeOptions};
 
 use super::broker_keys::{BrokerKey, broker_key, broker_keys};
 use super::key::{Preset, Value, parse, quote};
@@ -80,6 +80,10 @@ pub struct Settings {
     pub offset_metadata_max_bytes: usize,
     /// `log.retention.check.interval.ms`
     pub log_retention_check_interval: Duration,
+    /// `archive.cache.bytes`
+    pub archive_cache_bytes: u64,
+    /// `archive.metadata.cache.bytes`
+    pub archive_metadata_cache_bytes: u64,
     /// `shutdown.timeout.ms`
     pub shutdown_timeout: Duration,
     /// `log.level`, in the words of a `tracing` filter.
@@ -270,6 +274,18 @@ fn build(layered: Layered, surroundings: &Surroundings<'_>) -> Result<(Settings,
             file_bytes: read.parsed("merge.file.bytes"),
             bytes_per_second: read.parsed("merge.bytes.per.second"),
         },
+        archive: ArchiveOptions {
+            // 0: by the processors.
+            threads: read
+                .text("archive.threads")
+                .and_then(|n| n.parse().ok())
+                .unwrap_or(0),
+            bytes_per_second: read.parsed("archive.bytes.per.second"),
+            pause_above: read.millis("archive.pause.above.ms"),
+        },
+        // What knows the format of history comes with the metrics of each start.
+        history: None,
+        archive_policies: None,
         delete_delay: read.millis("log.segment.delete.delay.ms"),
     };
     let settings = Settings {
@@ -302,6 +318,8 @@ fn build(layered: Layered, surroundings: &Surroundings<'_>) -> Result<(Settings,
         offsets_retention_check_interval: read.millis("offsets.retention.check.interval.ms"),
         offset_metadata_max_bytes: read.parsed("offset.metadata.max.bytes"),
         log_retention_check_interval: read.millis("log.retention.check.interval.ms"),
+        archive_cache_bytes: read.parsed("archive.cache.bytes"),
+        archive_metadata_cache_bytes: read.parsed("archive.metadata.cache.bytes"),
         shutdown_timeout: read.millis("shutdown.timeout.ms"),
         log_level: read.parsed("log.level"),
         log_format: match read.text("log.format").as_deref() {

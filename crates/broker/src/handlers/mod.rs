@@ -6,6 +6,7 @@
 pub(crate) mod alter_configs;
 pub(crate) mod alter_partition_reassignments;
 pub(crate) mod api_versions;
+pub(crate) mod archive_flush;
 pub(crate) mod create_partitions;
 pub(crate) mod create_topics;
 #[cfg(test)]

@@ -8,7 +8,6 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use serde::Serialize;
 
-use super::client::{BenchError, OffsetOf, ensure_topic, list_offsets};
 use super::consume::{Arrived, FetchArgs, Goal, ReadPlan, Reader, Sink};
 use super::meter::{Gaps, Latencies, Meter, Percentiles};
 use super::payload::{NUMBERED_BYTES_MIN, Numbered, Payload};
@@ -18,6 +17,7 @@ use super::produce::{
 };
 use super::schedule::Schedule;
 use super::{RecordArgs, RunArgs, Stop};
+use crate::cli::client::{ClientError, OffsetOf, ensure_topic, list_offsets};
 
 /// Records that are acknowledged but not read after this time count as lost.
 const ARRIVAL_PATIENCE: Duration = Duration::from_secs(10);
@@ -73,7 +73,7 @@ struct E2eReport {
 pub(super) async fn run(args: E2eArgs) -> Result<(), String> {
     check_size(&args.records)?;
     let run = &args.run;
-    let said = |e: BenchError| e.to_string();
+    let said = |e: ClientError| e.to_string();
     let bootstrap = run.bootstrap();
     let cluster = ensure_topic(&bootstrap, &run.topic_plan(true), run.patience)
         .await
@@ -199,7 +199,7 @@ pub(super) fn trickle(
 }
 
 /// Why a reader ended that was not told to.
-pub(super) fn reader_error(ended: Result<Result<(), BenchError>, tokio::task::JoinError>) -> String {
+pub(super) fn reader_error(ended: Result<Result<(), ClientError>, tokio::task::JoinError>) -> String {
     match ended {
         Ok(Ok(())) => "the consumer ended before the producer".to_owned(),
         Ok(Err(error)) => error.to_string(),
@@ -288,11 +288,11 @@ impl Arrivals {
 }
 
 impl Sink for Arrivals {
-    fn batch(&self, batch: Arrived<'_>) -> Result<(), BenchError> {
+    fn batch(&self, batch: Arrived<'_>) -> Result<(), ClientError> {
         if batch.header.is_control() {
             return Ok(());
         }
-        let bad = |e| BenchError::Other(format!("a batch cannot be read: {e}"));
+        let bad = |e| ClientError::Other(format!("a batch cannot be read: {e}"));
         let whole = RecordBatch::from_stored(Bytes::copy_from_slice(batch.bytes)).map_err(bad)?;
         for record in &whole.records(RECORDS_BYTES_MAX).map_err(bad)? {
             let record = record.map_err(bad)?;

@@ -7,12 +7,12 @@ use futures::{StreamExt, TryStreamExt};
 use serde::Serialize;
 use tokio::task::JoinSet;
 
-use super::client::{BenchError, Client, Cluster, OffsetOf, TopicPlan, ensure_topic, list_offsets};
 use super::consume::{FetchArgs, Goal, ReadPlan, Reader};
 use super::e2e::{Arrivals, check_size, reader_error, trickle};
 use super::meter::{Latencies, Meter, Percentiles, round};
 use super::produce::{Order, Producers, SECONDS_DEFAULT};
 use super::{RecordArgs, RunArgs, Stop};
+use crate::cli::client::{Client, ClientError, Cluster, OffsetOf, TopicPlan, ensure_topic, list_offsets};
 
 /// Connections that are being made at the same time.
 const CONNECTING_MAX: usize = 64;
@@ -74,7 +74,7 @@ pub(super) async fn run(args: ManyArgs) -> Result<(), String> {
     if args.connections == 0 && args.waiters == 0 && args.session_partitions == 0 {
         return Err("name at least one of --connections, --waiters and --session-partitions".to_owned());
     }
-    let said = |e: BenchError| e.to_string();
+    let said = |e: ClientError| e.to_string();
     let began = Instant::now();
     let bootstrap = run.bootstrap();
     let idle = connect_idle(&bootstrap, args.connections).await.map_err(said)?;
@@ -137,7 +137,7 @@ pub(super) async fn run(args: ManyArgs) -> Result<(), String> {
     })
 }
 
-async fn connect_idle(bootstrap: &[Arc<str>], count: u32) -> Result<Vec<Client>, BenchError> {
+async fn connect_idle(bootstrap: &[Arc<str>], count: u32) -> Result<Vec<Client>, ClientError> {
     let connecting = (0..count).map(|_| Client::connect_any(bootstrap));
     futures::stream::iter(connecting)
         .buffer_unordered(CONNECTING_MAX)
@@ -173,7 +173,7 @@ impl Crowd {
         order: Order,
         partitions: usize,
     ) -> Result<Crowd, String> {
-        let said = |e: BenchError| e.to_string();
+        let said = |e: ClientError| e.to_string();
         let bootstrap = args.run.bootstrap();
         let mut cluster = ensure_topic(&bootstrap, &topic, args.run.patience)
             .await

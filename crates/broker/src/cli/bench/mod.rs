@@ -1,9 +1,8 @@
 //! `alluvium bench`: a load generator for any Kafka broker, cheap enough on CPU not to be what is measured.
 //!
-//! [`client`] speaks the protocol, [`produce`] and [`consume`] carry the records, [`e2e`] and [`many`] are made of
-//! them. [`schedule`] says when each record is to be sent, [`payload`] has batches ready, [`meter`] counts.
+//! [`super::client`] speaks the protocol, [`produce`] and [`consume`] carry the records, [`e2e`] and [`many`] are made
+//! of them. [`schedule`] says when each record is to be sent, [`payload`] has batches ready, [`meter`] counts.
 
-mod client;
 mod consume;
 mod e2e;
 mod many;
@@ -22,7 +21,7 @@ use alluvium_log::codec::Codec;
 use clap::{Subcommand, ValueEnum};
 use serde::Serialize;
 
-use client::TopicPlan;
+use super::client::{TopicPlan, address};
 use payload::RecordPlan;
 
 /// Times on the command line are at most this long.
@@ -224,14 +223,6 @@ impl Stop {
     }
 }
 
-fn address(text: &str) -> Result<String, String> {
-    let (host, port) = text.rsplit_once(':').ok_or("expected HOST:PORT")?;
-    match port.parse::<u16>() {
-        Ok(1..) if !host.is_empty() => Ok(text.to_owned()),
-        _ => Err("expected HOST:PORT".to_owned()),
-    }
-}
-
 fn key_value(text: &str) -> Result<(String, String), String> {
     let (key, value) = text.split_once('=').ok_or("expected KEY=VALUE")?;
     if key.is_empty() {
@@ -260,11 +251,6 @@ mod tests {
 
     #[test]
     fn reads_arguments() {
-        assert_eq!(address("b.example:9092"), Ok("b.example:9092".to_owned()));
-        assert_eq!(address("[::1]:9092"), Ok("[::1]:9092".to_owned()));
-        for wrong in ["b.example", ":9092", "b:0", "b:99999", "b:"] {
-            assert!(address(wrong).is_err(), "{wrong}");
-        }
         assert_eq!(key_value("a=b=c"), Ok(("a".to_owned(), "b=c".to_owned())));
         assert!(key_value("a").is_err() && key_value("=b").is_err());
         assert_eq!(seconds("0.5"), Ok(Duration::from_millis(500)));

@@ -89,7 +89,7 @@ fn is_yes(answer: &str) -> bool {
 }
 
 /// Writes a text to standard output; a reader who has seen enough is no failure.
-fn print(text: &str) -> Result<(), String> {
+pub(super) fn print(text: &str) -> Result<(), String> {
     match writeln!(std::io::stdout(), "{text}") {
         Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(e.to_string()),
         _ => Ok(()),

@@ -4,7 +4,7 @@
 //! directory, byte for byte, so that the directory can be copied to a bucket and back. Two limits follow from
 //! that: a key cannot be a prefix segment of another (`a` and `a/b`), and a segment has at most 255 bytes.
 //! Small new objects are in a [`journal`] for some seconds before they are such files, and in a directory that
-//! was not closed until it is opened again.
+//! was not closed until it is opened again. Files of history are not: query engines read the directory as it lies.
 
 mod direct;
 mod directory;
@@ -321,9 +321,17 @@ impl MultipartUpload for Upload {
 
 type Stage = std::result::Result<(Staged, i64), DiskError>;
 
+/// Whether others read it as a file, who do not know of the journal: then it is one as soon as it exists.
+fn is_for_others(key: &Path) -> bool {
+    key.extension() == Some("parquet")
+}
+
 /// Creates an object from memory: in the journal, if that takes it.
 fn put_new(store: &EmbeddedStore, key: &Path, chunks: &[Bytes]) -> Result<i64> {
     let path = placed(store, key)?;
+    if is_for_others(key) {
+        return create(store, key, &path, |directory| directory.stage_bytes(chunks));
+    }
     let created = store.journal.create(key, &path, chunks);
     match created.map_err(|e| failed(key, e))? {
         Created::Committed(version) => Ok(version),

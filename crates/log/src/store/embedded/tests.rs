@@ -56,6 +56,25 @@ async fn conforms_and_leaves_nothing_behind() {
 }
 
 #[tokio::test]
+async fn history_is_a_file_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open_at(dir.path()).await.unwrap();
+    for (key, is_file) in [
+        ("archive/topic=t-00000000/1-2.parquet", true),
+        ("wal/x-1/7", false),
+    ] {
+        let options = PutMode::Create.into();
+        let put = store.bulk.put_opts(&store.key(key), "PAR1".into(), options);
+        put.await.unwrap();
+        assert_eq!(dir.path().join(key).exists(), is_file, "{key}");
+        let again = store
+            .bulk
+            .put_opts(&store.key(key), "other".into(), PutMode::Create.into());
+        assert!(matches!(again.await, Err(Error::AlreadyExists { .. })), "{key}");
+    }
+}
+
+#[tokio::test]
 async fn one_process_has_it_and_any_may_look() {
     let dir = tempfile::tempdir().unwrap();
     let store = open_at(dir.path()).await.unwrap();

@@ -15,8 +15,8 @@ use serde::Serialize;
 use tokio::task::JoinSet;
 
 use super::RunArgs;
-use super::client::{BenchError, OffsetOf, ensure_topic, list_offsets};
 use super::meter::{Meter, round};
+use crate::cli::client::{ClientError, OffsetOf, ensure_topic, list_offsets};
 pub(super) use reader::{Arrived, Goal, ReadPlan, Reader, Sink};
 pub(super) use session::FetchLimits;
 
@@ -101,7 +101,7 @@ pub(super) async fn run(args: ConsumeArgs) -> Result<(), String> {
     if args.from == From::End && !bounded {
         return Err("--from end needs --records or --seconds to know when to stop".to_owned());
     }
-    let said = |e: BenchError| e.to_string();
+    let said = |e: ClientError| e.to_string();
     let bootstrap = run.bootstrap();
     let cluster = ensure_topic(&bootstrap, &run.topic_plan(false), run.patience)
         .await
@@ -192,11 +192,11 @@ struct Counter {
 }
 
 impl Sink for Counter {
-    fn batch(&self, batch: Arrived<'_>) -> Result<(), BenchError> {
+    fn batch(&self, batch: Arrived<'_>) -> Result<(), ClientError> {
         if self.verify {
             verify(&batch).map_err(|why| {
                 let (partition, offset) = (batch.partition, batch.header.base_offset);
-                BenchError::Other(format!("partition {partition}, offset {offset}: {why}"))
+                ClientError::Other(format!("partition {partition}, offset {offset}: {why}"))
             })?;
         }
         let first = batch.first.saturating_duration_since(self.start).as_nanos();

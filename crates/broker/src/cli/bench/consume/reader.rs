@@ -12,17 +12,17 @@ use kafka_wire::FetchRequest;
 use parking_lot::Mutex;
 
 use super::super::Stop;
-use super::super::client::{
-    ANSWER_BYTES_MAX, ANSWER_PATIENCE, BenchError, Client, Cluster, RETRY_PAUSE, discover, refused,
-};
 use super::super::meter::Meter;
 use super::answer::{Batches, FetchedPartition, VERSION_MAX, VERSION_MIN, walk};
 use super::session::{FetchLimits, FetchSession};
+use crate::cli::client::{
+    ANSWER_BYTES_MAX, ANSWER_PATIENCE, Client, ClientError, Cluster, RETRY_PAUSE, discover, refused,
+};
 
 /// Takes what a [`Reader`] reads.
 pub(in super::super) trait Sink: Send + Sync {
     /// A whole batch, exactly its bytes. `position` is the offset that was asked for: records before it do not count.
-    fn batch(&self, batch: Arrived<'_>) -> Result<(), BenchError>;
+    fn batch(&self, batch: Arrived<'_>) -> Result<(), ClientError>;
 }
 
 /// A batch that was read.
@@ -113,7 +113,7 @@ impl<S: Sink> Reader<S> {
     }
 
     /// Reads until the goal or every end is reached. A first connection that fails is an error.
-    pub(in super::super) async fn run(&self, mut cluster: Cluster) -> Result<(), BenchError> {
+    pub(in super::super) async fn run(&self, mut cluster: Cluster) -> Result<(), ClientError> {
         *self.progress.lock() = Instant::now();
         loop {
             let mut by_leader: BTreeMap<i32, (Arc<str>, Vec<i32>)> = BTreeMap::new();
@@ -138,7 +138,7 @@ impl<S: Sink> Reader<S> {
                     Err(failure) => failure,
                 }
             } else {
-                BenchError::Other("a partition has no leader".to_owned())
+                ClientError::Other("a partition has no leader".to_owned())
             };
             if has_leaders && !failure.is_retriable() {
                 return Err(failure);
@@ -158,18 +158,18 @@ impl<S: Sink> Reader<S> {
         }
     }
 
-    fn check_patience(&self, why: &str) -> Result<(), BenchError> {
+    fn check_patience(&self, why: &str) -> Result<(), ClientError> {
         if self.progress.lock().elapsed() <= self.plan.patience || self.goal.is_reached() {
             return Ok(());
         }
-        Err(BenchError::Other(format!(
+        Err(ClientError::Other(format!(
             "nothing could be read for {} s: {why}; --patience sets how long to wait",
             self.plan.patience.as_secs()
         )))
     }
 
     /// Fetches from one leader until the goal or the end of its partitions is reached.
-    async fn fetch_from(&self, address: &Arc<str>, partitions: &[i32]) -> Result<(), BenchError> {
+    async fn fetch_from(&self, address: &Arc<str>, partitions: &[i32]) -> Result<(), ClientError> {
         if self.goal.is_reached() {
             return Ok(());
         }
@@ -234,7 +234,7 @@ impl<S: Sink> Reader<S> {
         fetched: FetchedPartition<'_>,
         first: Instant,
         whole: Instant,
-    ) -> Result<bool, BenchError> {
+    ) -> Result<bool, ClientError> {
         let what = || format!("cannot read {}-{}", self.plan.topic, fetched.index);
         let Some(mut position) = session.offset(fetched.index) else {
             return Ok(false);
@@ -245,7 +245,7 @@ impl<S: Sink> Reader<S> {
         let before = position;
         let end = self.end(fetched.index);
         for batch in Batches::new(fetched.records) {
-            let (header, bytes) = batch.map_err(|why| BenchError::Other(format!("{}: {why}", what())))?;
+            let (header, bytes) = batch.map_err(|why| ClientError::Other(format!("{}: {why}", what())))?;
             if header.base_offset >= end || position >= end {
                 break;
             }
@@ -268,7 +268,7 @@ impl<S: Sink> Reader<S> {
         }
         if position == before {
             if !fetched.records.is_empty() && position < end {
-                return Err(BenchError::Other(format!(
+                return Err(ClientError::Other(format!(
                     "{}: a batch at offset {position} does not fit; raise --max-partition-fetch-bytes",
                     what()
                 )));

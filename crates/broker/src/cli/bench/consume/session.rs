@@ -6,8 +6,8 @@ use std::time::Duration;
 use kafka_wire::FetchRequest;
 use kafka_wire::fetch_request::{FetchPartition, FetchTopic, ForgottenTopic};
 
-use super::super::client::{BenchError, refused};
 use super::answer::SESSIONS;
+use crate::cli::client::{ClientError, refused};
 use crate::errors::ErrorCode;
 
 /// How much one fetch brings and for how long it waits.
@@ -132,7 +132,7 @@ impl FetchSession {
     }
 
     /// Takes error and session id of an answer. A session that is gone begins anew with the next request.
-    pub(super) fn answered(&mut self, error: i16, session_id: i32) -> Result<(), BenchError> {
+    pub(super) fn answered(&mut self, error: i16, session_id: i32) -> Result<(), ClientError> {
         let gone = [
             ErrorCode::FetchSessionIdNotFound.code(),
             ErrorCode::InvalidFetchSessionEpoch.code(),

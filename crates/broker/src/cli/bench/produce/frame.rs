@@ -3,8 +3,8 @@
 use alluvium_log::batch::HEADER_LEN;
 use bytes::{BufMut, Bytes, BytesMut};
 
-use super::super::client::{ANSWER_PATIENCE, CLIENT_ID};
 use super::super::payload::ReadyBatch;
+use crate::cli::client::{ANSWER_PATIENCE, CLIENT_ID};
 
 /// First version that carries record batches v2.
 pub(super) const VERSION_MIN: i16 = 3;

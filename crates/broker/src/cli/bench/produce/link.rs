@@ -14,10 +14,10 @@ use kafka_wire::ProduceRequest;
 use tokio::io::AsyncWrite;
 use tokio::net::TcpStream;
 
-use super::super::client::{
-    ANSWER_BYTES_MAX, ANSWER_PATIENCE, BenchError, Client, RETRY_PAUSE, answer_length, decode,
-};
 use super::frame::{VERSION_MAX, VERSION_MIN};
+use crate::cli::client::{
+    ANSWER_BYTES_MAX, ANSWER_PATIENCE, Client, ClientError, RETRY_PAUSE, answer_length, decode,
+};
 
 /// Pieces that one system call takes.
 const SLICES_MAX: usize = 64;
@@ -33,7 +33,7 @@ pub(super) struct Link {
     state: State,
 }
 
-type Connecting = Pin<Box<dyn Future<Output = Result<(TcpStream, i16), BenchError>> + Send>>;
+type Connecting = Pin<Box<dyn Future<Output = Result<(TcpStream, i16), ClientError>> + Send>>;
 
 enum State {
     Down { until: Instant },
@@ -76,7 +76,7 @@ pub(super) enum Event {
     },
     /// The connection failed, and what becomes of these batches is unknown.
     Lost {
-        error: BenchError,
+        error: ClientError,
         batches: Vec<BatchKey>,
     },
 }
@@ -174,7 +174,7 @@ impl Link {
         }
     }
 
-    fn fail(&mut self, error: BenchError, now: Instant, events: &mut Vec<Event>) {
+    fn fail(&mut self, error: ClientError, now: Instant, events: &mut Vec<Event>) {
         let until = now + RETRY_PAUSE;
         let before = std::mem::replace(&mut self.state, State::Down { until });
         let batches = match before {
@@ -189,7 +189,7 @@ impl Link {
     }
 }
 
-async fn connect(address: Arc<str>) -> Result<(TcpStream, i16), BenchError> {
+async fn connect(address: Arc<str>) -> Result<(TcpStream, i16), ClientError> {
     let client = Client::connect(&address).await?;
     let version = client
         .versions()
@@ -204,8 +204,8 @@ impl Up {
         now: Instant,
         address: &Arc<str>,
         events: &mut Vec<Event>,
-    ) -> Result<(), BenchError> {
-        let lost = |source| BenchError::Lost {
+    ) -> Result<(), ClientError> {
+        let lost = |source| ClientError::Lost {
             address: address.clone(),
             source,
         };
@@ -217,7 +217,7 @@ impl Up {
             self.complete(|_| Some(0), events);
         }
         let open = self.poll_read(cx).map_err(lost)?;
-        self.take_answers(events).map_err(|why| BenchError::Malformed {
+        self.take_answers(events).map_err(|why| ClientError::Malformed {
             address: address.clone(),
             why,
         })?;
@@ -226,7 +226,7 @@ impl Up {
         }
         match self.in_flight.front() {
             Some(oldest) if now.saturating_duration_since(oldest.sent) > ANSWER_PATIENCE + GRACE => {
-                Err(BenchError::Silent {
+                Err(ClientError::Silent {
                     address: address.clone(),
                     after: ANSWER_PATIENCE,
                 })

@@ -15,12 +15,12 @@ use clap::ValueEnum;
 use serde::Serialize;
 use tokio::task::JoinSet;
 
-use super::client::{BenchError, Cluster, ensure_topic, init_producer_id};
 use super::meter::{Gaps, Meter, Percentiles};
 use super::payload::{Payload, Pool, RecordPlan};
 use super::schedule::{Schedule, Supply, share};
 use super::timer::Timer;
 use super::{RecordArgs, RunArgs, Stop};
+use crate::cli::client::{ClientError, Cluster, ensure_topic, init_producer_id};
 use link::{Event, Link};
 pub(super) use producer::{Order, ProducerPlan};
 use producer::{Producer, ProducerParts};
@@ -219,8 +219,8 @@ pub(super) struct Producers {
 
 impl Producers {
     /// Connects all of them, and gets their ids.
-    pub(super) async fn prepare(plan: ProducersPlan, cluster: Cluster) -> Result<Producers, BenchError> {
-        let timer = Timer::start().map_err(|e| BenchError::Other(format!("cannot start a thread: {e}")))?;
+    pub(super) async fn prepare(plan: ProducersPlan, cluster: Cluster) -> Result<Producers, ClientError> {
+        let timer = Timer::start().map_err(|e| ClientError::Other(format!("cannot start a thread: {e}")))?;
         let mut prepared = Vec::new();
         for _ in 0..plan.producers {
             let identity = if plan.idempotent {
@@ -250,7 +250,7 @@ impl Producers {
         start: Instant,
         meter: &Arc<Meter>,
         stop: &Stop,
-    ) -> Result<u64, BenchError> {
+    ) -> Result<u64, ClientError> {
         let each = Arc::new(self.plan.each.clone());
         let ends = self
             .plan
@@ -284,14 +284,14 @@ impl Producers {
         }
         let mut records = 0;
         while let Some(done) = tasks.join_next().await {
-            records += done.map_err(|e| BenchError::Other(format!("a producer ended: {e}")))??;
+            records += done.map_err(|e| ClientError::Other(format!("a producer ended: {e}")))??;
         }
         Ok(records)
     }
 }
 
 /// A link to every leader, connected.
-async fn connect(cluster: &Cluster) -> Result<BTreeMap<i32, Link>, BenchError> {
+async fn connect(cluster: &Cluster) -> Result<BTreeMap<i32, Link>, ClientError> {
     let now = Instant::now();
     let mut links = BTreeMap::new();
     for partition in 0..cluster.leaders.len() {

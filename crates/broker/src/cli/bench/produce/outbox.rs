@@ -4,8 +4,8 @@
 use std::collections::VecDeque;
 use std::time::Instant;
 
-use super::super::client::is_retriable;
 use super::super::payload::ReadyBatch;
+use crate::cli::client::is_retriable;
 use crate::errors::ErrorCode;
 
 /// A batch that is not acknowledged yet.

@@ -11,7 +11,6 @@ use std::time::{Duration, Instant};
 use alluvium_log::{Clock, SystemClock};
 
 use super::super::Stop;
-use super::super::client::{BenchError, Cluster, RETRY_PAUSE, code_name, discover, refused};
 use super::super::meter::Meter;
 use super::super::payload::{Origin, Payload};
 use super::super::schedule::Supply;
@@ -19,6 +18,7 @@ use super::super::timer::Alarm;
 use super::frame::produce_frame;
 use super::link::{BatchKey, Event, Link};
 use super::outbox::{Batch, Outbox, Verdict};
+use crate::cli::client::{ClientError, Cluster, RETRY_PAUSE, code_name, discover, refused};
 
 /// Timeouts and stops are looked after this often.
 const ROUND: Duration = Duration::from_millis(500);
@@ -67,7 +67,7 @@ impl Draft {
     }
 }
 
-type Refresh = Pin<Box<dyn Future<Output = Result<Cluster, BenchError>> + Send>>;
+type Refresh = Pin<Box<dyn Future<Output = Result<Cluster, ClientError>> + Send>>;
 
 pub(super) struct Producer {
     plan: Arc<ProducerPlan>,
@@ -131,7 +131,7 @@ impl Producer {
     }
 
     /// Sends all that is to be sent; returns how many records were acknowledged.
-    pub(super) async fn run(mut self) -> Result<u64, BenchError> {
+    pub(super) async fn run(mut self) -> Result<u64, ClientError> {
         loop {
             let now = Instant::now();
             if self.stop.is_set() {
@@ -153,7 +153,7 @@ impl Producer {
         }
     }
 
-    fn check_patience(&self, now: Instant) -> Result<(), BenchError> {
+    fn check_patience(&self, now: Instant) -> Result<(), ClientError> {
         let Some((since, why)) = &self.failing else {
             return Ok(());
         };
@@ -161,7 +161,7 @@ impl Producer {
             return Ok(());
         }
         let waiting: u64 = self.outboxes.iter().map(Outbox::records).sum();
-        Err(BenchError::Other(format!(
+        Err(ClientError::Other(format!(
             "nothing was acknowledged for {} s and {waiting} records wait: {why}; --patience sets how long to wait",
             self.plan.patience.as_secs()
         )))
@@ -179,7 +179,7 @@ impl Producer {
     }
 
     /// Queues requests: first what waits to be sent again, then new batches while there is room and they are due.
-    fn compose(&mut self, now: Instant) -> Result<(), BenchError> {
+    fn compose(&mut self, now: Instant) -> Result<(), ClientError> {
         for partition in 0..self.outboxes.len() {
             while self.outboxes[partition].has_waiting()
                 && let Some(node) = self.room_for(partition)
@@ -245,7 +245,7 @@ impl Producer {
         (takes || used < self.plan.max_in_flight).then_some(node)
     }
 
-    fn make_batch(&mut self, partition: usize, records: u64, now: Instant) -> Result<u64, BenchError> {
+    fn make_batch(&mut self, partition: usize, records: u64, now: Instant) -> Result<u64, ClientError> {
         let outbox = &mut self.outboxes[partition];
         let (producer_id, producer_epoch) = self.identity;
         let origin = Origin {
@@ -261,7 +261,7 @@ impl Producer {
         let ready = self
             .payload
             .batch(first, records, self.turn, origin, SystemClock.now_ms());
-        let ready = ready.map_err(|e| BenchError::Other(format!("cannot compress a batch: {e}")))?;
+        let ready = ready.map_err(|e| ClientError::Other(format!("cannot compress a batch: {e}")))?;
         Ok(outbox.push(Batch {
             first,
             records,
@@ -373,7 +373,7 @@ impl Producer {
         });
     }
 
-    fn handle(&mut self, event: Event, now: Instant) -> Result<(), BenchError> {
+    fn handle(&mut self, event: Event, now: Instant) -> Result<(), ClientError> {
         match event {
             Event::Connected => {}
             Event::Answered { batches, bytes } => {
@@ -401,7 +401,7 @@ impl Producer {
         (partition, id): BatchKey,
         code: i16,
         now: Instant,
-    ) -> Result<(), BenchError> {
+    ) -> Result<(), ClientError> {
         match self.outboxes[partition].answered(id, code) {
             Verdict::Acknowledged(batch) => {
                 self.failing = None;

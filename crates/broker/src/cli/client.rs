@@ -22,8 +22,8 @@ use tokio::time::timeout;
 
 use crate::errors::ErrorCode;
 
-/// Name under which the broker sees the generator.
-pub(super) const CLIENT_ID: &str = "alluvium-bench";
+/// Name under which brokers see this program.
+pub(super) const CLIENT_ID: &str = "alluvium";
 /// Time that one connection may take to come about.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(5);
 /// Time that one answer may take; Kafka's producers wait as long (`request.timeout.ms`).
@@ -39,9 +39,18 @@ const LEADER_PATIENCE: Duration = Duration::from_secs(5);
 /// Newest version of Metadata that is used: with those after it topics may be nameless.
 const METADATA_VERSION_MAX: i16 = 9;
 
-/// Why the generator cannot go on, or has to try again.
+/// An address on the command line.
+pub(super) fn address(text: &str) -> Result<String, String> {
+    let (host, port) = text.rsplit_once(':').ok_or("expected HOST:PORT")?;
+    match port.parse::<u16>() {
+        Ok(1..) if !host.is_empty() => Ok(text.to_owned()),
+        _ => Err("expected HOST:PORT".to_owned()),
+    }
+}
+
+/// Why a command cannot go on, or has to try again.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum BenchError {
+pub(super) enum ClientError {
     /// No connection.
     #[error("cannot connect to {address}: {source}{}", connect_hint(source))]
     Connect {
@@ -75,7 +84,7 @@ pub(super) enum BenchError {
         code: i16,
     },
     /// No common version.
-    #[error("{address} does not serve a version of {api} that this generator speaks ({min} to {max})")]
+    #[error("{address} does not serve a version of {api} that this program speaks ({min} to {max})")]
     Version {
         /// `host:port`.
         address: Arc<str>,
@@ -99,14 +108,14 @@ pub(super) enum BenchError {
     Other(String),
 }
 
-impl BenchError {
+impl ClientError {
     /// Whether a further try may succeed without anybody doing anything.
     pub(super) fn is_retriable(&self) -> bool {
         match self {
-            BenchError::Connect { source, .. } => !is_out_of_files(source),
-            BenchError::Lost { .. } | BenchError::Silent { .. } => true,
-            BenchError::Refused { code, .. } => is_retriable(*code),
-            BenchError::Version { .. } | BenchError::Malformed { .. } | BenchError::Other(_) => false,
+            ClientError::Connect { source, .. } => !is_out_of_files(source),
+            ClientError::Lost { .. } | ClientError::Silent { .. } => true,
+            ClientError::Refused { code, .. } => is_retriable(*code),
+            ClientError::Version { .. } | ClientError::Malformed { .. } | ClientError::Other(_) => false,
         }
     }
 }
@@ -129,7 +138,7 @@ fn refusal_hint(code: i16) -> &'static str {
     match code {
         10 => "; lower --batch-size or --record-size, or raise the topic's max.message.bytes",
         17 => "; --topic takes letters, digits, '.', '_' and '-'",
-        29..=31 => "; the generator does not authenticate, so allow anonymous clients",
+        29..=31 => "; this program does not authenticate, so allow anonymous clients",
         38 => "; lower --replication-factor or start more brokers",
         40 => "; correct --topic-config",
         45 => "; the broker lost or reordered batches of an idempotent producer",
@@ -182,7 +191,7 @@ impl Versions {
         address: &Arc<str>,
         min: i16,
         max: i16,
-    ) -> Result<i16, BenchError> {
+    ) -> Result<i16, ClientError> {
         let min = min.max(R::SUPPORTED_VERSIONS.min().value());
         let max = max.min(R::SUPPORTED_VERSIONS.max().value());
         let theirs = self.0.get(&R::API_KEY.value());
@@ -190,7 +199,7 @@ impl Versions {
             Some((their_min, their_max)) if min.max(*their_min) <= max.min(*their_max) => {
                 Ok(max.min(*their_max))
             }
-            _ => Err(BenchError::Version {
+            _ => Err(ClientError::Version {
                 address: address.clone(),
                 api: <R as KafkaMessage>::NAME.trim_end_matches("Request"),
                 min,
@@ -212,8 +221,8 @@ pub(super) struct Client {
 
 impl Client {
     /// Connects and learns which versions the broker serves.
-    pub(super) async fn connect(address: &Arc<str>) -> Result<Client, BenchError> {
-        let failed = |source| BenchError::Connect {
+    pub(super) async fn connect(address: &Arc<str>) -> Result<Client, ClientError> {
+        let failed = |source| ClientError::Connect {
             address: address.clone(),
             source,
         };
@@ -242,8 +251,8 @@ impl Client {
     }
 
     /// The first of these addresses that can be connected to, or why the last one cannot.
-    pub(super) async fn connect_any(addresses: &[Arc<str>]) -> Result<Client, BenchError> {
-        let mut failure = BenchError::Other("--bootstrap names no address".to_owned());
+    pub(super) async fn connect_any(addresses: &[Arc<str>]) -> Result<Client, ClientError> {
+        let mut failure = ClientError::Other("--bootstrap names no address".to_owned());
         for address in addresses {
             match Client::connect(address).await {
                 Ok(client) => return Ok(client),
@@ -279,7 +288,7 @@ impl Client {
         &mut self,
         request: &R,
         version_max: i16,
-    ) -> Result<R::Response, BenchError> {
+    ) -> Result<R::Response, ClientError> {
         let version = self.versions.pick::<R>(&self.address, 0, version_max)?;
         self.call_version(request, version).await
     }
@@ -288,7 +297,7 @@ impl Client {
         &mut self,
         request: &R,
         version: i16,
-    ) -> Result<R::Response, BenchError> {
+    ) -> Result<R::Response, ClientError> {
         let sent = self.send(request, version).await?;
         let mut answer = std::mem::take(&mut self.answer);
         self.receive(&mut answer, ANSWER_BYTES_MAX, ANSWER_PATIENCE)
@@ -301,25 +310,43 @@ impl Client {
         Ok(response)
     }
 
+    /// Sends the frame of a request that is no API of Kafka's, for the correlation id that it is given, and reads its
+    /// answer, of at most `bytes_max`, without the length.
+    pub(super) async fn exchange(
+        &mut self,
+        frame: impl FnOnce(i32) -> Vec<u8>,
+        bytes_max: usize,
+    ) -> Result<(i32, Bytes), ClientError> {
+        self.correlation = self.correlation.wrapping_add(1);
+        self.write(&frame(self.correlation)).await?;
+        let mut answer = std::mem::take(&mut self.answer);
+        self.receive(&mut answer, bytes_max, ANSWER_PATIENCE).await?;
+        Ok((self.correlation, answer.freeze()))
+    }
+
+    async fn write(&mut self, frame: &[u8]) -> Result<(), ClientError> {
+        match timeout(ANSWER_PATIENCE, self.stream.write_all(frame)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(source)) => Err(self.lost(source)),
+            Err(_) => Err(self.silent(ANSWER_PATIENCE)),
+        }
+    }
+
     /// Sends a request; the answer is for [`Client::receive`]. Returns the correlation id.
     pub(super) async fn send<R: KafkaRequest>(
         &mut self,
         request: &R,
         version: i16,
-    ) -> Result<i32, BenchError> {
+    ) -> Result<i32, ClientError> {
         self.correlation = self.correlation.wrapping_add(1);
         let mut frame = BytesMut::new();
         let limits = OutboundFrameLimits::new(ANSWER_BYTES_MAX);
         let client_id = Some(StrBytes::from(CLIENT_ID));
         let version = ApiVersion::new(version);
         encode_request(&mut frame, self.correlation, client_id, request, version, limits)
-            .map_err(|error| BenchError::Other(format!("cannot write a request: {error}")))?;
-        let written = timeout(ANSWER_PATIENCE, self.stream.write_all(&frame)).await;
-        match written {
-            Ok(Ok(())) => Ok(self.correlation),
-            Ok(Err(source)) => Err(self.lost(source)),
-            Err(_) => Err(self.silent(ANSWER_PATIENCE)),
-        }
+            .map_err(|error| ClientError::Other(format!("cannot write a request: {error}")))?;
+        self.write(&frame).await?;
+        Ok(self.correlation)
     }
 
     /// Reads exactly the next answer, without its length, into the buffer, whose memory is used again. It grows
@@ -329,7 +356,7 @@ impl Client {
         answer: &mut BytesMut,
         bytes_max: usize,
         patience: Duration,
-    ) -> Result<Instant, BenchError> {
+    ) -> Result<Instant, ClientError> {
         match timeout(patience, read_answer(&mut self.stream, answer, bytes_max)).await {
             Ok(Ok(first)) => Ok(first),
             Ok(Err(error)) if error.kind() == io::ErrorKind::InvalidData => {
@@ -340,22 +367,22 @@ impl Client {
         }
     }
 
-    pub(super) fn malformed(&self, why: String) -> BenchError {
-        BenchError::Malformed {
+    pub(super) fn malformed(&self, why: String) -> ClientError {
+        ClientError::Malformed {
             address: self.address.clone(),
             why,
         }
     }
 
-    fn lost(&self, source: io::Error) -> BenchError {
-        BenchError::Lost {
+    fn lost(&self, source: io::Error) -> ClientError {
+        ClientError::Lost {
             address: self.address.clone(),
             source,
         }
     }
 
-    fn silent(&self, after: Duration) -> BenchError {
-        BenchError::Silent {
+    fn silent(&self, after: Duration) -> ClientError {
+        ClientError::Silent {
             address: self.address.clone(),
             after,
         }
@@ -410,11 +437,11 @@ pub(super) fn decode<R: RequestResponsePair>(
 }
 
 /// An error code as an error.
-pub(super) fn refused(what: &str, code: i16) -> Result<(), BenchError> {
+pub(super) fn refused(what: &str, code: i16) -> Result<(), ClientError> {
     if code == ErrorCode::None.code() {
         return Ok(());
     }
-    Err(BenchError::Refused {
+    Err(ClientError::Refused {
         what: what.to_owned(),
         code,
     })
@@ -431,7 +458,7 @@ pub(super) struct Cluster {
 }
 
 impl Cluster {
-    fn of(answer: &MetadataResponse, topic: &str) -> Result<Cluster, BenchError> {
+    fn of(answer: &MetadataResponse, topic: &str) -> Result<Cluster, ClientError> {
         let mut cluster = Cluster {
             controller: answer.controller_id,
             ..Cluster::default()
@@ -470,12 +497,12 @@ impl Cluster {
 }
 
 /// Asks any of these brokers for the cluster and the topic.
-pub(super) async fn discover(addresses: &[Arc<str>], topic: &str) -> Result<Cluster, BenchError> {
+pub(super) async fn discover(addresses: &[Arc<str>], topic: &str) -> Result<Cluster, ClientError> {
     let mut client = Client::connect_any(addresses).await?;
     metadata(&mut client, topic).await
 }
 
-async fn metadata(client: &mut Client, topic: &str) -> Result<Cluster, BenchError> {
+async fn metadata(client: &mut Client, topic: &str) -> Result<Cluster, ClientError> {
     let mut asked = MetadataRequestTopic::default();
     asked.name = Some(topic.into());
     let mut request = MetadataRequest::default();
@@ -509,7 +536,7 @@ pub(super) async fn ensure_topic(
     bootstrap: &[Arc<str>],
     plan: &TopicPlan,
     patience: Duration,
-) -> Result<Cluster, BenchError> {
+) -> Result<Cluster, ClientError> {
     let mut client = Client::connect_any(bootstrap).await?;
     let deadline = Instant::now() + patience;
     let mut created = false;
@@ -528,7 +555,7 @@ pub(super) async fn ensure_topic(
             return Ok(cluster);
         }
         if cluster.leaders.is_empty() && !plan.create {
-            return Err(BenchError::Other(format!(
+            return Err(ClientError::Other(format!(
                 "topic '{}' does not exist; --topic must name one that holds records",
                 plan.name
             )));
@@ -537,7 +564,7 @@ pub(super) async fn ensure_topic(
             create_topic(&mut client, &cluster, plan).await?;
             created = true;
         } else if Instant::now() >= deadline {
-            return Err(BenchError::Other(format!(
+            return Err(ClientError::Other(format!(
                 "topic '{}' has a partition without a leader for {} s; are all brokers up?",
                 plan.name,
                 patience.as_secs()
@@ -548,9 +575,9 @@ pub(super) async fn ensure_topic(
     }
 }
 
-fn check_partitions(plan: &TopicPlan, found: usize) -> Result<(), BenchError> {
+fn check_partitions(plan: &TopicPlan, found: usize) -> Result<(), ClientError> {
     match plan.partitions {
-        Some(wanted) if usize::try_from(wanted) != Ok(found) => Err(BenchError::Other(format!(
+        Some(wanted) if usize::try_from(wanted) != Ok(found) => Err(ClientError::Other(format!(
             "topic '{}' exists with {found} partitions, not {wanted}; leave --partitions out or name another --topic",
             plan.name
         ))),
@@ -558,7 +585,7 @@ fn check_partitions(plan: &TopicPlan, found: usize) -> Result<(), BenchError> {
     }
 }
 
-async fn create_topic(client: &mut Client, cluster: &Cluster, plan: &TopicPlan) -> Result<(), BenchError> {
+async fn create_topic(client: &mut Client, cluster: &Cluster, plan: &TopicPlan) -> Result<(), ClientError> {
     let mut topic = CreatableTopic::default();
     topic.name = plan.name.as_str().into();
     topic.num_partitions = plan.partitions.unwrap_or(1);
@@ -591,7 +618,7 @@ async fn create_topic(client: &mut Client, cluster: &Cluster, plan: &TopicPlan) 
 pub(super) async fn init_producer_id(
     bootstrap: &[Arc<str>],
     patience: Duration,
-) -> Result<(i64, i16), BenchError> {
+) -> Result<(i64, i16), ClientError> {
     let mut request = InitProducerIdRequest::default();
     request.transactional_id = None;
     request.transaction_timeout_ms = 60_000;
@@ -624,7 +651,7 @@ pub(super) async fn list_offsets(
     cluster: &Cluster,
     topic: &str,
     which: OffsetOf,
-) -> Result<Vec<i64>, BenchError> {
+) -> Result<Vec<i64>, ClientError> {
     let deadline = Instant::now() + LEADER_PATIENCE;
     loop {
         match try_list_offsets(cluster, topic, which).await {
@@ -636,7 +663,7 @@ pub(super) async fn list_offsets(
     }
 }
 
-async fn try_list_offsets(cluster: &Cluster, topic: &str, which: OffsetOf) -> Result<Vec<i64>, BenchError> {
+async fn try_list_offsets(cluster: &Cluster, topic: &str, which: OffsetOf) -> Result<Vec<i64>, ClientError> {
     let mut offsets = vec![0; cluster.leaders.len()];
     for (node, address) in &cluster.brokers {
         let led = (0..offsets.len()).filter(|partition| cluster.leaders[*partition] == Some(*node));
@@ -686,6 +713,15 @@ mod tests {
     use kafka_wire::{FetchRequest, ProduceRequest};
 
     #[test]
+    fn reads_addresses() {
+        assert_eq!(address("b.example:9092"), Ok("b.example:9092".to_owned()));
+        assert_eq!(address("[::1]:9092"), Ok("[::1]:9092".to_owned()));
+        for wrong in ["b.example", ":9092", "b:0", "b:99999", "b:"] {
+            assert!(address(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
     fn picks_the_newest_common_version() {
         let address: Arc<str> = "b:1".into();
         let versions = Versions(BTreeMap::from([(0, (3, 9)), (1, (0, 3))]));
@@ -694,7 +730,7 @@ mod tests {
         let error = versions.pick::<FetchRequest>(&address, 4, 12).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "b:1 does not serve a version of Fetch that this generator speaks (4 to 12)"
+            "b:1 does not serve a version of Fetch that this program speaks (4 to 12)"
         );
         assert!(!error.is_retriable());
         assert!(versions.pick::<MetadataRequest>(&address, 0, 9).is_err());
