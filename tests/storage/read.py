@@ -365,7 +365,9 @@ class Bucket:
             return "%s/%020d" % (self.stream(one.incarnation), one.number)
         if one.level == 1:
             return "merged/%d/%020d" % (one.incarnation, one.number)
-        return archive_key(self.names[topic], topic, one.incarnation, one.number)
+        plain = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-"
+        name = "".join(chr(b) if chr(b) in plain else "%%%02X" % b for b in self.names[topic].encode())
+        return "archive/topic=%s-%s/%020d-%020d.parquet" % (name, topic.hex[:8], one.incarnation, one.number)
 
     def slot(self, topic, partition):
         h = 0xCBF29CE484222325
@@ -416,10 +418,6 @@ class Bucket:
             segments.append((seq, entries))
             seq += 1
         return slots, segments
-
-
-def archive_key(name, topic, incarnation, number):
-    raise Bad("no archive yet")
 
 
 def logs(bucket):
@@ -515,16 +513,75 @@ def batch_records(data, level):
         yield base, base + last_delta, records
 
 
-def archived_records(bucket, key, partition, one):
+def seek_table(data):
+    """The shares that a file of history knows of: (partition, first offset, last offset, first row, rows)."""
+    footer = struct.unpack("<I", data[-8:-4])[0]
+    at = len(data) - 8 - footer - 32
+    magic, version, index, table, zero, crc = struct.unpack("<8sIQIII", data[at:at + 32])
+    check(magic == b"ALLUVHIS" and version == 1 and zero == 0, "the trailer of a file of history")
+    check(crc32c(data[at - index:at + 28] + data[at + 32:]) == crc, "the checksum of a file of history")
+    cursor, row, found = Cursor(data[at - table:at]), 0, []
+    for _ in range(cursor.uint()):
+        partition, base, span, rows = (cursor.uint() for _ in range(4))
+        inside = 0
+        for portion in range(cursor.uint()):
+            inside += cursor.uint()
+            cursor.uint()  # KiB of its records.
+            if portion:
+                cursor.uint()  # Its first offset.
+        check(inside == rows, "portions of %d rows in a share of %d", inside, rows)
+        found.append((partition, base, base + span, row, rows))
+        row += rows
+    cursor.end()
+    return found, row
+
+
+class History:
+    """A file of history."""
+
+    IDS = {"partition": 1, "offset": 2, "timestamp": 3, "append_time": 4, "leader_epoch": 5, "key": 6, "headers": 7, "value": 8,
+           "log_append_time": 9}
+
+    def __init__(self, data, cluster, topic, name):
+        file = pyarrow.parquet.ParquetFile(io.BytesIO(data), page_checksum_verification=True)
+        schema = file.schema_arrow
+        check(schema.names == list(self.IDS), "columns %s", schema.names)
+        for field in schema:
+            check(int(field.metadata[b"PARQUET:field_id"]) == self.IDS[field.name], "the field id of %s", field.name)
+        said = {key: value.decode() for key, value in file.metadata.metadata.items() if key.startswith(b"alluvium.")}
+        check(said == {b"alluvium.format": "1", b"alluvium.cluster": str(cluster), b"alluvium.topic.id": str(topic),
+                       b"alluvium.topic.name": name}, "the metadata %s", said)
+        self.shares, rows = seek_table(data)
+        check(rows == file.metadata.num_rows, "the seek table counts %d rows", rows)
+        for group in range(file.metadata.num_row_groups):
+            for column in range(file.metadata.num_columns):
+                found = file.metadata.row_group(group).column(column)
+                check(found.compression == "ZSTD" and found.has_offset_index and not found.has_dictionary_page, "how %s is written",
+                      found.path_in_schema)
+        table = file.read()
+        # Beyond the year 9999 Python has no dates.
+        for name in ("timestamp", "append_time"):
+            place = table.schema.get_field_index(name)
+            table = table.set_column(place, name, table[name].cast("int64"))
+        self.rows = table.to_pylist()
+        order = [(row["partition"], row["offset"]) for row in self.rows]
+        check(order == sorted(set(order)), "the order of the rows")
+
+
+def archived_records(bucket, topic, key, partition, one):
     if key not in bucket.parquet:
-        file = pyarrow.parquet.ParquetFile(io.BytesIO(bucket.must(key)))
-        bucket.parquet[key] = file.read().to_pylist()
-    for row in bucket.parquet[key][one.position:]:
+        bucket.parquet[key] = History(bucket.must(key), bucket.cluster, topic, bucket.names[topic])
+    file = bucket.parquet[key]
+    first = one.position
+    check(any(share[:4] == (partition, one.base, one.last, first) for share in file.shares),
+          "%s has no share of partition %d from %d to %d at row %d", key, partition, one.base, one.last, first)
+    for row in file.rows[first:]:
         if row["partition"] != partition or row["offset"] > one.last:
             break
         value = row["value"].encode() if isinstance(row["value"], str) else row["value"]
-        headers = [(h["key"].encode(), h["value"]) for h in row["headers"] or []]
-        yield row["offset"], row["timestamp"], row["key"], value, headers
+        headers = [(h["key"].encode(), h["value"]) for h in row["headers"]]
+        timestamp = -1 if row["timestamp"] is None else row["timestamp"] // 1000
+        yield row["offset"], timestamp, row["key"], value, headers
 
 
 def records(bucket, topic, number, partition):
@@ -535,7 +592,7 @@ def records(bucket, topic, number, partition):
         expected = one.last + 1
         key = bucket.key(one, topic)
         if one.level == 2:
-            found = list(archived_records(bucket, key, number, one))
+            found = list(archived_records(bucket, topic, key, number, one))
         else:
             data, found, following = bucket.must(key)[one.position:one.position + one.length], [], one.base
             check(len(data) == one.length, "%s is too short", key)
