@@ -169,8 +169,10 @@ def entry(code, at, topics, written):
         found.update(kind="batches", **batches(at, written))
     elif code == 2:
         found.update(kind="log_start", offset=at.uint())
-    elif code in (4, 5):
-        found.update(kind="merged" if code == 4 else "compacted", ranges=merged_ranges(at, written))
+    elif code == 4:
+        found.update(kind="merged", ranges=merged_ranges(at, written))
+    elif code == 5:
+        found.update(kind="compacted", clean_to=at.uint(), ranges=merged_ranges(at, written))
     elif code == 6:
         found.update(kind="archived", ranges=shares(at, written))
     else:
@@ -267,7 +269,7 @@ def partitions(body):
     """The partitions of one slot."""
     cursor = Cursor(body)
     version = cursor.u8()
-    check(1 <= version <= 3, "version %d of a slot's body", version)
+    check(1 <= version <= 4, "version %d of a slot's body", version)
     found = {}
     for _ in range(cursor.uint()):
         at = Cursor(cursor.block())
@@ -282,7 +284,7 @@ def partitions(body):
         ranges, incarnation, number, last, time, appended = [], 0, 0, 0, 0, 0
         for _ in range(at.uint()):
             level = at.u8() if version > 1 else 0
-            check(level <= version - 1, "level %d in a body of version %d", level, version)
+            check(level < version, "level %d in a body of version %d", level, version)
             incarnation = (incarnation + at.int()) % (1 << 64)
             number = (number + at.int()) % (1 << 64)
             position, length = at.uint(), at.uint()
@@ -290,6 +292,8 @@ def partitions(body):
             last = base + at.uint()
             time, appended = wrapped(time + at.int()), wrapped(appended + at.int())
             ranges.append(Range(level, base, last, number, position, length, time, appended, incarnation))
+        if version >= 4:
+            at.uint()  # The offset below which it is compacted.
         check(at.uint() == 0, "a partition with more than this version knows")
         at.end()
         found[key] = Partition(log_start, end, ranges)
