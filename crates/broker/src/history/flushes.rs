@@ -31,7 +31,7 @@ impl Flushes {
         drop(known);
         let (flushes, log) = (self.clone(), log.clone());
         tokio::spawn(async move {
-            let ended = log.archive_now(topic).await;
+            let ended = log.archive_now(&topic).await;
             flushes.0.lock().insert(topic, Some(ended));
         });
     }

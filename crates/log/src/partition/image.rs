@@ -173,6 +173,13 @@ impl PartitionImage {
         Ok(())
     }
 
+    /// Everything that is left of the log below this offset is in history.
+    pub fn archived_to(&self) -> Offset {
+        let first = self.ranges.iter().find(|r| r.place.level != Level::L2);
+        let archived_to = first.map_or(self.state.end, |r| r.base_offset);
+        archived_to.max(self.state.log_start)
+    }
+
     /// Index of the first range that holds `offset` or something after it.
     pub fn range_from(&self, offset: Offset) -> usize {
         self.ranges.partition_point(|r| r.last_offset < offset)
