@@ -359,7 +359,7 @@ fn flush_says_what_is_wrong_and_what_to_do() {
     let (code, line) = said("empty", &[]);
     assert!(code == 0 && line.contains("nothing to archive"), "{line}");
     let (code, line) = said("plain", &[]);
-    assert!(code == 0 && line.contains("1 records in 2 partitions are Parquet"), "{line}");
+    assert!(code == 0 && line.contains("1 record in 2 partitions is Parquet"), "{line}");
     assert!(line.contains("/archive/topic=plain-"), "{line}");
     // What it is sent that is no request of its own closes the connection, and nothing else.
     let mut raw = Client::connect(at).unwrap();

@@ -371,19 +371,23 @@ impl Goal {
 
     fn in_words(&self, topic: &str) -> String {
         let (_, all) = self.offsets();
-        let partitions = match self.partitions.len() {
-            1 => "1 partition".to_owned(),
-            n => format!("{n} partitions"),
-        };
+        let partitions = counted(self.partitions.len() as i64, "partition");
         if all == 0 {
             return format!("'{topic}' holds no records, in {partitions}: there is nothing to archive");
         }
         let place = self.place.strip_prefix("file://").unwrap_or(&self.place);
+        let are = if all == 1 { "is" } else { "are" };
         format!(
-            "'{topic}': {} records in {partitions} are Parquet: {place}/*.parquet",
-            grouped(all)
+            "'{topic}': {} in {partitions} {are} Parquet: {place}/*.parquet",
+            counted(all, "record")
         )
     }
+}
+
+/// A number of things.
+fn counted(number: i64, thing: &str) -> String {
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{} {thing}{plural}", grouped(number))
 }
 
 /// A number as people read it.
@@ -503,7 +507,10 @@ mod tests {
         let mut goal = Goal::new(1);
         goal.see(progress(&[seen(0, 7, 7, 7)]));
         assert!(goal.is_reached());
-        assert!(goal.in_words("t").contains("nothing to archive"));
+        assert!(goal.in_words("t").contains("in 1 partition: there is nothing to archive"));
+        let mut goal = Goal::new(1);
+        goal.see(progress(&[seen(0, 7, 8, 8)]));
+        assert!(goal.in_words("t").starts_with("'t': 1 record in 1 partition is Parquet: /data/"));
     }
 
     #[test]

@@ -312,7 +312,7 @@ pub(crate) static TOPIC_KEYS: &[TopicKey] = &[
         Kind::Long,
         Rule::Any,
         &[("log.retention.bytes", 1)],
-        "Size of a partition above which its oldest records go, if cleanup.policy has delete. Negative: no limit.",
+        "Size of a partition, as it is stored, above which its oldest records go, if cleanup.policy has delete. Negative: no limit.",
     ),
     key(
         "retention.ms",
@@ -330,7 +330,7 @@ pub(crate) static TOPIC_KEYS: &[TopicKey] = &[
         Kind::Int,
         Rule::Whole(1024 * 1024, i64::MAX),
         &[("log.segment.bytes", 1)],
-        "Size at which a new log file begins. Without effect: a partition has no files of its own (see flush.bytes of the broker).",
+        "Size at which a new log file begins. Without effect: partitions share the broker's objects, and retention takes away ranges of records that are at most a row group of a Parquet file (about 12 MiB). See flush.bytes of the broker, and archive.file.bytes.",
     ),
     key(
         "segment.index.bytes",
@@ -351,7 +351,7 @@ pub(crate) static TOPIC_KEYS: &[TopicKey] = &[
         Kind::Long,
         AT_LEAST_1,
         &[("log.roll.ms", 1), ("log.roll.hours", HOUR_MS)],
-        "Age at which a new log file begins. Without effect: a partition has no files of its own.",
+        "Age at which a new log file begins. Without effect: partitions share the broker's objects, and retention does not wait for one to be full. See merge.interval.ms of the broker, and archive.interval.ms.",
     ),
     key(
         "unclean.leader.election.enable",
