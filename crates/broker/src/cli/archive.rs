@@ -5,6 +5,7 @@ use std::io::{IsTerminal, Write};
 use std::sync::Arc;
 use std::time::Duration;
 
+use alluvium_log::manifest::LEVEL_OF_HISTORY;
 use tokio::time::Instant;
 
 use super::client::{Client, ClientError, Cluster, address, code_name, discover, is_retriable};
@@ -120,11 +121,10 @@ fn in_words(why: Unarchived, topic: &str) -> String {
             "archive.enable is false for '{topic}'; set it with kafka-configs.sh --alter --entity-type topics \
              --entity-name {topic} --add-config archive.enable=true"
         ),
-        Unarchived::FeatureLevel => {
-            "the cluster's feature level does not allow Parquet yet; once every broker is of \
-                                     this version, raise it with `alluvium cluster feature-level`"
-                .to_owned()
-        }
+        Unarchived::FeatureLevel => format!(
+            "the cluster's feature level does not allow Parquet yet; once every broker is of this version, raise it with \
+             `alluvium cluster feature-level URL --set {LEVEL_OF_HISTORY}`"
+        ),
     }
 }
 
