@@ -36,7 +36,7 @@ fn options(fake: &S3Fake, prefix: &str) -> BrokerOptions {
 
 fn flush_with(at: SocketAddr, topic: &str, more: &[&str]) -> Output {
     let bootstrap = at.to_string();
-    let arguments = [&["archive", "flush", topic, "--bootstrap", &bootstrap], more].concat();
+    let arguments = [&["archive", "flush", topic, "--bootstrap", &bootstrap][..], more].concat();
     broker::run(&arguments, &[], PATIENCE)
 }
 
@@ -105,7 +105,9 @@ fn a_kill_between_upload_and_publication_loses_and_repeats_nothing() {
 
 #[test]
 fn kills_at_any_moment_of_archiving_lose_and_repeat_nothing() {
-    let seed = std::env::var("ALLUVIUM_TEST_SEED").ok().and_then(|s| s.parse().ok());
+    let seed = std::env::var("ALLUVIUM_TEST_SEED")
+        .ok()
+        .and_then(|s| s.parse().ok());
     let seed = seed.unwrap_or_else(|| rand::rng().random());
     println!("ALLUVIUM_TEST_SEED={seed}");
     let mut random = StdRng::seed_from_u64(seed);
@@ -137,7 +139,8 @@ fn kills_at_any_moment_of_archiving_lose_and_repeat_nothing() {
     let check = |broker: &Broker| {
         for (partition, producer) in producers.iter().enumerate() {
             let found = read_all(broker.address(), "t", partition as i32, PATIENCE).unwrap();
-            check_exact(&found, &[producer.acknowledged()]).unwrap_or_else(|e| panic!("{e}\n{}", broker.log_tail()));
+            check_exact(&found, &[producer.acknowledged()])
+                .unwrap_or_else(|e| panic!("{e}\n{}", broker.log_tail()));
         }
     };
     check(&broker);
@@ -147,7 +150,6 @@ fn kills_at_any_moment_of_archiving_lose_and_repeat_nothing() {
     check(&broker);
     assert!(files(&fake, "kills").len() >= 2, "several files were written");
 }
-
 
 #[test]
 fn a_damaged_or_missing_file_hurts_only_who_reads_it_and_is_named() {
@@ -163,13 +165,19 @@ fn a_damaged_or_missing_file_hurts_only_who_reads_it_and_is_named() {
             for _ in 0..8 {
                 let values = noise(&mut random, 10, 4_000);
                 let records = batch(now_ms(), Producer::NONE, &values);
-                assert_eq!(kafka::produce(&mut client, topic, partition, records).unwrap().0, 0);
+                assert_eq!(
+                    kafka::produce(&mut client, topic, partition, records).unwrap().0,
+                    0
+                );
                 produced.entry((topic, partition)).or_default().extend(values);
             }
         }
         flush(&broker, topic);
     }
-    let of_hurt: Vec<_> = files(&fake, "hurt").into_iter().filter(|key| key.contains("topic=hurt-")).collect();
+    let of_hurt: Vec<_> = files(&fake, "hurt")
+        .into_iter()
+        .filter(|key| key.contains("topic=hurt-"))
+        .collect();
     let [key] = &of_hurt[..] else {
         panic!("one file is expected, not {of_hurt:?}")
     };
@@ -178,7 +186,10 @@ fn a_damaged_or_missing_file_hurts_only_who_reads_it_and_is_named() {
     let whole = |broker: &Broker, topic: &'static str, partition| {
         let found = read_all(broker.address(), topic, partition, PATIENCE).unwrap();
         let found: Vec<_> = found.into_iter().map(|r| r.value.to_vec()).collect();
-        assert!(found == produced[&(topic, partition)], "{topic}-{partition} is not as it was");
+        assert!(
+            found == produced[&(topic, partition)],
+            "{topic}-{partition} is not as it was"
+        );
     };
     let in_the_middle = |part: f64| {
         let mut bad = good.to_vec();
@@ -200,14 +211,16 @@ fn a_damaged_or_missing_file_hurts_only_who_reads_it_and_is_named() {
         ("nothing", None, false),
     ] {
         match content {
-            Some(bytes) => drop(fake.put_raw(key, bytes).unwrap()),
+            Some(bytes) => fake.put_raw(key, bytes).unwrap(),
             None => assert!(fake.remove(key)),
         }
         broker.restart();
         let (found, _) = read_first_error(&broker, "hurt", 0);
         assert_eq!(found, code::CORRUPT_MESSAGE, "{what}: {}", broker.log_tail());
         let log = broker.log();
-        let told = log.lines().any(|line| line.contains(name) && line.contains("ERROR"));
+        let told = log
+            .lines()
+            .any(|line| line.contains(name) && line.contains("ERROR"));
         assert!(told, "{what}: {name} is not named\n{}", broker.log_tail());
         whole(&broker, "whole", 0);
         if others {
@@ -216,7 +229,7 @@ fn a_damaged_or_missing_file_hurts_only_who_reads_it_and_is_named() {
         assert!(!broker.log().contains("panicked"), "{}", broker.log_tail());
     }
     // What an operator puts back is served again.
-    drop(fake.put_raw(key, good.to_vec()).unwrap());
+    fake.put_raw(key, good.to_vec()).unwrap();
     broker.restart();
     for partition in 0..3 {
         whole(&broker, "hurt", partition);
@@ -229,7 +242,8 @@ fn read_first_error(broker: &Broker, topic: &str, partition: i32) -> (i16, i64) 
     let end = kafka::end_offset(&mut client, topic, partition).unwrap();
     let mut next = 0;
     while next < end {
-        let (code, bytes) = kafka::fetch(&mut client, topic, partition, next, Duration::from_secs(1)).unwrap();
+        let (code, bytes) =
+            kafka::fetch(&mut client, topic, partition, next, Duration::from_secs(1)).unwrap();
         if code != code::NONE {
             return (code, next);
         }
@@ -281,7 +295,11 @@ fn a_reader_in_a_file_that_is_deleted_reads_on_or_hears_that_it_is_out_of_range(
         match code {
             code::NONE => {
                 for record in alluvium_tests::batches::read(&bytes).unwrap() {
-                    assert!(record.value == values[record.offset as usize], "offset {}", record.offset);
+                    assert!(
+                        record.value == values[record.offset as usize],
+                        "offset {}",
+                        record.offset
+                    );
                     next = record.offset + 1;
                 }
             }
@@ -304,11 +322,17 @@ fn many_small_partitions_share_files_and_requests() {
     let mut client = Client::connect(broker.address()).unwrap();
     kafka::create_topic(&mut client, "t", PARTITIONS, &[]).unwrap();
     for partition in 0..PARTITIONS {
-        let records = batch(now_ms(), Producer::NONE, &[format!("value {partition}").into_bytes()]);
+        let records = batch(
+            now_ms(),
+            Producer::NONE,
+            &[format!("value {partition}").into_bytes()],
+        );
         assert_eq!(kafka::produce(&mut client, "t", partition, records).unwrap().0, 0);
     }
     until("all is merged", || {
-        broker.metric("alluvium_log_unmerged_bytes").is_some_and(|bytes| bytes == 0.0)
+        broker
+            .metric("alluvium_log_unmerged_bytes")
+            .is_some_and(|bytes| bytes == 0.0)
     });
     fake.reset_counts();
     flush(&broker, "t");
@@ -359,20 +383,30 @@ fn flush_says_what_is_wrong_and_what_to_do() {
     let (code, line) = said("empty", &[]);
     assert!(code == 0 && line.contains("nothing to archive"), "{line}");
     let (code, line) = said("plain", &[]);
-    assert!(code == 0 && line.contains("1 record in 2 partitions is Parquet"), "{line}");
+    assert!(
+        code == 0 && line.contains("1 record in 2 partitions is Parquet"),
+        "{line}"
+    );
     assert!(line.contains("/archive/topic=plain-"), "{line}");
     // What it is sent that is no request of its own closes the connection, and nothing else.
     let mut raw = Client::connect(at).unwrap();
-    raw.send_raw(&[0, 0, 0, 12, 0x7d, 1, 0, 0, 0, 0, 0, 1, 0xff, 0xff, 9, 9]).unwrap();
+    raw.send_raw(&[0, 0, 0, 12, 0x7d, 1, 0, 0, 0, 0, 0, 1, 0xff, 0xff, 9, 9])
+        .unwrap();
     assert!(raw.closes_within(Duration::from_secs(5)));
     // The store takes nothing: it is told when the time is over.
     fake.set_fault_texts(&["kind=put,key=archive/,do=503"]);
     let records = batch(now_ms(), Producer::NONE, &[b"two".to_vec()]);
     assert_eq!(kafka::produce(&mut client, "plain", 0, records).unwrap().0, 0);
     let (code, line) = said("plain", &["--timeout", "2"]);
-    assert!(code == 1 && line.contains("not archived within 2 s: 1 of 2 records are Parquet"), "{line}");
+    assert!(
+        code == 1 && line.contains("not archived within 2 s: 1 of 2 records are Parquet"),
+        "{line}"
+    );
     fake.set_faults(vec![]);
     broker.kill_9();
     let (code, line) = said("plain", &[]);
-    assert!(code == 1 && line.contains("--bootstrap must name a running broker"), "{line}");
+    assert!(
+        code == 1 && line.contains("--bootstrap must name a running broker"),
+        "{line}"
+    );
 }

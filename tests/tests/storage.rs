@@ -167,7 +167,11 @@ fn start(fake: &S3Fake, node_id: i32) -> Broker {
 
 fn flush(at: SocketAddr, topic: &str) {
     let bootstrap = at.to_string();
-    let done = broker::run(&["archive", "flush", topic, "--bootstrap", &bootstrap], &[], PATIENCE);
+    let done = broker::run(
+        &["archive", "flush", topic, "--bootstrap", &bootstrap],
+        &[],
+        PATIENCE,
+    );
     let (said, errors) = (
         String::from_utf8_lossy(&done.stdout),
         String::from_utf8_lossy(&done.stderr),
@@ -241,7 +245,9 @@ fn a_reader_that_knows_only_the_page_finds_every_record() {
     // Some slots are handed over to the second broker.
     let mut second = start(&fake, 2);
     until("the second broker leads something", || {
-        second.metric("alluvium_log_partitions").is_some_and(|led| led > 0.0)
+        second
+            .metric("alluvium_log_partitions")
+            .is_some_and(|led| led > 0.0)
     });
     producer.router = Router::new(&[second.address(), first.address()], Duration::from_secs(5));
     producer.round(1);
@@ -254,7 +260,9 @@ fn a_reader_that_knows_only_the_page_finds_every_record() {
     first.kill_9();
     producer.round(2);
     until("something is merged", || {
-        second.metric("alluvium_log_unmerged_bytes").is_some_and(|bytes| bytes == 0.0)
+        second
+            .metric("alluvium_log_unmerged_bytes")
+            .is_some_and(|bytes| bytes == 0.0)
     });
     producer.round(3);
     second.terminate();

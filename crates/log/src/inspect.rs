@@ -71,12 +71,14 @@ pub async fn object(store: &Store, key: &str) -> Result<Value, InspectError> {
     let display = &store.display;
     let found = read(store, key).await;
     let bytes = found.map_err(|e| InspectError(format!("{display}: {e}")))?;
-    let bytes = bytes.ok_or_else(|| {
-        InspectError(format!(
-            "{display}: there is no {key}; KEY is one of those that `alluvium inspect {display}` lists"
-        ))
-    })?;
+    let bytes = bytes.ok_or_else(|| InspectError(missing(store, key)))?;
     readable(&bytes).map_err(|e| InspectError(format!("{display}: {key}: {e}")))
+}
+
+/// What is said of a key that is not there; one line.
+pub fn missing(store: &Store, key: &str) -> String {
+    let display = &store.display;
+    format!("{display}: there is no {key}; KEY is one of those that `alluvium inspect {display}` lists")
 }
 
 /// An object's bytes as JSON, or what is wrong with them.

@@ -507,10 +507,16 @@ mod tests {
         let mut goal = Goal::new(1);
         goal.see(progress(&[seen(0, 7, 7, 7)]));
         assert!(goal.is_reached());
-        assert!(goal.in_words("t").contains("in 1 partition: there is nothing to archive"));
+        assert!(
+            goal.in_words("t")
+                .contains("in 1 partition: there is nothing to archive")
+        );
         let mut goal = Goal::new(1);
         goal.see(progress(&[seen(0, 7, 8, 8)]));
-        assert!(goal.in_words("t").starts_with("'t': 1 record in 1 partition is Parquet: /data/"));
+        assert!(
+            goal.in_words("t")
+                .starts_with("'t': 1 record in 1 partition is Parquet: /data/")
+        );
     }
 
     #[test]

@@ -1,8 +1,11 @@
 //! `alluvium inspect URL [KEY]`.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 
-use alluvium_log::inspect;
+use alluvium_log::store::Store;
+use alluvium_log::{ReadError, inspect, keys};
+use serde_json::json;
 
 use super::store::{absolute, look_into};
 
@@ -27,16 +30,49 @@ pub(super) async fn run(args: InspectArgs) -> Result<(), String> {
 async fn look(args: &InspectArgs) -> Result<serde_json::Value, String> {
     let store = look_into(&absolute(&args.url)?).await?;
     let shown = match &args.key {
+        Some(key) if keys::parse_archived(key).is_some() => return history(&store, key).await,
         Some(key) => inspect::object(&store, key).await,
         None => inspect::overview(&store).await,
     };
     shown.map_err(|e| e.to_string())
 }
 
+/// A file of history, by its end.
+async fn history(store: &Store, key: &str) -> Result<serde_json::Value, String> {
+    let file = alluvium_archive::summary(store, &store.key(key)).await;
+    let file = file.map_err(|error| match error {
+        ReadError::Missing(_) => inspect::missing(store, key),
+        error => format!("{}: {error}", store.display),
+    })?;
+    let metadata: BTreeMap<&str, &str> = file
+        .metadata
+        .iter()
+        .map(|(k, v)| (k.as_str(), v.as_str()))
+        .collect();
+    let row_groups = file
+        .row_groups
+        .iter()
+        .map(|(rows, bytes)| json!({ "rows": rows, "bytes": bytes }));
+    let columns = file.columns.iter().map(|(path, kind, stored, raw)| {
+        json!({ "column": path, "type": kind, "bytes": stored, "uncompressed_bytes": raw })
+    });
+    let shares = file.shares.iter().map(|share| {
+        json!({
+            "partition": share.partition, "base_offset": share.base_offset, "last_offset": share.last_offset,
+            "first_row": share.first_row, "rows": share.rows,
+        })
+    });
+    Ok(json!({
+        "kind": "history", "format": "parquet", "bytes": file.bytes, "rows": file.rows, "metadata": metadata,
+        "row_groups": row_groups.collect::<Vec<_>>(), "columns": columns.collect::<Vec<_>>(),
+        "shares": shares.collect::<Vec<_>>(),
+    }))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use alluvium_log::store::{Store, StoreKind, StoreOptions};
+    use alluvium_log::store::{StoreKind, StoreOptions};
     use alluvium_log::{Log, LogOptions, SystemClock};
     use std::sync::Arc;
 

@@ -32,7 +32,7 @@ enum Command {
     /// Look at an object store
     #[command(subcommand)]
     Store(StoreCommand),
-    /// Show the manifest, a head, segment, seal or checkpoint as JSON
+    /// Show the manifest, a head, segment, seal, checkpoint or Parquet file as JSON
     Inspect(inspect::InspectArgs),
     /// Look at a cluster and operate it, through its store
     #[command(subcommand)]

@@ -26,7 +26,9 @@ impl Flushes {
         match known.entry(topic) {
             Entry::Occupied(entry) if entry.get().is_none() => return,
             Entry::Occupied(mut entry) => drop(entry.insert(None)),
-            Entry::Vacant(entry) => drop(entry.insert(None)),
+            Entry::Vacant(entry) => {
+                entry.insert(None);
+            }
         }
         drop(known);
         let (flushes, log) = (self.clone(), log.clone());

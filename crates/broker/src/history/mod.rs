@@ -5,6 +5,7 @@
 mod flushes;
 pub(crate) mod message;
 
+use std::fmt;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -20,9 +21,15 @@ pub(crate) use flushes::Flushes;
 use message::Unarchived;
 
 /// Policies by the settings of topics. It is needed to open the log, and knows nothing until [`Policies::follow`].
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct Policies {
     known: OnceLock<(Arc<Config>, watch::Receiver<Arc<Manifest>>)>,
+}
+
+impl fmt::Debug for Policies {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Policies").finish_non_exhaustive()
+    }
 }
 
 impl Policies {
