@@ -46,7 +46,8 @@ pub(crate) const MAGIC: i8 = 2;
 const MIN_BATCH_LENGTH: i32 = (HEADER_LEN - LENGTH_OVERHEAD) as i32;
 
 const CODEC_MASK: i16 = 0x07;
-pub(crate) const LOG_APPEND_TIME: i16 = 0x08;
+/// The attribute of a batch whose timestamps are the broker's.
+pub const LOG_APPEND_TIME: i16 = 0x08;
 pub(crate) const TRANSACTIONAL: i16 = 0x10;
 pub(crate) const CONTROL: i16 = 0x20;
 

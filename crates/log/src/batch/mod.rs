@@ -12,8 +12,10 @@ use bytes::{Bytes, BytesMut};
 
 pub use builder::BatchBuilder;
 pub use chunks::{BatchView, ChunkCursor, slice_chunks};
-pub use header::{BatchHeader, HEADER_LEN, TimestampType, field};
-pub use records::{BatchRecords, Record, RecordIter, RecordRef, for_each_record, records};
+pub use header::{BatchHeader, HEADER_LEN, LOG_APPEND_TIME, TimestampType, field};
+pub use records::{
+    BatchRecords, Record, RecordIter, RecordRef, for_each_record, put_varlong, records, varlong_len,
+};
 
 use crate::codec::{Codec, DecompressError};
 

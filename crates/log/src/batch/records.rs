@@ -329,7 +329,7 @@ impl<'a> Cursor<'a> {
 }
 
 /// Appends a zigzag varint. A value that fits 32 bits is encoded alike as a varint and as a varlong.
-pub(super) fn put_varlong(out: &mut Vec<u8>, value: i64) {
+pub fn put_varlong(out: &mut Vec<u8>, value: i64) {
     let mut raw = ((value << 1) ^ (value >> 63)).cast_unsigned();
     while raw >= 0x80 {
         out.push(raw as u8 | 0x80);
@@ -339,7 +339,7 @@ pub(super) fn put_varlong(out: &mut Vec<u8>, value: i64) {
 }
 
 /// Length of [`put_varlong`]'s encoding in bytes.
-pub(super) fn varlong_len(value: i64) -> usize {
+pub fn varlong_len(value: i64) -> usize {
     let raw = ((value << 1) ^ (value >> 63)).cast_unsigned();
     let bits = (u64::BITS - raw.leading_zeros()).max(1);
     bits.div_ceil(7) as usize

@@ -17,7 +17,7 @@ mod varint;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use uuid::Uuid;
 
-pub(crate) use varint::{Reader, put_signed, put_unsigned};
+pub use varint::{Reader, put_signed, put_unsigned};
 
 const MAGIC: &[u8; 8] = b"ALLUVIUM";
 const TRAILER_MAGIC: &[u8; 8] = b"MUIVULLA";

@@ -6,7 +6,7 @@ use uuid::Uuid;
 use super::FormatError;
 
 /// Appends an unsigned LEB128 integer.
-pub(crate) fn put_unsigned(out: &mut BytesMut, mut v: u64) {
+pub fn put_unsigned(out: &mut BytesMut, mut v: u64) {
     while v >= 0x80 {
         out.put_u8(v as u8 | 0x80);
         v >>= 7;
@@ -15,27 +15,30 @@ pub(crate) fn put_unsigned(out: &mut BytesMut, mut v: u64) {
 }
 
 /// Appends a zigzag-encoded signed integer.
-pub(crate) fn put_signed(out: &mut BytesMut, v: i64) {
+pub fn put_signed(out: &mut BytesMut, v: i64) {
     put_unsigned(out, ((v << 1) ^ (v >> 63)) as u64);
 }
 
 /// A cursor over untrusted bytes.
 #[derive(Clone, Debug)]
-pub(crate) struct Reader {
+pub struct Reader {
     bytes: Bytes,
     at: usize,
 }
 
 impl Reader {
-    pub(crate) fn new(bytes: Bytes) -> Reader {
+    /// A cursor before the first byte.
+    pub fn new(bytes: Bytes) -> Reader {
         Reader { bytes, at: 0 }
     }
 
-    pub(crate) fn remaining(&self) -> usize {
+    /// Bytes that are left.
+    pub fn remaining(&self) -> usize {
         self.bytes.len() - self.at
     }
 
-    pub(crate) fn bytes(&mut self, n: usize) -> Result<Bytes, FormatError> {
+    /// The next `n` bytes, sharing the memory.
+    pub fn bytes(&mut self, n: usize) -> Result<Bytes, FormatError> {
         if self.remaining() < n {
             return Err(FormatError::Truncated("field"));
         }
@@ -44,7 +47,8 @@ impl Reader {
         Ok(b)
     }
 
-    pub(crate) fn u8(&mut self) -> Result<u8, FormatError> {
+    /// A byte.
+    pub fn u8(&mut self) -> Result<u8, FormatError> {
         let b = *self.bytes.get(self.at).ok_or(FormatError::Truncated("byte"))?;
         self.at += 1;
         Ok(b)
@@ -61,15 +65,18 @@ impl Reader {
         Ok(a)
     }
 
-    pub(crate) fn u64(&mut self) -> Result<u64, FormatError> {
+    /// A little-endian integer of 8 bytes.
+    pub fn u64(&mut self) -> Result<u64, FormatError> {
         Ok(u64::from_le_bytes(self.array()?))
     }
 
-    pub(crate) fn uuid(&mut self) -> Result<Uuid, FormatError> {
+    /// A UUID.
+    pub fn uuid(&mut self) -> Result<Uuid, FormatError> {
         Ok(Uuid::from_bytes(self.array()?))
     }
 
-    pub(crate) fn unsigned(&mut self) -> Result<u64, FormatError> {
+    /// An unsigned LEB128 integer.
+    pub fn unsigned(&mut self) -> Result<u64, FormatError> {
         let mut v = 0u64;
         for shift in (0..64).step_by(7) {
             let b = self.u8()?;
@@ -85,26 +92,29 @@ impl Reader {
         Err(FormatError::Invalid("varint"))
     }
 
-    pub(crate) fn signed(&mut self) -> Result<i64, FormatError> {
+    /// A zigzag-encoded signed integer.
+    pub fn signed(&mut self) -> Result<i64, FormatError> {
         let v = self.unsigned()?;
         Ok((v >> 1) as i64 ^ -((v & 1) as i64))
     }
 
-    pub(crate) fn u32v(&mut self, what: &'static str) -> Result<u32, FormatError> {
+    /// An unsigned integer that fits 32 bits; `what` names it in the error.
+    pub fn u32v(&mut self, what: &'static str) -> Result<u32, FormatError> {
         u32::try_from(self.unsigned()?).map_err(|_| FormatError::Invalid(what))
     }
 
-    pub(crate) fn i32v(&mut self, what: &'static str) -> Result<i32, FormatError> {
+    /// A non-negative integer that fits 31 bits; `what` names it in the error.
+    pub fn i32v(&mut self, what: &'static str) -> Result<i32, FormatError> {
         i32::try_from(self.unsigned()?).map_err(|_| FormatError::Invalid(what))
     }
 
     /// A non-negative offset.
-    pub(crate) fn offset(&mut self, what: &'static str) -> Result<i64, FormatError> {
+    pub fn offset(&mut self, what: &'static str) -> Result<i64, FormatError> {
         i64::try_from(self.unsigned()?).map_err(|_| FormatError::Invalid(what))
     }
 
     /// A count of elements of at least `min_len` bytes each: never more than could follow.
-    pub(crate) fn count(&mut self, min_len: usize) -> Result<usize, FormatError> {
+    pub fn count(&mut self, min_len: usize) -> Result<usize, FormatError> {
         let n = self.unsigned()?;
         if n > (self.remaining() / min_len.max(1)) as u64 {
             return Err(FormatError::Invalid("count"));
@@ -112,13 +122,15 @@ impl Reader {
         Ok(n as usize)
     }
 
-    pub(crate) fn string(&mut self) -> Result<String, FormatError> {
+    /// A text behind its length.
+    pub fn string(&mut self) -> Result<String, FormatError> {
         let n = self.count(1)?;
         let b = self.bytes(n)?;
         String::from_utf8(b.to_vec()).map_err(|_| FormatError::Invalid("text"))
     }
 
-    pub(crate) fn finish(&self) -> Result<(), FormatError> {
+    /// Checks that nothing is left.
+    pub fn finish(&self) -> Result<(), FormatError> {
         if self.remaining() == 0 {
             Ok(())
         } else {

@@ -5,56 +5,63 @@
 //! files in an operating system, and all windows together fit into half of the block cache, so that what was
 //! read ahead is still there when it is asked for.
 
+use std::hash::Hash;
 use std::time::Duration;
 
 use hashbrown::HashMap;
 use hashbrown::hash_map::Entry;
 use tokio::time::Instant;
 
-use crate::{Offset, TopicPartition};
+use crate::Offset;
 
-/// Blocks that a reader who was seen going on gets first.
-const FIRST_WINDOW: usize = 8;
-/// Blocks that one reader gets at most.
-const WINDOW_MAX: usize = 32;
 /// Readers that are remembered.
 const READERS_MAX: usize = 1024;
 /// A reader that does not come back within this time has left.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(30);
 
+/// How far ahead readers may be, in whatever unit the owner counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Windows {
+    /// What a reader who was seen going on gets first.
+    pub first: usize,
+    /// What one reader gets at most.
+    pub max: usize,
+    /// For all windows together.
+    pub budget: usize,
+}
+
 /// One reader, between its reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Reader {
-    /// Blocks to be read ahead.
-    pub(crate) window: usize,
+pub struct Reader {
+    /// How much is to be read ahead.
+    pub window: usize,
     /// Everything before this offset is read ahead already.
-    pub(crate) ahead_to: Offset,
+    pub ahead_to: Offset,
     seen: Instant,
 }
 
-/// The readers that may go on.
+/// The readers that may go on, each in a partition `P`.
 #[derive(Debug)]
-pub(crate) struct ReadAhead {
+pub struct ReadAhead<P> {
     /// By where the next read will begin.
-    readers: HashMap<(TopicPartition, Offset), Reader>,
+    readers: HashMap<(P, Offset), Reader>,
     /// When those who left were last looked for: they would hold a share for ever.
     swept: Option<Instant>,
-    /// Blocks for all windows together.
-    budget: usize,
+    windows: Windows,
 }
 
-impl ReadAhead {
-    /// Windows of at most `budget` blocks together.
-    pub(crate) fn new(budget: usize) -> ReadAhead {
+impl<P: Eq + Hash> ReadAhead<P> {
+    /// Nobody reads yet.
+    pub fn new(windows: Windows) -> ReadAhead<P> {
         ReadAhead {
             readers: HashMap::new(),
             swept: None,
-            budget,
+            windows,
         }
     }
 
     /// The reader that begins at `offset`: one that goes on, with a larger window, or a new one with none.
-    pub(crate) fn begin(&mut self, partition: TopicPartition, offset: Offset, now: Instant) -> Reader {
+    pub fn begin(&mut self, partition: P, offset: Offset, now: Instant) -> Reader {
         if self
             .swept
             .is_none_or(|at| now.saturating_duration_since(at) >= FORGOTTEN_AFTER)
@@ -64,16 +71,17 @@ impl ReadAhead {
             self.swept = Some(now);
         }
         let known = self.readers.remove(&(partition, offset));
-        let share = self.budget / (self.readers.len() + 1);
+        let Windows { first, max, budget } = self.windows;
+        let share = budget / (self.readers.len() + 1);
         Reader {
-            window: known.map_or(0, |r| (r.window * 2).clamp(FIRST_WINDOW, WINDOW_MAX).min(share)),
+            window: known.map_or(0, |r| (r.window * 2).clamp(first, max).min(share)),
             ahead_to: known.map_or(offset, |r| r.ahead_to),
             seen: now,
         }
     }
 
     /// Remembers a reader whose next read will begin at `next`.
-    pub(crate) fn end(&mut self, partition: TopicPartition, next: Offset, reader: Reader) {
+    pub fn end(&mut self, partition: P, next: Offset, reader: Reader) {
         let known = self.readers.len();
         match self.readers.entry((partition, next)) {
             // Another one is at the same place: what is read ahead serves both.
@@ -94,7 +102,18 @@ impl ReadAhead {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::TopicPartition;
     use uuid::Uuid;
+
+    const FIRST: usize = 8;
+
+    fn windows(budget: usize) -> Windows {
+        Windows {
+            first: FIRST,
+            max: 32,
+            budget,
+        }
+    }
 
     fn partition(partition: i32) -> TopicPartition {
         TopicPartition {
@@ -105,7 +124,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_window_grows_while_a_reader_goes_on() {
-        let (mut ahead, now) = (ReadAhead::new(1000), Instant::now());
+        let (mut ahead, now) = (ReadAhead::new(windows(1000)), Instant::now());
         let (mut offset, mut windows) = (0, vec![]);
         for _ in 0..6 {
             let mut reader = ahead.begin(partition(0), offset, now);
@@ -130,7 +149,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn readers_share_the_budget_and_those_who_left_are_forgotten() {
-        let mut ahead = ReadAhead::new(64);
+        let mut ahead = ReadAhead::new(windows(64));
         for n in 0..20 {
             let reader = ahead.begin(partition(n), 0, Instant::now());
             ahead.end(partition(n), 10, reader);
@@ -150,6 +169,6 @@ mod tests {
         let reader = ahead.begin(partition(0), 0, Instant::now());
         ahead.end(partition(0), 10, reader);
         assert_eq!(ahead.readers.len(), 1);
-        assert_eq!(ahead.begin(partition(0), 10, Instant::now()).window, FIRST_WINDOW);
+        assert_eq!(ahead.begin(partition(0), 10, Instant::now()).window, FIRST);
     }
 }

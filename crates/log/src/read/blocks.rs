@@ -12,9 +12,10 @@ use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
 use super::ReadError;
-use super::ahead::ReadAhead;
+use super::ahead::{ReadAhead, Windows};
 use super::history::HistoryFiles;
 use super::tail::TailRing;
+use crate::TopicPartition;
 use crate::entry::Place;
 use crate::history::History;
 use crate::keys;
@@ -25,6 +26,9 @@ use crate::store::trouble::reason_of;
 
 /// Bytes of a block.
 const BLOCK: u64 = 1 << 20;
+/// Blocks that a reader who was seen going on gets ahead first, and those that one reader gets at most.
+const FIRST_WINDOW: usize = 8;
+const WINDOW_MAX: usize = 32;
 /// An object that is up to this part of the cache is kept when it is written.
 const KEPT_SHARE: u64 = 16;
 
@@ -38,7 +42,7 @@ pub(crate) struct Blocks {
     cold: Semaphore,
     /// What stands in no object that has blocks.
     pub(crate) history: HistoryFiles,
-    pub(crate) ahead: Mutex<ReadAhead>,
+    pub(crate) ahead: Mutex<ReadAhead<TopicPartition>>,
     /// Fewer than `cold`, so that reading ahead never makes somebody wait who waits already.
     ahead_permits: Arc<Semaphore>,
     metrics: LogMetrics,
@@ -76,7 +80,11 @@ impl Blocks {
             cache,
             cache_bytes,
             cold: Semaphore::new(read_concurrency.max(1)),
-            ahead: Mutex::new(ReadAhead::new((cache_bytes / 2 / BLOCK) as usize)),
+            ahead: Mutex::new(ReadAhead::new(Windows {
+                first: FIRST_WINDOW,
+                max: WINDOW_MAX,
+                budget: (cache_bytes / 2 / BLOCK) as usize,
+            })),
             ahead_permits: Arc::new(Semaphore::new(read_concurrency * 3 / 4)),
             metrics,
         }

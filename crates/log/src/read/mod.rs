@@ -1,6 +1,6 @@
 //! The read path: plan under a short lock, then fetch bytes from the tail, the cache or the store.
 
-mod ahead;
+pub mod ahead;
 pub(crate) mod blocks;
 pub(crate) mod history;
 pub(crate) mod tail;

@@ -28,6 +28,8 @@ pub mod probe;
 mod s3;
 pub(crate) mod trouble;
 
+pub use trouble::reason_of;
+
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;

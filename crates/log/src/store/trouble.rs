@@ -123,7 +123,7 @@ impl Trouble {
 }
 
 /// Why a request failed, with what to do about it where that is known.
-pub(crate) fn reason_of(error: &Error) -> String {
+pub fn reason_of(error: &Error) -> String {
     with_advice(cause_of(error))
 }
 
