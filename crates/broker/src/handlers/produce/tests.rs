@@ -10,6 +10,10 @@ fn settings() -> TopicSettings {
         retention_bytes: -1,
         cleanup_compact: false,
         cleanup_delete: true,
+        archive_enable: true,
+        archive_file_bytes: 1 << 20,
+        archive_interval_ms: 1000,
+        archive_text_values: false,
     }
 }
 
