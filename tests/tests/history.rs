@@ -318,7 +318,7 @@ fn a_reader_in_a_file_that_is_deleted_reads_on_or_hears_that_it_is_out_of_range(
 fn many_small_partitions_share_files_and_requests() {
     const PARTITIONS: i32 = 1_500;
     let fake = S3Fake::start(Options::default()).unwrap();
-    let broker = Broker::start(options(&fake, "many"));
+    let broker = Broker::start(options(&fake, "many").set("flush.interval.ms", 1));
     let mut client = Client::connect(broker.address()).unwrap();
     kafka::create_topic(&mut client, "t", PARTITIONS, &[]).unwrap();
     for partition in 0..PARTITIONS {
