@@ -71,3 +71,99 @@ fn progress(broker: &Broker, flush: &Flush) -> Result<Progress, Unarchived> {
         partitions: partitions.collect(),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::history::message::decode_answer;
+    use crate::testing;
+    use alluvium_log::batch::BatchBuilder;
+    use alluvium_log::manifest::Change;
+    use std::collections::BTreeMap;
+    use std::time::Duration;
+
+    const PATIENCE: Duration = Duration::from_secs(30);
+
+    fn asked(broker: &Arc<Broker>, request: &[u8]) -> Result<crate::history::message::Answer, Refusal> {
+        match answer(broker, request) {
+            Outcome::Reply(reply) => Ok(decode_answer(&reply.chunks.concat()[4..], 7).unwrap()),
+            Outcome::Close(refusal) => Err(refusal),
+            Outcome::Silent => panic!("every request is answered"),
+        }
+    }
+
+    fn request(topic: &str, begin: bool) -> Vec<u8> {
+        let topic = topic.to_owned();
+        Flush { begin, topic }.encode(7).unwrap()[4..].to_vec()
+    }
+
+    async fn create(broker: &Broker, name: &str, partitions: u32, configs: &[(&str, &str)]) {
+        let configs = configs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
+        let created = broker.log.change(vec![Change::CreateTopic {
+            name: name.to_owned(),
+            partitions,
+            replication_factor: 1,
+            configs: configs.collect(),
+        }]);
+        created.await.remove(0).unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_is_no_request_closes_and_what_is_not_archived_is_said() {
+        let broker = testing::broker(&[]).await;
+        create(&broker, "compacted", 1, &[("cleanup.policy", "compact")]).await;
+        for (topic, why) in [
+            ("none", Unarchived::Unknown),
+            ("compacted", Unarchived::Compacted),
+        ] {
+            assert_eq!(asked(&broker, &request(topic, true)).unwrap(), Ok(Err(why)));
+        }
+        let mut newer = request("none", false);
+        newer[3] = 1;
+        assert_eq!(asked(&broker, &newer).unwrap(), Err(35));
+        let cut = asked(&broker, &request("none", false)[..12]);
+        assert!(
+            matches!(
+                cut,
+                Err(Refusal::Malformed {
+                    api: "ArchiveFlush",
+                    ..
+                })
+            ),
+            "{cut:?}"
+        );
+    }
+
+    #[tokio::test]
+    async fn only_who_asks_for_it_causes_it_and_it_is_told_how_far_it_is() {
+        let broker = testing::broker(&[]).await;
+        create(&broker, "t", 2, &[]).await;
+        let id = broker.log.manifest().topics["t"].id;
+        let partition = broker.log.partition(&id, 1).unwrap();
+        let mut batch = BatchBuilder::new();
+        batch.push(1_000, Some(b"key"), Some(b"value"), &[]);
+        batch.push(1_000, None, None, &[]);
+        let appended = broker.log.append(&partition, batch.build(), false).unwrap();
+        appended.published().await.unwrap();
+        let seen = |begin| -> BTreeMap<i32, (i64, i64)> {
+            let progress = asked(&broker, &request("t", begin)).unwrap().unwrap().unwrap();
+            assert!(progress.place.contains("/archive/topic=t-"), "{progress:?}");
+            assert_eq!(progress.trouble, "");
+            let partitions = progress.partitions.into_iter();
+            partitions
+                .map(|p| (p.partition, (p.archived_to, p.end)))
+                .collect()
+        };
+        let before = BTreeMap::from([(0, (0, 0)), (1, (0, 2))]);
+        assert_eq!(seen(false), before);
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        assert_eq!(seen(false), before, "nobody has asked for it");
+        seen(true);
+        let archived = async {
+            while seen(false)[&1] != (2, 2) {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, archived).await.unwrap();
+    }
+}
