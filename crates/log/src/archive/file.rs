@@ -44,7 +44,7 @@ pub(crate) enum FileError {
     #[error("{0}")]
     Format(String),
     /// The inside of a batch is bad: again, without its range.
-    #[error("{}: offset {}: {why}", keys::place(range.place), range.base_offset)]
+    #[error("{}: offset {}: {why}", keys::place(.range.place), .range.base_offset)]
     Bad {
         /// Partition number.
         partition: i32,

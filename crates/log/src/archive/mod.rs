@@ -236,13 +236,15 @@ impl Archiver {
                     () = tokio::time::sleep(LOOK) => {}
                     Some(flush) = asked.recv() => self.flushes.push(flush),
                     Some(ended) = files.join_next(), if !files.is_empty() => {
-                        match ended {
-                            Ok((topic, outcome)) if self.settle(topic, outcome) => {}
-                            Ok(_) => return,
+                        let goes_on = match ended {
+                            Ok((topic, outcome)) => self.settle(topic, outcome),
                             Err(e) => {
                                 tracing::error!(error = %e, "archiving has failed, and ends");
-                                return;
+                                false
                             }
+                        };
+                        if !goes_on {
+                            return;
                         }
                     }
                 }
