@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use alluvium_archive::{ParquetHistory, ParquetOptions};
+use alluvium_log::BatchHeader;
 use alluvium_log::batch::BatchBuilder;
 use alluvium_log::codec::Codec;
 use alluvium_log::history::{FinishedFile, History, HistoryTopic};
@@ -44,7 +45,7 @@ fn batches(count: i64, records: i64, bytes: usize, codec: Codec) -> (Vec<Bytes>,
             builder.push(time, Some(key.as_bytes()), Some(value.as_bytes()), &[]);
         }
         raw += builder.size() as u64;
-        let batch = builder.build_with(codec).unwrap();
+        let batch = builder.build_with(codec).expect("records compress");
         let mut bytes = batch.patched_header(n * records, 1).to_vec();
         bytes.extend_from_slice(&batch.body());
         Bytes::from(bytes)
@@ -63,13 +64,14 @@ fn write(batches: &[Bytes]) -> (Bytes, FinishedFile) {
         name: "orders".to_owned(),
         text_values: false,
     };
-    let mut writer = history().begin(&topic).unwrap();
+    let mut writer = history().begin(&topic).expect("a file begins");
     let mut file = vec![];
     for batch in batches {
-        writer.add(0, 1_700_000_000_000, batch).unwrap().unwrap();
+        let added = writer.add(0, 1_700_000_000_000, batch);
+        added.expect("a file is written").expect("a batch is good");
         file.extend_from_slice(&writer.take());
     }
-    let finished = writer.finish().unwrap();
+    let finished = writer.finish().expect("a file is finished");
     file.extend_from_slice(&finished.rest);
     (Bytes::from(file), finished)
 }
@@ -105,9 +107,10 @@ async fn replay(store: &Store, key: &Path, file: &FinishedFile) -> usize {
     for share in &file.shares {
         let mut next = share.base_offset;
         while next <= share.last_offset {
-            let read = history.read(store, key, share, next, 1 << 20).await.unwrap();
+            let read = history.read(store, key, share, next, 1 << 20).await;
+            let read = read.expect("history is read");
             for batch in read {
-                let header = alluvium_log::BatchHeader::parse(&batch).unwrap();
+                let header = BatchHeader::parse(&batch).expect("a batch");
                 next = header.last_offset() + 1;
                 bytes += batch.len();
             }
@@ -117,8 +120,8 @@ async fn replay(store: &Store, key: &Path, file: &FinishedFile) -> usize {
 }
 
 fn replays(c: &mut Criterion) {
-    let runtime = Runtime::new().unwrap();
-    let directory = tempfile::tempdir().unwrap();
+    let runtime = Runtime::new().expect("a runtime starts");
+    let directory = tempfile::tempdir().expect("a directory");
     let key = Path::from("archive/topic=orders-1/1-1.parquet");
     let slow = ThrottledStore::new(
         InMemory::new(),
@@ -130,7 +133,7 @@ fn replays(c: &mut Criterion) {
     let url = directory.path().display().to_string();
     let embedded = runtime
         .block_on(Store::open(&url, StoreOptions::default()))
-        .unwrap();
+        .expect("a directory opens");
     let stores = [("a directory", embedded), ("15 ms a GET", store(Arc::new(slow)))];
     let mut group = c.benchmark_group("replay");
     group.sample_size(10);
@@ -141,7 +144,7 @@ fn replays(c: &mut Criterion) {
         for (name, store) in &stores {
             runtime
                 .block_on(store.bulk.put(&key, file.clone().into()))
-                .unwrap();
+                .expect("a file is put");
             group.bench_function(format!("values of {bytes} bytes from {name}"), |b| {
                 b.iter(|| runtime.block_on(replay(store, &key, &finished)));
             });
