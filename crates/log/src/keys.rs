@@ -8,6 +8,12 @@ use crate::{Incarnation, Seq};
 /// The folder of all streams.
 pub const STREAMS: &str = "wal";
 
+/// The folder of all merged objects.
+pub const MERGED: &str = "merged";
+
+/// The folder of all files of history.
+pub const ARCHIVE: &str = "archive";
+
 /// The manifest.
 pub const MANIFEST: &str = "cluster/manifest.json";
 
@@ -62,7 +68,19 @@ pub fn checkpoint(incarnation: Incarnation, next: Seq, nonce: Uuid) -> String {
 
 /// A merged object. Numbers count within a broker start, and one that was given up is not used again.
 pub fn merged(incarnation: Incarnation, number: u64) -> String {
-    format!("merged/{incarnation}/{number:020}")
+    format!("{MERGED}/{incarnation}/{number:020}")
+}
+
+/// The folder of the merged objects of one broker start.
+pub fn merged_folder(incarnation: Incarnation) -> String {
+    format!("{MERGED}/{incarnation}")
+}
+
+/// The merged object that a key names, given without the store's prefix; `None` if it is none.
+pub fn parse_file(key: &str) -> Option<Place> {
+    let (incarnation, number) = key.strip_prefix(MERGED)?.strip_prefix('/')?.split_once('/')?;
+    let place = Place::l1(incarnation.parse().ok()?, number.parse().ok()?);
+    (self::place(place) == key).then_some(place)
 }
 
 /// The object that a place names.
@@ -134,6 +152,16 @@ mod tests {
         }
         let short = format!("{}/9", stream(7));
         assert_eq!(parse_in_stream(&short), Some((7, InStream::Other)));
+    }
+
+    #[test]
+    fn a_file_is_known_by_its_key() {
+        let merged_key = merged(7, 9);
+        assert_eq!(parse_file(&merged_key), Some(Place::l1(7, 9)));
+        assert!(merged_key.starts_with(&format!("{}/", merged_folder(7))));
+        for other in ["merged/7/9", "merged/07/00000000000000000009", "merged/7", "x", &segment(7, 9)] {
+            assert_eq!(parse_file(other), None, "{other}");
+        }
     }
 
     #[test]

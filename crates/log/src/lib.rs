@@ -13,7 +13,8 @@
 //! the tail ring, the block cache or a ranged GET ([`read`]).
 //!
 //! **Behind both:** [`merge`] moves what is published into objects sorted by partition, the checkpointer writes down
-//! where everything is and raises the floor, [`clean`] deletes what lies below it.
+//! where everything is and raises the floor, [`clean`] deletes what lies below it, and of the files that segments were
+//! turned into those that [`garbage`] finds to be needed by nobody.
 //!
 //! **Start:** [`takeover`] ends the predecessor's stream with a seal, one manifest change takes its slots,
 //! [`recover`] rebuilds every partition from checkpoint and tail.
@@ -29,6 +30,7 @@ pub mod cluster;
 pub mod codec;
 pub mod entry;
 pub mod format;
+mod garbage;
 mod grants;
 mod handover;
 pub mod head;

@@ -63,6 +63,8 @@ pub struct LogOptions {
     pub merge: MergeOptions,
     /// `log.segment.delete.delay.ms`: what nobody needs any more is deleted after this time.
     pub delete_delay: Duration,
+    /// `garbage.check.interval.ms`: how often merged objects are looked for that nobody refers to any more.
+    pub garbage_interval: Duration,
 }
 
 impl LogOptions {
@@ -85,6 +87,7 @@ impl LogOptions {
             producer_id_expiration: Duration::from_secs(24 * 3600),
             merge: MergeOptions::default(),
             delete_delay: Duration::from_secs(60),
+            garbage_interval: Duration::from_secs(300),
         }
     }
 }

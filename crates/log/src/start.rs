@@ -68,6 +68,7 @@ impl Log {
         let keeper = Arc::new(ManifestKeeper::open(store.clone()).await.map_err(unusable)?);
         let joined = join(&store, &keeper, &options, clock.as_ref()).await?;
         let (merge, delete_delay) = (options.merge, options.delete_delay);
+        let garbage_interval = options.garbage_interval;
         let inner = Inner::assemble(store, options, clock, metrics, keeper, joined);
         // First, so that others see it live: a recovery may take longer than they wait for a sign of life.
         let checkpointer = &inner.checkpointer;
@@ -94,7 +95,7 @@ impl Log {
         }
         let (stream, keeper) = (&inner.stream, &inner.keeper);
         let merger = Merger::new(stream.clone(), keeper.clone(), checkpointer.clone(), merge);
-        let cleaner = Arc::new(Cleaner::new(stream.clone(), keeper.clone(), delete_delay));
+        let cleaner = Arc::new(Cleaner::new(stream.clone(), keeper.clone(), delete_delay, garbage_interval));
         let tasks = [
             tokio::spawn(merger.run()),
             tokio::spawn(cleaner.run(for_cleaner)),

@@ -271,6 +271,7 @@ fn build(layered: Layered, surroundings: &Surroundings<'_>) -> Result<(Settings,
             bytes_per_second: read.parsed("merge.bytes.per.second"),
         },
         delete_delay: read.millis("log.segment.delete.delay.ms"),
+        garbage_interval: read.millis("garbage.check.interval.ms"),
     };
     let settings = Settings {
         node_id: log.node_id,

@@ -348,6 +348,14 @@ impl Store {
         Path::parse(&joined).unwrap_or_else(|_| Path::from(joined))
     }
 
+    /// The key of an object below the store's prefix, as [`Store::key`] was given it; `None` if it lies elsewhere.
+    pub(crate) fn relative<'a>(&self, key: &'a Path) -> Option<&'a str> {
+        match self.prefix.as_ref() {
+            "" => Some(key.as_ref()),
+            prefix => key.as_ref().strip_prefix(prefix)?.strip_prefix('/'),
+        }
+    }
+
     /// When an object was written last, in milliseconds since 1970 by the store's own clock; `None` if it cannot be
     /// found out now.
     pub async fn written_ms(&self, relative: &str) -> Option<i64> {

@@ -24,6 +24,7 @@ use crate::batch::RecordBatch;
 use crate::clock::Clock;
 use crate::entry::{Entry, MergedRanges, Place};
 use crate::format::segment::{Seal, SegmentHeader, encode_seal, read_header};
+use crate::garbage::FileNumbers;
 use crate::keys;
 use crate::log::{AppendError, Appended, PendingAppend};
 use crate::metrics::LogMetrics;
@@ -150,6 +151,8 @@ pub(crate) struct Stream {
     /// `next + 1` of the newest durable checkpoint; 0 before the first.
     pub(crate) checkpoint_next: AtomicU64,
     pub(crate) manifest_version: AtomicU64,
+    /// Numbers of the objects that its data is rewritten into.
+    pub(crate) files: Arc<FileNumbers>,
     /// Bytes of all segments that were published.
     pub(crate) published_bytes: AtomicU64,
     /// Why this stream was lost.
@@ -190,6 +193,7 @@ impl Stream {
             published_next: Mutex::new(0),
             checkpoint_next: AtomicU64::new(0),
             manifest_version: AtomicU64::new(0),
+            files: Arc::default(),
             published_bytes: AtomicU64::new(0),
             fenced: watch::Sender::new(None),
             node_id,
