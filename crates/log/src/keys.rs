@@ -3,16 +3,13 @@
 use uuid::Uuid;
 
 use crate::entry::{Level, Place};
-use crate::{Incarnation, Seq};
+use crate::{Incarnation, Seq, TopicId};
 
 /// The folder of all streams.
 pub const STREAMS: &str = "wal";
 
 /// The folder of all merged objects.
 pub const MERGED: &str = "merged";
-
-/// The folder of all files of history.
-pub const ARCHIVE: &str = "archive";
 
 /// The manifest.
 pub const MANIFEST: &str = "cluster/manifest.json";
@@ -76,18 +73,64 @@ pub fn merged_folder(incarnation: Incarnation) -> String {
     format!("{MERGED}/{incarnation}")
 }
 
-/// The merged object that a key names, given without the store's prefix; `None` if it is none.
-pub fn parse_file(key: &str) -> Option<Place> {
-    let (incarnation, number) = key.strip_prefix(MERGED)?.strip_prefix('/')?.split_once('/')?;
-    let place = Place::l1(incarnation.parse().ok()?, number.parse().ok()?);
-    (self::place(place) == key).then_some(place)
+/// The folder of all files of history.
+pub const ARCHIVE: &str = "archive";
+
+/// What the name of a file of history ends in.
+const ARCHIVE_FILE: &str = ".parquet";
+
+/// The folder of a topic's files of history, as a query engine sees it: a partition column `topic`. The start of the
+/// topic's id tells it from an earlier topic of the same name.
+pub fn archive_folder(name: &str, id: TopicId) -> String {
+    let mut encoded = String::with_capacity(name.len());
+    for b in name.bytes() {
+        match b {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'.' | b'_' | b'-' => encoded.push(char::from(b)),
+            // What Kafka allows in a name is not among it.
+            _ => encoded.push_str(&format!("%{b:02X}")),
+        }
+    }
+    format!("{ARCHIVE}/topic={encoded}-{}", &id.simple().to_string()[..8])
 }
 
-/// The object that a place names.
+/// A file of history. Numbers count within a broker start, and one that was given up is not used again.
+pub fn archived(name: &str, id: TopicId, incarnation: Incarnation, number: u64) -> String {
+    let folder = archive_folder(name, id);
+    format!("{folder}/{}", archive_file(incarnation, number))
+}
+
+fn archive_file(incarnation: Incarnation, number: u64) -> String {
+    format!("{incarnation:020}-{number:020}{ARCHIVE_FILE}")
+}
+
+/// Folder (as [`archive_folder`] names it), incarnation and number of a file of history, from a key without the
+/// store's prefix; `None` if it is no such file.
+pub fn parse_archived(key: &str) -> Option<(&str, Incarnation, u64)> {
+    let (folder, file) = key.rsplit_once('/')?;
+    let topic = folder.strip_prefix(ARCHIVE)?.strip_prefix("/topic=")?;
+    let (incarnation, number) = file.strip_suffix(ARCHIVE_FILE)?.split_once('-')?;
+    let (incarnation, number) = (incarnation.parse().ok()?, number.parse().ok()?);
+    let ours = !topic.contains('/') && archive_file(incarnation, number) == file;
+    ours.then_some((folder, incarnation, number))
+}
+
+/// The merged object or file of history that a key names, given without the store's prefix; `None` if it is neither.
+pub fn parse_file(key: &str) -> Option<Place> {
+    if let Some((_, incarnation, number)) = parse_archived(key) {
+        return Some(Place::l2(incarnation, number));
+    }
+    let (incarnation, number) = key.strip_prefix(MERGED)?.strip_prefix('/')?.split_once('/')?;
+    let (incarnation, number) = (incarnation.parse().ok()?, number.parse().ok()?);
+    (merged(incarnation, number) == key).then_some(Place::l1(incarnation, number))
+}
+
+/// The object that a place names. Of a file of history only the name, for people: its folder is its topic's
+/// ([`archived`]).
 pub fn place(place: Place) -> String {
     match place.level {
         Level::L0 => segment(place.incarnation, place.seq),
         Level::L1 => merged(place.incarnation, place.seq),
+        Level::L2 => archive_file(place.incarnation, place.seq),
     }
 }
 
@@ -159,8 +202,39 @@ mod tests {
         let merged_key = merged(7, 9);
         assert_eq!(parse_file(&merged_key), Some(Place::l1(7, 9)));
         assert!(merged_key.starts_with(&format!("{}/", merged_folder(7))));
+        let archived_key = archived("t", Uuid::from_u128(1), 7, 9);
+        assert_eq!(parse_file(&archived_key), Some(Place::l2(7, 9)));
         for other in ["merged/7/9", "merged/07/00000000000000000009", "merged/7", "x", &segment(7, 9)] {
             assert_eq!(parse_file(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn a_key_of_history_is_taken_apart() {
+        let id = Uuid::from_u128(0x1234_5678_0000_0000_0000_0000_0000_0001);
+        let key = archived("orders.v1_x-y", id, 7, u64::MAX);
+        assert_eq!(
+            key,
+            "archive/topic=orders.v1_x-y-12345678/00000000000000000007-18446744073709551615.parquet"
+        );
+        let folder = archive_folder("orders.v1_x-y", id);
+        assert_eq!(parse_archived(&key), Some((folder.as_str(), 7, u64::MAX)));
+        let odd = archived("a/b c%é", id, 1, 2);
+        assert!(
+            odd.starts_with("archive/topic=a%2Fb%20c%25%C3%A9-12345678/"),
+            "{odd}"
+        );
+        assert!(parse_archived(&odd).is_some());
+        for other in [
+            "archive/topic=t-12345678/7-1.parquet",
+            "archive/topic=t-12345678/00000000000000000007-+0000000000000000001.parquet",
+            "archive/topic=t-12345678/part-0001.parquet",
+            "archive/topic=t-12345678/x/00000000000000000007-00000000000000000001.parquet",
+            "archive/00000000000000000007-00000000000000000001.parquet",
+            "other/topic=t-12345678/00000000000000000007-00000000000000000001.parquet",
+            &merged(7, 1),
+        ] {
+            assert_eq!(parse_archived(other), None, "{other}");
         }
     }
 

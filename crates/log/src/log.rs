@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use crate::checkpointer::Checkpointer;
 use crate::handover::Member;
+use crate::history::History;
 use crate::manifest::keeper::{ManifestError, ManifestKeeper};
 use crate::manifest::{Change, Endpoint, Manifest, Rejection};
 use crate::membership::{Membership, MembershipMetrics, MembershipOptions, Peers, StoreSigns};
@@ -61,6 +62,8 @@ pub struct LogOptions {
     pub producer_id_expiration: Duration,
     /// `merge.*`
     pub merge: MergeOptions,
+    /// Knows the format of history; without one there is none, and what was archived cannot be read.
+    pub history: Option<Arc<dyn History>>,
     /// `log.segment.delete.delay.ms`: what nobody needs any more is deleted after this time.
     pub delete_delay: Duration,
     /// `garbage.check.interval.ms`: how often merged objects are looked for that nobody refers to any more.
@@ -86,6 +89,7 @@ impl LogOptions {
             read_concurrency: 32,
             producer_id_expiration: Duration::from_secs(24 * 3600),
             merge: MergeOptions::default(),
+            history: None,
             delete_delay: Duration::from_secs(60),
             garbage_interval: Duration::from_secs(300),
         }

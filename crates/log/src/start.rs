@@ -227,6 +227,7 @@ impl Inner {
             tail,
             cache,
             concurrency,
+            options.history.clone(),
             metrics.clone(),
         ));
         let stream = Arc::new(Stream::new(

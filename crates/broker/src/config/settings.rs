@@ -270,6 +270,7 @@ fn build(layered: Layered, surroundings: &Surroundings<'_>) -> Result<(Settings,
             file_bytes: read.parsed("merge.file.bytes"),
             bytes_per_second: read.parsed("merge.bytes.per.second"),
         },
+        history: None,
         delete_delay: read.millis("log.segment.delete.delay.ms"),
         garbage_interval: read.millis("garbage.check.interval.ms"),
     };

@@ -90,17 +90,24 @@ pub(crate) fn files_of(image: &PartitionImage) -> impl Iterator<Item = Place> + 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Judge {
     pub(crate) own: Incarnation,
-    /// Numbers below have all the pointers that they will ever have. To be taken before any claim is read.
-    pub(crate) settled_below: u64,
+    /// Merged objects of smaller numbers have all the pointers that they will ever have. To be taken before any claim is
+    /// read.
+    pub(crate) merged_below: u64,
+    /// The same for files of history.
+    pub(crate) archived_below: u64,
     /// Whether objects of drained streams are judged as well.
     pub(crate) drained: bool,
 }
 
 impl Judge {
     pub(crate) fn may_judge(&self, manifest: &Manifest, file: Place) -> bool {
-        match file.incarnation == self.own {
-            true => file.seq < self.settled_below,
-            false => self.drained && is_drained(manifest, file.incarnation),
+        if file.incarnation != self.own {
+            return self.drained && file.level != Level::L0 && is_drained(manifest, file.incarnation);
+        }
+        match file.level {
+            Level::L0 => false,
+            Level::L1 => file.seq < self.merged_below,
+            Level::L2 => file.seq < self.archived_below,
         }
     }
 }
@@ -167,10 +174,13 @@ mod tests {
         m.take_over(2, &[(1, 9)]).unwrap();
         let mut judge = Judge {
             own: 2,
-            settled_below: 5,
+            merged_below: 5,
+            archived_below: 2,
             drained: false,
         };
         assert!(judge.may_judge(&m, Place::l1(2, 4)) && !judge.may_judge(&m, Place::l1(2, 5)));
+        assert!(judge.may_judge(&m, Place::l2(2, 1)) && !judge.may_judge(&m, Place::l2(2, 2)));
+        assert!(!judge.may_judge(&m, Place::l0(2, 0)));
         assert!(!judge.may_judge(&m, Place::l1(third, 0)));
         judge.drained = true;
         assert!(judge.may_judge(&m, Place::l1(third, 0)), "it owned nothing, so it has left");

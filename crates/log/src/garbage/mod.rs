@@ -172,7 +172,8 @@ impl Collector {
         let own = self.stream.incarnation;
         let judge = Judge {
             own,
-            settled_below: self.stream.files.settled_below(),
+            merged_below: self.stream.merged_numbers.settled_below(),
+            archived_below: self.stream.archived_numbers.settled_below(),
             drained: scope.drained,
         };
         let mut listed = self.list(scope, &judge).await?;

@@ -281,7 +281,10 @@ impl World {
                 phase: Phase::Active,
             };
             broker.owned.get(&slot) == Some(&active)
-                && matches!(broker.images[&slot].covered_by(m), Ok(Some(_)))
+                && {
+                    let rewrite = Entry::Merged(m.clone()).rewrite().unwrap();
+                    matches!(broker.images[&slot].covered_by(&rewrite), Ok(Some(_)))
+                }
         };
         let fitting: Vec<_> = pointers.into_iter().filter(fits).map(Entry::Merged).collect();
         if fitting.is_empty() || self.publish(b, fitting) {
@@ -552,7 +555,8 @@ impl World {
         Round {
             judge: Judge {
                 own: broker.incarnation,
-                settled_below,
+                merged_below: settled_below,
+                archived_below: settled_below,
                 drained: true,
             },
             listed: self.objects.iter().copied().collect(),
