@@ -330,6 +330,9 @@ impl Cleaner {
                         let kind = kind_of(self.stream.store.relative(&key).unwrap_or_default());
                         let bytes = sizes.get(&key).copied().unwrap_or(0);
                         self.stream.metrics.count_deleted(kind, bytes);
+                        if kind == "archive" {
+                            self.stream.blocks.history.forget_file(&key).await;
+                        }
                     }
                     Err(object_store::Error::NotFound { .. }) => {}
                     Err(e) => failed = Some(NotCleaned::Store(reason_of(&e))),

@@ -183,7 +183,10 @@ mod tests {
         assert!(!judge.may_judge(&m, Place::l0(2, 0)));
         assert!(!judge.may_judge(&m, Place::l1(third, 0)));
         judge.drained = true;
-        assert!(judge.may_judge(&m, Place::l1(third, 0)), "it owned nothing, so it has left");
+        assert!(
+            judge.may_judge(&m, Place::l1(third, 0)),
+            "it owned nothing, so it has left"
+        );
         assert!(!judge.may_judge(&m, Place::l1(1, 0)), "logs go through it");
         assert!(!judge.may_judge(&m, Place::l1(4, 0)), "it is to come");
     }

@@ -310,17 +310,25 @@ impl Collector {
             let decoded = checkpoint::decode(&bytes, Some(cluster));
             let checkpoint = decoded.map_err(|e| Void::Unread(format!("{key}: {e}")))?;
             if (checkpoint.incarnation, checkpoint.next) != (of, named.next) {
-                return Err(Void::Unread(format!("{key}: holds the state of another position")));
+                return Err(Void::Unread(format!(
+                    "{key}: holds the state of another position"
+                )));
             }
             let images = checkpoint.slots.values().flat_map(|slot| &slot.partitions);
             let files: HashSet<Place> = images.flat_map(|(_, image)| files_of(image)).collect();
             return Ok(Arc::new(Saved {
                 named: Some(named),
-                slots: checkpoint.slots.iter().map(|(slot, s)| (*slot, s.epoch)).collect(),
+                slots: checkpoint
+                    .slots
+                    .iter()
+                    .map(|(slot, s)| (*slot, s.epoch))
+                    .collect(),
                 files: files.into_iter().collect(),
             }));
         }
-        Err(Void::Unread(format!("{key} names a checkpoint that is not there")))
+        Err(Void::Unread(format!(
+            "{key} names a checkpoint that is not there"
+        )))
     }
 
     /// What nobody referred to stays so. If not, the rule is broken somewhere, and nothing of it is deleted.

@@ -2,6 +2,8 @@
 //!
 //! An object is written first and pointed to afterwards, so in between it looks as if nobody needed it. A number is
 //! *open* from before its object is written until it is certain that no further pointer to it will be published.
+//! Whoever writes objects of a kind takes their numbers from the one [`FileNumbers`] of that kind, and from nowhere
+//! else: a number that is not known as open counts as settled, and its object may be deleted.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

@@ -221,7 +221,9 @@ impl World {
     }
 
     fn move_log_start(&mut self, b: usize) {
-        let Some((slot, leader_epoch)) = self.active(b) else { return };
+        let Some((slot, leader_epoch)) = self.active(b) else {
+            return;
+        };
         let state = &self.brokers[b].images[&slot].state;
         let offset = self.random.random_range(state.log_start..=state.end);
         let start = Entry::LogStart {
@@ -280,11 +282,10 @@ impl World {
                 epoch: m.leader_epoch,
                 phase: Phase::Active,
             };
-            broker.owned.get(&slot) == Some(&active)
-                && {
-                    let rewrite = Entry::Merged(m.clone()).rewrite().unwrap();
-                    matches!(broker.images[&slot].covered_by(&rewrite), Ok(Some(_)))
-                }
+            broker.owned.get(&slot) == Some(&active) && {
+                let rewrite = Entry::Merged(m.clone()).rewrite().unwrap();
+                matches!(broker.images[&slot].covered_by(&rewrite), Ok(Some(_)))
+            }
         };
         let fitting: Vec<_> = pointers.into_iter().filter(fits).map(Entry::Merged).collect();
         if fitting.is_empty() || self.publish(b, fitting) {
@@ -321,7 +322,9 @@ impl World {
         if self.brokers[b].released.is_some() {
             return;
         }
-        let Some((slot, epoch)) = self.active(b) else { return };
+        let Some((slot, epoch)) = self.active(b) else {
+            return;
+        };
         let image = crate::format::checkpoint::encode_slot(&SlotImage {
             epoch,
             partitions: vec![(tp(slot), self.brokers[b].images[&slot].clone())],
@@ -433,7 +436,9 @@ impl World {
                         let first = checkpoint.as_ref().map_or(0, |c| c.next);
                         let segments = (first..bound).map(|seq| (seq, log.segments[seq as usize].clone()));
                         let segments = segments.collect();
-                        sources.streams.insert(stream, StreamRead { checkpoint, segments });
+                        sources
+                            .streams
+                            .insert(stream, StreamRead { checkpoint, segments });
                     }
                     Source::Release { stream, bound } => {
                         let mut released = BTreeMap::new();
@@ -522,7 +527,10 @@ impl World {
         }
         if self.broken == Broken::LinksIgnored {
             for run in &manifest.slots {
-                claims.cover(run.owner, (run.first..run.first + run.count).map(|s| (s, run.epoch)));
+                claims.cover(
+                    run.owner,
+                    (run.first..run.first + run.count).map(|s| (s, run.epoch)),
+                );
             }
         }
         claims.claim(round.claimed.iter().copied());
@@ -578,7 +586,11 @@ impl World {
         let Some(checkpoint) = &self.logs[&asked].checkpoint else {
             return (vec![], vec![]);
         };
-        let slots = checkpoint.slots.iter().map(|(slot, s)| (*slot, s.epoch)).collect();
+        let slots = checkpoint
+            .slots
+            .iter()
+            .map(|(slot, s)| (*slot, s.epoch))
+            .collect();
         let images = checkpoint.slots.values().flat_map(|s| &s.partitions);
         (slots, images.flat_map(|(_, image)| files_of(image)).collect())
     }
@@ -638,13 +650,17 @@ impl World {
         let Some(images) = self.recovered(&after, &slots) else {
             return Some("nothing can be recovered".into());
         };
-        let recovered = images.values().flat_map(files_of).map(|file| (file, "a recovery"));
+        let recovered = images
+            .values()
+            .flat_map(files_of)
+            .map(|file| (file, "a recovery"));
         let led = self.brokers.iter().filter(|b| !b.fenced).flat_map(|b| {
             let led = b.images.iter().filter(|(slot, _)| {
                 let run = self.manifest.slot(**slot).unwrap();
                 (run.owner, run.epoch) == (b.incarnation, b.owned[slot].epoch)
             });
-            led.flat_map(|(_, image)| files_of(image)).map(|file| (file, "its leader"))
+            led.flat_map(|(_, image)| files_of(image))
+                .map(|file| (file, "its leader"))
         });
         let mut needed = recovered.chain(led);
         let gone = needed.find(|(file, _)| !self.objects.contains(file));
@@ -677,7 +693,10 @@ fn nothing_that_is_needed_is_ever_deleted() {
         drained += world.brokers.len() - world.manifest.streams.len();
     }
     println!("deleted {deleted}, {of_others} of those that have ended, {drained} streams drained");
-    assert!(deleted > 1_000 && of_others > 100 && drained > 100, "{deleted} {of_others} {drained}");
+    assert!(
+        deleted > 1_000 && of_others > 100 && drained > 100,
+        "{deleted} {of_others} {drained}"
+    );
 }
 
 #[test]

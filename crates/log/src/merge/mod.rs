@@ -413,4 +413,4 @@ async fn get(stream: &Stream, place: Place, bytes: std::ops::Range<u64>) -> Resu
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
