@@ -43,7 +43,7 @@ const OWN_PAUSE: Duration = Duration::from_secs(10);
 const FIRST_SWEEP: Duration = Duration::from_secs(120);
 const SWEEP: Duration = Duration::from_secs(3600);
 /// A larger object of a stream is no seal.
-const SEAL_BYTES_MAX: u64 = 4 << 10;
+pub(crate) const SEAL_BYTES_MAX: u64 = 4 << 10;
 /// Numbered copies of the manifest that are kept, the newest ones.
 pub(crate) const COPIES_KEPT: usize = 1_000;
 /// Headers that are read at once, to tell a seal from data.

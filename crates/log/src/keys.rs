@@ -32,6 +32,12 @@ pub fn replaced_manifest(commit: Uuid) -> String {
     format!("cluster/replaced/{}", commit.simple())
 }
 
+/// Whether a key is that of a manifest that was replaced.
+pub fn is_replaced_manifest(key: &str) -> bool {
+    let commit = key.strip_prefix("cluster/replaced/");
+    commit.is_some_and(|commit| commit.parse::<Uuid>().is_ok_and(|c| replaced_manifest(c) == key))
+}
+
 /// The incarnation of a stream, from the name of its folder below [`STREAMS`]. A folder that only looks like that of a
 /// stream is somebody else's.
 pub fn stream_of(folder: &str) -> Option<Incarnation> {
@@ -246,6 +252,9 @@ mod tests {
         }
         assert_eq!(stream_of("0000-1"), None);
         assert_eq!(stream_of("lost+found"), None);
+        let commit = Uuid::from_u128(5);
+        assert!(is_replaced_manifest(&replaced_manifest(commit)));
+        assert!(!is_replaced_manifest("cluster/replaced/x") && !is_replaced_manifest(MANIFEST));
         let copy = manifest_copy(42);
         assert_eq!(copied_version(&copy["cluster/history/".len()..]), Some(42));
         assert_eq!(copied_version("42.txt"), None);

@@ -30,6 +30,7 @@ pub mod cluster;
 pub mod codec;
 pub mod entry;
 pub mod format;
+pub mod fsck;
 mod garbage;
 mod grants;
 mod handover;

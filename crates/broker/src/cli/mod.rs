@@ -3,6 +3,7 @@
 mod bench;
 mod cluster;
 pub mod config;
+mod fsck;
 mod inspect;
 mod life;
 mod serve;
@@ -35,6 +36,9 @@ enum Command {
     /// Look at a cluster and operate it, through its store
     #[command(subcommand)]
     Cluster(cluster::ClusterCommand),
+    /// Look through everything in a store: is all that logs refer to there and whole? Reads only, unless it is told to
+    /// repair. Exit code 0: it is, 1: something is wrong, 2: it could not be found out
+    Fsck(fsck::FsckArgs),
     /// List every setting with its value, default and meaning
     Config(config::ConfigArgs),
     /// Put load on a Kafka broker, this one or any other, and measure
@@ -56,6 +60,7 @@ pub fn main() -> ExitCode {
         Command::Store(StoreCommand::Check(args)) => on_runtime(store::check(args)),
         Command::Inspect(args) => on_runtime(inspect::run(args)),
         Command::Cluster(command) => on_runtime(cluster::run(command)),
+        Command::Fsck(args) => return fsck::main(args),
         Command::Config(args) => show_config(&args),
         Command::Bench(command) => on_runtime(bench::run(command)),
     };
