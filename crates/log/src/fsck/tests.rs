@@ -586,3 +586,32 @@ async fn what_a_running_broker_deletes_meanwhile_is_not_missing() {
     assert_eq!(report.findings, []);
     assert!(report.whole && report.notes.is_empty(), "{:?}", report.notes);
 }
+
+#[tokio::test]
+async fn files_of_history_are_read_if_their_format_is_known() {
+    use crate::archive::{fake::FakeHistory, tests as archiving};
+    let (store, format) = (memory().await, FakeHistory::new(1 << 20));
+    let log = archiving::open(&store, &format).await;
+    let id = topic(&log, "t", 3).await;
+    archiving::produce(&log, &id, 3).await;
+    archiving::settle(&log, &format, u64::MAX).await;
+    let with_format = FsckOptions {
+        fast: false,
+        history: Some(format.clone()),
+    };
+    let looked = async |options: &FsckOptions| check(&store, options, &watch::Sender::default()).await.unwrap();
+    let report = looked(&with_format).await;
+    assert_eq!(report.findings, []);
+    assert!(report.checked_bytes > 600_000 && report.counts.by_kind[&Kind::Archive][&Class::Live].objects > 0);
+    let key = listed(&store).await.into_iter().find(|key| key.starts_with("archive/")).unwrap();
+    let good = bytes(&store, &key).await;
+    put(&store, &key, flipped(&good, good.len() / 2)).await;
+    let report = looked(&with_format).await;
+    assert_eq!((report.findings[0].wrong, &report.findings[0].place), (Wrong::Damaged, &key));
+    assert!(looked(&FsckOptions::default()).await.whole, "nobody knows how to read it");
+    remove(&store, &key).await;
+    let report = looked(&FsckOptions::default()).await;
+    assert_eq!((report.findings[0].wrong, &report.findings[0].place), (Wrong::Missing, &key));
+    put(&store, &key, good).await;
+    assert!(looked(&with_format).await.whole);
+}

@@ -362,3 +362,33 @@ async fn an_open_log_keeps_its_bucket_small() {
     let log = open_with(&store, LogOptions::for_store(StoreKind::Memory)).await;
     assert_eq!(read_all(&log, &id).await, all);
 }
+
+#[tokio::test]
+async fn what_is_archived_leaves_its_merged_object_and_goes_with_its_topic() {
+    use crate::archive::{fake::FakeHistory, tests as archiving};
+    let (store, format) = (memory().await, FakeHistory::new(1 << 20));
+    let log = archiving::open(&store, &format).await;
+    let id = topic(&log, "t", 3).await;
+    let all = archiving::produce(&log, &id, 3).await;
+    archiving::settle(&log, &format, u64::MAX).await;
+    let files = async |folder: &str| {
+        let mut keys = listed(&store).await;
+        keys.retain(|key| key.starts_with(folder));
+        keys
+    };
+    let (merged, archived) = (files("merged/").await, files("archive/").await);
+    assert!(!merged.is_empty() && !archived.is_empty());
+    let mut garbage = collector(&log);
+    assert_eq!(garbage.round(WIDE).await, Ok(merged.len()));
+    assert_eq!(cleaner(&log).delete_doomed(&mut garbage).await, Ok(merged.len() as u64));
+    assert_eq!((files("merged/").await, files("archive/").await), (vec![], archived.clone()));
+    assert_eq!(archiving::read_all(&log, &id).await, all);
+    log.change(vec![crate::manifest::Change::DeleteTopic { id }])
+        .await
+        .remove(0)
+        .unwrap();
+    assert_eq!(garbage.round(OWN).await, Ok(0), "files of history are not looked at each time");
+    assert_eq!(garbage.round(WIDE).await, Ok(archived.len()));
+    assert_eq!(cleaner(&log).delete_doomed(&mut garbage).await, Ok(archived.len() as u64));
+    assert_eq!(files("archive/").await, Vec::<String>::new());
+}
