@@ -229,7 +229,7 @@ async fn seals(
             && is_drained(manifest, stream)
             && meta.size <= SEAL_BYTES_MAX
         {
-            small.entry(stream).or_default().push((seq, meta));
+            small.entry(stream).or_default().push((seq, *meta));
         }
     }
     let mut seals: BTreeMap<Incarnation, BTreeSet<Seq>> = BTreeMap::new();

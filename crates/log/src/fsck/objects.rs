@@ -12,7 +12,7 @@ use tokio::sync::watch;
 
 use super::state::{Got, State, get, index};
 use super::{Finding, FsckOptions, Progress, Trouble, Wrong};
-use crate::batch::{BatchError, BatchHeader, ChunkCursor, slice_chunks};
+use crate::batch::{BatchError, ChunkCursor, RecordBatch, slice_chunks};
 use crate::entry::{Entry, Level, Place};
 use crate::format::{ObjectKind, merged, segment};
 use crate::history::{History, Share};
@@ -437,11 +437,10 @@ impl Looker<'_> {
             }
             for batch in &found {
                 *bytes += batch.len() as u64;
-                let header = match BatchHeader::parse(batch) {
-                    Ok(header) => header,
+                let last = match RecordBatch::from_stored(batch.clone()) {
+                    Ok(batch) => batch.header().last_offset(),
                     Err(e) => return damaged(e.to_string()),
                 };
-                let last = header.last_offset();
                 if last < offset || last > r.last_offset {
                     return damaged(format!("offset {last} where {offset} was expected"));
                 }
@@ -507,7 +506,7 @@ fn overlapping(key: &str, needs: &[&Need]) -> Option<Finding> {
 /// What to read for ranges that are sorted by position.
 fn requests<'a>(needs: &[&'a Need]) -> Vec<(Range<u64>, Vec<&'a Need>)> {
     let mut requests: Vec<(Range<u64>, Vec<&Need>)> = vec![];
-    for need in needs.iter().filter(|n| n.range.len > 0) {
+    for need in needs.iter().copied().filter(|n| n.range.len > 0) {
         let from = u64::from(need.range.position);
         let to = from + u64::from(need.range.len);
         let fits = |(bytes, _): &&mut (Range<u64>, Vec<&Need>)| {

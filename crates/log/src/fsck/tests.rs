@@ -599,19 +599,35 @@ async fn files_of_history_are_read_if_their_format_is_known() {
         fast: false,
         history: Some(format.clone()),
     };
-    let looked = async |options: &FsckOptions| check(&store, options, &watch::Sender::default()).await.unwrap();
+    let looked =
+        async |options: &FsckOptions| check(&store, options, &watch::Sender::default()).await.unwrap();
     let report = looked(&with_format).await;
     assert_eq!(report.findings, []);
-    assert!(report.checked_bytes > 600_000 && report.counts.by_kind[&Kind::Archive][&Class::Live].objects > 0);
-    let key = listed(&store).await.into_iter().find(|key| key.starts_with("archive/")).unwrap();
+    assert!(
+        report.checked_bytes > 600_000 && report.counts.by_kind[&Kind::Archive][&Class::Live].objects > 0
+    );
+    let key = listed(&store)
+        .await
+        .into_iter()
+        .find(|key| key.starts_with("archive/"))
+        .unwrap();
     let good = bytes(&store, &key).await;
     put(&store, &key, flipped(&good, good.len() / 2)).await;
     let report = looked(&with_format).await;
-    assert_eq!((report.findings[0].wrong, &report.findings[0].place), (Wrong::Damaged, &key));
-    assert!(looked(&FsckOptions::default()).await.whole, "nobody knows how to read it");
+    assert_eq!(
+        (report.findings[0].wrong, &report.findings[0].place),
+        (Wrong::Damaged, &key)
+    );
+    assert!(
+        looked(&FsckOptions::default()).await.whole,
+        "nobody knows how to read it"
+    );
     remove(&store, &key).await;
     let report = looked(&FsckOptions::default()).await;
-    assert_eq!((report.findings[0].wrong, &report.findings[0].place), (Wrong::Missing, &key));
+    assert_eq!(
+        (report.findings[0].wrong, &report.findings[0].place),
+        (Wrong::Missing, &key)
+    );
     put(&store, &key, good).await;
     assert!(looked(&with_format).await.whole);
 }

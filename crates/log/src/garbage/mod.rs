@@ -212,7 +212,7 @@ impl Collector {
     /// Files that may be judged now.
     async fn list(&self, scope: Scope, judge: &Judge) -> Result<Vec<(Place, ObjectMeta)>, Void> {
         let own = keys::merged_folder(judge.own);
-        let merged = if scope.drained { keys::MERGED } else { &own };
+        let merged = if scope.drained { keys::MERGED } else { own.as_str() };
         let mut folders = vec![merged];
         if scope.archive {
             folders.push(keys::ARCHIVE);
@@ -243,7 +243,10 @@ impl Collector {
         }
         let partitions = self.stream.partitions.read().values().cloned().collect();
         let mut claimed = Claimed::new();
-        each_image(partitions, |file| drop(claimed.insert(file))).await;
+        each_image(partitions, |file| {
+            claimed.insert(file);
+        })
+        .await;
         files.retain(|(file, _)| !claimed.contains(file));
     }
 
@@ -270,7 +273,7 @@ impl Collector {
             others.map(|i| (i, self.saved.get(&i).cloned())).collect();
         let this = &*self;
         let read: Vec<(Incarnation, Arc<Saved>)> = stream::iter(known)
-            .map(|(stream, known)| async move { Ok((stream, this.newest(stream, known).await?)) })
+            .map(|(stream, known)| async move { Ok::<_, Void>((stream, this.newest(stream, known).await?)) })
             .buffer_unordered(READS_AT_ONCE)
             .try_collect()
             .await?;

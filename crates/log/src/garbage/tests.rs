@@ -380,15 +380,28 @@ async fn what_is_archived_leaves_its_merged_object_and_goes_with_its_topic() {
     assert!(!merged.is_empty() && !archived.is_empty());
     let mut garbage = collector(&log);
     assert_eq!(garbage.round(WIDE).await, Ok(merged.len()));
-    assert_eq!(cleaner(&log).delete_doomed(&mut garbage).await, Ok(merged.len() as u64));
-    assert_eq!((files("merged/").await, files("archive/").await), (vec![], archived.clone()));
+    assert_eq!(
+        cleaner(&log).delete_doomed(&mut garbage).await,
+        Ok(merged.len() as u64)
+    );
+    assert_eq!(
+        (files("merged/").await, files("archive/").await),
+        (vec![], archived.clone())
+    );
     assert_eq!(archiving::read_all(&log, &id).await, all);
     log.change(vec![crate::manifest::Change::DeleteTopic { id }])
         .await
         .remove(0)
         .unwrap();
-    assert_eq!(garbage.round(OWN).await, Ok(0), "files of history are not looked at each time");
+    assert_eq!(
+        garbage.round(OWN).await,
+        Ok(0),
+        "files of history are not looked at each time"
+    );
     assert_eq!(garbage.round(WIDE).await, Ok(archived.len()));
-    assert_eq!(cleaner(&log).delete_doomed(&mut garbage).await, Ok(archived.len() as u64));
+    assert_eq!(
+        cleaner(&log).delete_doomed(&mut garbage).await,
+        Ok(archived.len() as u64)
+    );
     assert_eq!(files("archive/").await, Vec::<String>::new());
 }

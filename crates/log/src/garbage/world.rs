@@ -605,12 +605,14 @@ impl World {
         }
     }
 
-    fn step(&mut self) {
+    /// One step; whether something was deleted.
+    fn step(&mut self) -> bool {
+        let before = self.deleted.len();
         let b = self.random.random_range(0..self.brokers.len());
         let choice = self.random.random_range(0..100);
         // One that knows that it has ended does nothing any more; one that does not goes on.
         if self.brokers[b].fenced && choice < 95 {
-            return;
+            return false;
         }
         match choice {
             0..12 => self.append(b),
@@ -634,6 +636,7 @@ impl World {
                 }
             }
         }
+        self.deleted.len() > before
     }
 
     /// What is needed and gone.
@@ -655,9 +658,9 @@ impl World {
             .flat_map(files_of)
             .map(|file| (file, "a recovery"));
         let led = self.brokers.iter().filter(|b| !b.fenced).flat_map(|b| {
-            let led = b.images.iter().filter(|(slot, _)| {
+            let led = b.images.iter().filter(move |(slot, _)| {
                 let run = self.manifest.slot(**slot).unwrap();
-                (run.owner, run.epoch) == (b.incarnation, b.owned[slot].epoch)
+                (run.owner, run.epoch) == (b.incarnation, b.owned[*slot].epoch)
             });
             led.flat_map(|(_, image)| files_of(image))
                 .map(|file| (file, "its leader"))
@@ -672,8 +675,10 @@ impl World {
 fn run(seed: u64, broken: Broken, steps: usize) -> Result<World, String> {
     let mut world = World::new(seed, broken);
     for step in 0..steps {
-        world.step();
-        if let Some(lost) = world.lost() {
+        let deleted = world.step();
+        if (deleted || step % CHECK_EVERY == 0)
+            && let Some(lost) = world.lost()
+        {
             return Err(format!("seed {seed}, step {step}: {lost}"));
         }
     }
@@ -681,11 +686,13 @@ fn run(seed: u64, broken: Broken, steps: usize) -> Result<World, String> {
 }
 
 const STEPS: usize = 600;
+/// What is lost stays so for a while, and looking costs more than a step.
+const CHECK_EVERY: usize = 5;
 
 #[test]
 fn nothing_that_is_needed_is_ever_deleted() {
     let (mut deleted, mut of_others, mut drained) = (0, 0, 0);
-    for seed in 0..400 {
+    for seed in 0..200 {
         let world = run(seed, Broken::Nothing, STEPS).unwrap();
         deleted += world.deleted.len();
         let is_live = |file: &&Place| world.manifest.is_live(file.incarnation);
@@ -694,7 +701,7 @@ fn nothing_that_is_needed_is_ever_deleted() {
     }
     println!("deleted {deleted}, {of_others} of those that have ended, {drained} streams drained");
     assert!(
-        deleted > 1_000 && of_others > 100 && drained > 100,
+        deleted > 500 && of_others > 50 && drained > 50,
         "{deleted} {of_others} {drained}"
     );
 }
