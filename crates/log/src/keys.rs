@@ -215,7 +215,13 @@ mod tests {
         assert!(merged_key.starts_with(&format!("{}/", merged_folder(7))));
         let archived_key = archived("t", Uuid::from_u128(1), 7, 9);
         assert_eq!(parse_file(&archived_key), Some(Place::l2(7, 9)));
-        for other in ["merged/7/9", "merged/07/00000000000000000009", "merged/7", "x", &segment(7, 9)] {
+        for other in [
+            "merged/7/9",
+            "merged/07/00000000000000000009",
+            "merged/7",
+            "x",
+            &segment(7, 9),
+        ] {
             assert_eq!(parse_file(other), None, "{other}");
         }
     }

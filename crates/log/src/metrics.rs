@@ -11,7 +11,13 @@ type Label = [(&'static str, &'static str); 1];
 /// What is deleted, as labels.
 const DELETED_KINDS: [&str; 5] = ["segment", "checkpoint", "merged", "archive", "manifest_copy"];
 /// How a round of looking for files that nobody refers to can end.
-const ROUNDS: [&str; 5] = ["done", "manifest_changed", "slot_uncovered", "unreadable", "fenced"];
+const ROUNDS: [&str; 5] = [
+    "done",
+    "manifest_changed",
+    "slot_uncovered",
+    "unreadable",
+    "fenced",
+];
 
 /// Handles to the engine's metrics. Clones share the values.
 #[derive(Clone, Debug)]

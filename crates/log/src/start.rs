@@ -107,7 +107,12 @@ impl Log {
             let archiver = Archiver::new(stream, keeper, checkpointer, format, policies.clone(), archive);
             (archiver, asked, (ask, policies))
         });
-        let cleaner = Arc::new(Cleaner::new(stream.clone(), keeper.clone(), delete_delay, garbage_interval));
+        let cleaner = Arc::new(Cleaner::new(
+            stream.clone(),
+            keeper.clone(),
+            delete_delay,
+            garbage_interval,
+        ));
         let tasks = [
             tokio::spawn(merger.run(asked_merger)),
             tokio::spawn(cleaner.run(for_cleaner)),

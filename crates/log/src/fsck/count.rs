@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use futures::{StreamExt, stream};
+use futures::{StreamExt, TryStreamExt, stream};
 use object_store::{GetRange, ObjectMeta};
 use serde::Serialize;
 
@@ -16,6 +16,7 @@ use crate::garbage::old_copies;
 use crate::keys::{self, InStream};
 use crate::manifest::Manifest;
 use crate::store::Store;
+use crate::store::trouble::reason_of;
 use crate::{Incarnation, Seq};
 
 /// Headers that are read at once, to tell seals from segments.
@@ -154,7 +155,48 @@ pub(super) async fn count(
         }
     }
     judged.notes = notes(&judge, &foreign, under_way, &left_out);
+    if let Some(state) = state {
+        let lost = without_seal(store, &listed, &state.manifest, &judge.seals).await?;
+        if !lost.is_empty() {
+            judged.notes.push(format!(
+                "the seals of streams {} are gone, which nothing of ours deletes: does a rule of the bucket? Nobody reads \
+                 there, but a broker that was thought dead could write on, and acknowledge it",
+                lost.join(", ")
+            ));
+        }
+    }
     Ok(judged)
+}
+
+/// Drained streams of which something is left, and no seal.
+async fn without_seal(
+    store: &Store,
+    listed: &[(String, &ObjectMeta)],
+    manifest: &Manifest,
+    seals: &BTreeMap<Incarnation, BTreeSet<Seq>>,
+) -> Result<Vec<String>, Trouble> {
+    let streams = listed.iter().filter_map(|(key, _)| keys::parse_in_stream(key));
+    let streams: BTreeSet<Incarnation> = streams.map(|(stream, _)| stream).collect();
+    let drained = streams.into_iter().filter(|stream| is_drained(manifest, *stream));
+    let mut lost = vec![];
+    for stream in drained.filter(|stream| !seals.contains_key(stream)) {
+        // It may have ended after it was listed.
+        let folder = keys::stream(stream);
+        let mut listing = store.bulk.list(Some(&store.key(&folder)));
+        let mut sealed = false;
+        while let Some(meta) = listing
+            .try_next()
+            .await
+            .map_err(|e| Trouble(format!("{}: listing {folder}: {}", store.display, reason_of(&e))))?
+        {
+            let key = store.relative(&meta.location).and_then(keys::parse_in_stream);
+            sealed |= matches!(key, Some((_, InStream::Segment(_)))) && meta.size <= SEAL_BYTES_MAX;
+        }
+        if !sealed {
+            lost.push(stream.to_string());
+        }
+    }
+    Ok(lost)
 }
 
 fn notes(

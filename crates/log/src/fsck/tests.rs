@@ -486,11 +486,21 @@ async fn orphans_are_told_from_what_is_being_written_and_from_what_is_not_ours()
     let left = listed(&store).await;
     assert!(!left.contains(&orphan) && left.contains(&under_way));
     let after = whole(&store).await;
+    assert_eq!(after.notes.len(), 2, "{:?}", after.notes);
     assert_eq!(after.counts.of(Class::Garbage).objects, 0);
     assert_eq!(
         after.counts.total().objects + planned.objects,
         report.counts.total().objects
     );
+    let seals = listed(&store).await.into_iter().filter(|key| {
+        let what = crate::keys::parse_in_stream(key);
+        matches!(what, Some((1, InStream::Segment(_))))
+    });
+    for seal in seals {
+        remove(&store, &seal).await;
+    }
+    let notes = whole(&store).await.notes.join("\n");
+    assert!(notes.contains("the seals of streams 1 are gone"), "{notes}");
     let p = heir.partition(&id, 0).unwrap();
     assert_eq!(crate::tests::contents(&heir, &p, 0).await.len(), 4);
     let again = join(&store, 2).await;
