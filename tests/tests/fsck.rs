@@ -22,16 +22,19 @@ const PARTITIONS: i32 = 4;
 /// The batches have timestamps of 1970.
 const KEPT: &[(&str, &str)] = &[("retention.ms", "-1")];
 
+/// Exit code, and all that was said.
 fn alluvium(fake: &S3Fake, arguments: &[&str]) -> (Option<i32>, String) {
+    let (code, out, err) = apart(fake, arguments);
+    (code, out + &err)
+}
+
+fn apart(fake: &S3Fake, arguments: &[&str]) -> (Option<i32>, String, String) {
     let output: Output = broker::run(arguments, &fake.env(), PATIENCE);
-    let text = format!(
-        "{}{}",
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    );
-    println!("$ alluvium {}\n{text}", arguments.join(" "));
-    assert!(!text.contains("panicked"), "{text}");
-    (output.status.code(), text)
+    let [out, err] =
+        [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes).into_owned());
+    println!("$ alluvium {}\n{out}{err}", arguments.join(" "));
+    assert!(!err.contains("panicked"), "{err}");
+    (output.status.code(), out, err)
 }
 
 /// A broker that merges and deletes in seconds what takes minutes by default.
@@ -122,7 +125,7 @@ fn every_command_of_the_page_works_beside_brokers_that_run() {
             if words.contains(&"--repair") {
                 words.push("--yes");
             }
-            let (code, said) = alluvium(&fake, &words);
+            let (code, said, err) = apart(&fake, &words);
             if words.contains(&"--json") && code == Some(0) {
                 let json: Value = serde_json::from_str(&said).unwrap();
                 assert_eq!(json["whole"], true);
@@ -130,7 +133,7 @@ fn every_command_of_the_page_works_beside_brokers_that_run() {
                 assert!(json["counts"]["by_kind"]["merged"]["live"]["objects"].as_u64() > Some(0));
             }
             done.store(code != Some(0), Ordering::Relaxed);
-            assert_eq!(code, Some(0), "{said}");
+            assert_eq!(code, Some(0), "{said}{err}");
         }
         done.store(true, Ordering::Relaxed);
     });
@@ -171,7 +174,7 @@ fn damage_is_named_with_its_key_and_an_exit_code() {
     let at = flipped.windows(5).position(|w| w == b"first").unwrap();
     flipped[at] ^= 1;
     fake.put_raw(&key, flipped).unwrap();
-    let (code, said) = alluvium(&fake, &["fsck", &url, "--json"]);
+    let (code, said, _) = apart(&fake, &["fsck", &url, "--json"]);
     assert_eq!(code, Some(1), "{said}");
     let json: Value = serde_json::from_str(&said).unwrap();
     assert_eq!(

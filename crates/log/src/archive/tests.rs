@@ -1,5 +1,6 @@
 //! Whole-engine tests: produce, merge, archive, restart, hand over, and read everything.
 
+use std::sync::atomic::Ordering;
 use std::sync::mpsc as blocking;
 
 use bytes::Bytes;

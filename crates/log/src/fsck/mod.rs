@@ -36,7 +36,6 @@ use uuid::Uuid;
 
 use crate::cluster::ClusterError;
 use crate::history::History;
-use crate::inspect::WHAT_TO_GIVE;
 use crate::keys;
 use crate::manifest::{DAMAGED, Manifest};
 use crate::store::Store;

