@@ -312,11 +312,7 @@ async fn of_two_rewrites_of_the_same_data_one_counts() {
     let mut all = produce(&log, &id, 4).await;
     let mut merger_ = merger(&log);
     merger_.round().await.unwrap();
-    let archivers = [0, 100].map(|first| {
-        let archiver = archiver(&log, &format, eager(64 << 20));
-        archiver.shared.next_file.store(first, Ordering::Relaxed);
-        archiver
-    });
+    let archivers = [(); 2].map(|()| archiver(&log, &format, eager(64 << 20)));
     // What is merged meanwhile is none of their business.
     for p in 0..3 {
         append(&log, &log.partition(&id, p).unwrap(), &["more"]).await;
