@@ -1,16 +1,18 @@
-//! Deletes what nobody needs any more: segments below the floor and old checkpoints of this broker's stream, and all
-//! but the seal and the head of streams that have left the manifest.
+//! Deletes what nobody needs any more: segments below the floor and old checkpoints of this broker's stream, all but
+//! the seal and the head of streams that have left the manifest, merged objects and files of history that [`crate::garbage`]
+//! finds no reference to, and old copies of the manifest.
 //!
 //! Nothing is deleted by age, nor because nobody seems to need it, but only by facts that never change back: a floor
-//! and a checkpoint that a *durable* head names, and a stream that was in the manifest and is not any more (its
-//! incarnation is given, and it is not listed). A broker that lost its stream deletes nothing: the seal that it met may
-//! be a void one. Seals of streams stay for ever, so that a write of a stalled broker can never land there.
+//! and a checkpoint that a *durable* head names, a stream that was in the manifest and is not any more (its
+//! incarnation is given, and it is not listed), a file that no log refers to. A broker that lost its stream deletes
+//! nothing: the seal that it met may be a void one. Seals of streams stay for ever, so that a write of a stalled broker
+//! can never land there.
 //!
 //! Keys are found by listing, so what a crash left, or a stalled writer created late, goes as well. A listing that is
 //! out of date only leaves something for the next one. Everything waits for `log.segment.delete.delay.ms`, so that
 //! whoever planned a read a moment ago finds what it looks for.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,7 +23,9 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::checkpointer::Durable;
+use crate::entry::Level;
 use crate::format::segment::{HEAD_LEN, read_header};
+use crate::garbage::{Collector, Rounds, Void, old_copies};
 use crate::head::Head;
 use crate::keys::{self, InStream};
 use crate::manifest::Manifest;
@@ -39,7 +43,9 @@ const OWN_PAUSE: Duration = Duration::from_secs(10);
 const FIRST_SWEEP: Duration = Duration::from_secs(120);
 const SWEEP: Duration = Duration::from_secs(3600);
 /// A larger object of a stream is no seal.
-const SEAL_BYTES_MAX: u64 = 4 << 10;
+pub(crate) const SEAL_BYTES_MAX: u64 = 4 << 10;
+/// Numbered copies of the manifest that are kept, the newest ones.
+pub(crate) const COPIES_KEPT: usize = 1_000;
 /// Headers that are read at once, to tell a seal from data.
 const HEADERS_AT_ONCE: usize = 16;
 
@@ -49,6 +55,8 @@ pub(crate) struct Cleaner {
     stream: Arc<Stream>,
     keeper: Arc<ManifestKeeper>,
     delay: Duration,
+    /// How often files are looked for that nobody refers to.
+    garbage_interval: Duration,
 }
 
 /// Why something was left.
@@ -67,7 +75,7 @@ pub(crate) enum NotCleaned {
 
 /// Whether a stream was there and has left the table, which it never enters again. One that is not in the table only
 /// because the manifest was restored from an older copy has left nothing.
-fn is_drained(manifest: &Manifest, incarnation: Incarnation) -> bool {
+pub(crate) fn is_drained(manifest: &Manifest, incarnation: Incarnation) -> bool {
     let restored = manifest.restored.as_ref();
     incarnation < manifest.next_incarnation
         && !manifest.streams.contains_key(&incarnation)
@@ -85,11 +93,17 @@ fn is_passed(what: InStream, durable: &Durable) -> bool {
 }
 
 impl Cleaner {
-    pub(crate) fn new(stream: Arc<Stream>, keeper: Arc<ManifestKeeper>, delay: Duration) -> Cleaner {
+    pub(crate) fn new(
+        stream: Arc<Stream>,
+        keeper: Arc<ManifestKeeper>,
+        delay: Duration,
+        garbage_interval: Duration,
+    ) -> Cleaner {
         Cleaner {
             stream,
             keeper,
             delay,
+            garbage_interval,
         }
     }
 
@@ -97,12 +111,17 @@ impl Cleaner {
     pub(crate) async fn run(self: Arc<Cleaner>, mut heads: watch::Receiver<Arc<Durable>>) {
         let mut manifests = self.keeper.subscribe();
         let mut due = Due::new(Instant::now(), self.delay);
+        let random = || self.stream.store.random_unit();
+        let mut rounds = Rounds::new(self.garbage_interval, Instant::now(), random());
+        let mut garbage = Collector::new(self.stream.clone(), self.keeper.clone(), self.delay);
         let mut listed: BTreeSet<Incarnation> = self.keeper.current().streams.keys().copied().collect();
         loop {
+            let next = [due.next(), rounds.next()].into_iter().chain(garbage.next());
+            let next = next.min().unwrap_or_else(Instant::now);
             tokio::select! {
                 changed = heads.changed() => if changed.is_err() { return },
                 changed = manifests.changed() => if changed.is_err() { return },
-                () = tokio::time::sleep_until(due.next()) => {}
+                () = tokio::time::sleep_until(next) => {}
             }
             if self.stream.is_fenced() {
                 return;
@@ -120,7 +139,7 @@ impl Cleaner {
                 let done = match task {
                     Task::Own(durable) => self.clean_own(&durable).await,
                     Task::Stream(incarnation) if first => self.clean_stream(incarnation).await,
-                    Task::Sweep if first => self.sweep().await,
+                    Task::Sweep if first => self.sweep_all().await,
                     Task::Stream(_) | Task::Sweep => Ok(0),
                 };
                 match done {
@@ -131,6 +150,22 @@ impl Cleaner {
                         tracing::warn!(%why, "something could not be deleted; it is found again later")
                     }
                 }
+            }
+            if let Some(scope) = rounds.take(now, first, random()) {
+                match garbage.round(scope).await {
+                    Ok(objects) if objects > 0 => tracing::debug!(objects, "found what nobody refers to"),
+                    Ok(_) => {}
+                    Err(Void::Fenced) => return,
+                    Err(why @ (Void::Changed | Void::Uncovered(_))) => {
+                        tracing::debug!(%why, "what nobody refers to could not be found out; trying again later");
+                    }
+                    Err(why @ Void::Unread(_)) => {
+                        tracing::warn!(%why, "what nobody refers to could not be found out; trying again later");
+                    }
+                }
+            }
+            if self.delete_doomed(&mut garbage).await == Err(NotCleaned::Fenced) {
+                return;
             }
         }
     }
@@ -180,6 +215,11 @@ impl Cleaner {
         self.delete(garbage.boxed()).await
     }
 
+    /// Looks for everything that others left, but for files, which have their own rounds.
+    async fn sweep_all(&self) -> Result<u64, NotCleaned> {
+        Ok(self.sweep().await? + self.clean_copies(COPIES_KEPT).await?)
+    }
+
     /// Looks through all streams for what others left.
     pub(crate) async fn sweep(&self) -> Result<u64, NotCleaned> {
         let manifest = self.keeper.current();
@@ -209,12 +249,38 @@ impl Cleaner {
         Ok(deleted)
     }
 
+    /// Deletes files that nobody has referred to for long enough.
+    pub(crate) async fn delete_doomed(&self, garbage: &mut Collector) -> Result<u64, NotCleaned> {
+        let doomed = garbage.doomed(Instant::now());
+        if doomed.is_empty() {
+            return Ok(0);
+        }
+        let found = stream::iter(doomed.iter().cloned().map(Ok)).boxed();
+        let deleted = self.delete(found).await;
+        garbage.tried(&doomed, deleted.is_ok(), Instant::now());
+        match &deleted {
+            Ok(objects) => tracing::debug!(objects, "deleted what nobody refers to"),
+            Err(NotCleaned::Fenced) => {}
+            Err(why) => tracing::warn!(%why, "something could not be deleted; trying again later"),
+        }
+        deleted
+    }
+
+    /// Deletes numbered copies of the manifest but for the newest `kept`.
+    pub(crate) async fn clean_copies(&self, kept: usize) -> Result<u64, NotCleaned> {
+        let store = &self.stream.store;
+        let listing = store.bulk.list(Some(&store.key(keys::HISTORY)));
+        let copies: Vec<ObjectMeta> = listing.map_err(listing_failed).try_collect().await?;
+        let version = |meta: ObjectMeta| Some((keys::copied_version(meta.location.filename()?)?, meta));
+        let copies: Vec<(u64, ObjectMeta)> = copies.into_iter().filter_map(version).collect();
+        let versions: Vec<u64> = copies.iter().map(|(version, _)| *version).collect();
+        let old = old_copies(&versions, kept).filter_map(|at| copies.get(at));
+        let old: Vec<_> = old.map(|(_, meta)| Ok(meta.clone())).collect();
+        self.delete(stream::iter(old).boxed()).await
+    }
+
     fn relative<'a>(&self, meta: &'a ObjectMeta) -> Option<&'a str> {
-        let below = meta
-            .location
-            .as_ref()
-            .strip_prefix(self.stream.store.prefix.as_ref())?;
-        Some(below.trim_start_matches('/'))
+        self.stream.store.relative(&meta.location)
     }
 
     /// Whether an object is a seal, or cannot be told from one.
@@ -255,17 +321,18 @@ impl Cleaner {
             }
             let keys: Vec<_> = batch.iter().map(|meta| Ok(meta.location.clone())).collect();
             let mut answers = self.stream.store.bulk.delete_stream(stream::iter(keys).boxed());
-            let sizes: BTreeMap<&Path, u64> = batch.iter().map(|m| (&m.location, m.size)).collect();
+            let sizes: HashMap<&Path, u64> = batch.iter().map(|m| (&m.location, m.size)).collect();
             let mut failed = None;
             while let Some(answer) = answers.next().await {
                 match answer {
                     Ok(key) => {
                         deleted += 1;
-                        let metrics = &self.stream.metrics;
-                        metrics.deleted_objects.inc();
-                        metrics
-                            .deleted_bytes
-                            .inc_by(sizes.get(&key).copied().unwrap_or(0));
+                        let kind = kind_of(self.stream.store.relative(&key).unwrap_or_default());
+                        let bytes = sizes.get(&key).copied().unwrap_or(0);
+                        self.stream.metrics.count_deleted(kind, bytes);
+                        if kind == "archive" {
+                            self.stream.blocks.history.forget_file(&key).await;
+                        }
                     }
                     Err(object_store::Error::NotFound { .. }) => {}
                     Err(e) => failed = Some(NotCleaned::Store(reason_of(&e))),
@@ -274,6 +341,17 @@ impl Cleaner {
             failed.map_or(Ok(()), Err)?;
         }
         Ok(deleted)
+    }
+}
+
+/// What an object is, as a label.
+fn kind_of(key: &str) -> &'static str {
+    match (keys::parse_in_stream(key), keys::parse_file(key)) {
+        (Some((_, InStream::Checkpoint(_))), _) => "checkpoint",
+        (_, Some(file)) if file.level == Level::L1 => "merged",
+        (_, Some(_)) => "archive",
+        _ if key.starts_with(keys::HISTORY) => "manifest_copy",
+        _ => "segment",
     }
 }
 

@@ -8,6 +8,9 @@ use crate::{Incarnation, Seq, TopicId};
 /// The folder of all streams.
 pub const STREAMS: &str = "wal";
 
+/// The folder of all merged objects.
+pub const MERGED: &str = "merged";
+
 /// The manifest.
 pub const MANIFEST: &str = "cluster/manifest.json";
 
@@ -27,6 +30,12 @@ pub fn copied_version(name: &str) -> Option<u64> {
 /// Where a manifest that could not be read is kept when a copy takes its place.
 pub fn replaced_manifest(commit: Uuid) -> String {
     format!("cluster/replaced/{}", commit.simple())
+}
+
+/// Whether a key is that of a manifest that was replaced.
+pub fn is_replaced_manifest(key: &str) -> bool {
+    let commit = key.strip_prefix("cluster/replaced/");
+    commit.is_some_and(|commit| commit.parse::<Uuid>().is_ok_and(|c| replaced_manifest(c) == key))
 }
 
 /// The incarnation of a stream, from the name of its folder below [`STREAMS`]. A folder that only looks like that of a
@@ -62,7 +71,12 @@ pub fn checkpoint(incarnation: Incarnation, next: Seq, nonce: Uuid) -> String {
 
 /// A merged object. Numbers count within a broker start, and one that was given up is not used again.
 pub fn merged(incarnation: Incarnation, number: u64) -> String {
-    format!("merged/{incarnation}/{number:020}")
+    format!("{MERGED}/{incarnation}/{number:020}")
+}
+
+/// The folder of the merged objects of one broker start.
+pub fn merged_folder(incarnation: Incarnation) -> String {
+    format!("{MERGED}/{incarnation}")
 }
 
 /// The folder of all files of history.
@@ -109,6 +123,16 @@ pub fn parse_archived(key: &str) -> Option<(&str, Incarnation, u64)> {
     let (incarnation, number) = (incarnation.parse().ok()?, number.parse().ok()?);
     let ours = !topic.contains('/') && archive_file(incarnation, number) == file;
     ours.then_some((folder, incarnation, number))
+}
+
+/// The merged object or file of history that a key names, given without the store's prefix; `None` if it is neither.
+pub fn parse_file(key: &str) -> Option<Place> {
+    if let Some((_, incarnation, number)) = parse_archived(key) {
+        return Some(Place::l2(incarnation, number));
+    }
+    let (incarnation, number) = key.strip_prefix(MERGED)?.strip_prefix('/')?.split_once('/')?;
+    let (incarnation, number) = (incarnation.parse().ok()?, number.parse().ok()?);
+    (merged(incarnation, number) == key).then_some(Place::l1(incarnation, number))
 }
 
 /// The object that a place names. Of a file of history only the name, for people: its folder is its topic's
@@ -185,6 +209,24 @@ mod tests {
     }
 
     #[test]
+    fn a_file_is_known_by_its_key() {
+        let merged_key = merged(7, 9);
+        assert_eq!(parse_file(&merged_key), Some(Place::l1(7, 9)));
+        assert!(merged_key.starts_with(&format!("{}/", merged_folder(7))));
+        let archived_key = archived("t", Uuid::from_u128(1), 7, 9);
+        assert_eq!(parse_file(&archived_key), Some(Place::l2(7, 9)));
+        for other in [
+            "merged/7/9",
+            "merged/07/00000000000000000009",
+            "merged/7",
+            "x",
+            &segment(7, 9),
+        ] {
+            assert_eq!(parse_file(other), None, "{other}");
+        }
+    }
+
+    #[test]
     fn a_key_of_history_is_taken_apart() {
         let id = Uuid::from_u128(0x1234_5678_0000_0000_0000_0000_0000_0001);
         let key = archived("orders.v1_x-y", id, 7, u64::MAX);
@@ -223,6 +265,9 @@ mod tests {
         }
         assert_eq!(stream_of("0000-1"), None);
         assert_eq!(stream_of("lost+found"), None);
+        let commit = Uuid::from_u128(5);
+        assert!(is_replaced_manifest(&replaced_manifest(commit)));
+        assert!(!is_replaced_manifest("cluster/replaced/x") && !is_replaced_manifest(MANIFEST));
         let copy = manifest_copy(42);
         assert_eq!(copied_version(&copy["cluster/history/".len()..]), Some(42));
         assert_eq!(copied_version("42.txt"), None);

@@ -13,8 +13,8 @@
 //! the tail ring, the block cache or a ranged GET ([`read`]).
 //!
 //! **Behind both:** [`merge`] moves what is published into objects sorted by partition, the checkpointer writes down
-//! where everything is and raises the floor, [`clean`] deletes what lies below it, and [`archive`] turns what is merged
-//! into [`history`].
+//! where everything is and raises the floor, [`archive`] turns what is merged into [`history`], [`clean`] deletes what lies
+//! below the floor, and of all these files those that [`garbage`] finds to be needed by nobody.
 //!
 //! **Start:** [`takeover`] ends the predecessor's stream with a seal, one manifest change takes its slots,
 //! [`recover`] rebuilds every partition from checkpoint and tail.
@@ -31,6 +31,8 @@ pub mod cluster;
 pub mod codec;
 pub mod entry;
 pub mod format;
+pub mod fsck;
+mod garbage;
 mod grants;
 mod handover;
 pub mod head;

@@ -71,6 +71,8 @@ pub struct LogOptions {
     pub archive: ArchiveOptions,
     /// `log.segment.delete.delay.ms`: what nobody needs any more is deleted after this time.
     pub delete_delay: Duration,
+    /// `garbage.check.interval.ms`: how often merged objects are looked for that nobody refers to any more.
+    pub garbage_interval: Duration,
 }
 
 impl LogOptions {
@@ -96,6 +98,7 @@ impl LogOptions {
             archive_policies: None,
             archive: ArchiveOptions::default(),
             delete_delay: Duration::from_secs(60),
+            garbage_interval: Duration::from_secs(300),
         }
     }
 }

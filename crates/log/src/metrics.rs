@@ -1,9 +1,23 @@
 //! Metrics of the engine. Base units; no label has more than a handful of values.
 
 use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
+
+type Label = [(&'static str, &'static str); 1];
+
+/// What is deleted, as labels.
+const DELETED_KINDS: [&str; 5] = ["segment", "checkpoint", "merged", "archive", "manifest_copy"];
+/// How a round of looking for files that nobody refers to can end.
+const ROUNDS: [&str; 5] = [
+    "done",
+    "manifest_changed",
+    "slot_uncovered",
+    "unreadable",
+    "fenced",
+];
 
 /// Handles to the engine's metrics. Clones share the values.
 #[derive(Clone, Debug)]
@@ -47,8 +61,11 @@ pub(crate) struct LogMetrics {
     pub(crate) archive_due_age_seconds: Gauge<f64, std::sync::atomic::AtomicU64>,
     pub(crate) archive_paused_seconds: Counter<f64, std::sync::atomic::AtomicU64>,
     pub(crate) unarchivable_ranges: Counter,
-    pub(crate) deleted_objects: Counter,
-    pub(crate) deleted_bytes: Counter,
+    pub(crate) deleted_objects: Family<Label, Counter>,
+    pub(crate) deleted_bytes: Family<Label, Counter>,
+    pub(crate) unreferenced_objects: Gauge,
+    pub(crate) unreferenced_bytes: Gauge,
+    pub(crate) garbage_rounds: Family<Label, Counter>,
 }
 
 impl LogMetrics {
@@ -94,8 +111,11 @@ impl LogMetrics {
             archive_due_age_seconds: Gauge::default(),
             archive_paused_seconds: Counter::default(),
             unarchivable_ranges: Counter::default(),
-            deleted_objects: Counter::default(),
-            deleted_bytes: Counter::default(),
+            deleted_objects: Family::default(),
+            deleted_bytes: Family::default(),
+            unreferenced_objects: Gauge::default(),
+            unreferenced_bytes: Gauge::default(),
+            garbage_rounds: Family::default(),
         };
         let r = registry.sub_registry_with_prefix("alluvium_log");
         r.register(
@@ -205,6 +225,7 @@ impl LogMetrics {
         );
         m.register_merging(r);
         m.register_archiving(r);
+        m.register_deleting(r);
         m
     }
 
@@ -282,15 +303,58 @@ impl LogMetrics {
             "Ranges that are missing or not what was written, found while merging",
             self.unmergeable_ranges.clone(),
         );
+    }
+
+    fn register_deleting(&self, r: &mut Registry) {
+        for kind in DELETED_KINDS {
+            let _ = self.deleted_objects.get_or_create(&[("kind", kind)]);
+            let _ = self.deleted_bytes.get_or_create(&[("kind", kind)]);
+        }
+        for outcome in ROUNDS {
+            let _ = self.garbage_rounds.get_or_create(&[("outcome", outcome)]);
+        }
         r.register(
             "deleted_objects",
-            "Segments and checkpoints deleted because nothing needs them any more",
+            "Objects deleted because nothing needs them any more, by kind",
             self.deleted_objects.clone(),
         );
         r.register(
             "deleted_bytes",
-            "Bytes of deleted segments and checkpoints",
+            "Bytes of deleted objects, by kind",
             self.deleted_bytes.clone(),
         );
+        r.register(
+            "unreferenced_objects",
+            "Merged objects and files of history that nobody refers to and that are about to be deleted",
+            self.unreferenced_objects.clone(),
+        );
+        r.register(
+            "unreferenced_bytes",
+            "Bytes of objects that nobody refers to and that are about to be deleted",
+            self.unreferenced_bytes.clone(),
+        );
+        r.register(
+            "garbage_rounds",
+            "Looks for objects that nobody refers to, by outcome; all but done found out nothing",
+            self.garbage_rounds.clone(),
+        );
+    }
+
+    /// An object of a kind was deleted.
+    pub(crate) fn count_deleted(&self, kind: &'static str, bytes: u64) {
+        self.deleted_objects.get_or_create(&[("kind", kind)]).inc();
+        self.deleted_bytes.get_or_create(&[("kind", kind)]).inc_by(bytes);
+    }
+
+    /// A look for objects that nobody refers to is over.
+    pub(crate) fn garbage_round(&self, outcome: &'static str) {
+        self.garbage_rounds.get_or_create(&[("outcome", outcome)]).inc();
+    }
+
+    /// Objects deleted so far, of all kinds.
+    #[cfg(test)]
+    pub(crate) fn deleted(&self) -> u64 {
+        let of = |kind| self.deleted_objects.get_or_create(&[("kind", kind)]).get();
+        DELETED_KINDS.into_iter().map(of).sum()
     }
 }

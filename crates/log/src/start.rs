@@ -73,6 +73,7 @@ impl Log {
         let (merge, delete_delay) = (options.merge, options.delete_delay);
         let (history, policies) = (options.history.clone(), options.archive_policies.clone());
         let archive = options.archive;
+        let garbage_interval = options.garbage_interval;
         let inner = Inner::assemble(store, options, clock, metrics, keeper, joined);
         // First, so that others see it live: a recovery may take longer than they wait for a sign of life.
         let checkpointer = &inner.checkpointer;
@@ -106,7 +107,12 @@ impl Log {
             let archiver = Archiver::new(stream, keeper, checkpointer, format, policies.clone(), archive);
             (archiver, asked, (ask, policies))
         });
-        let cleaner = Arc::new(Cleaner::new(stream.clone(), keeper.clone(), delete_delay));
+        let cleaner = Arc::new(Cleaner::new(
+            stream.clone(),
+            keeper.clone(),
+            delete_delay,
+            garbage_interval,
+        ));
         let tasks = [
             tokio::spawn(merger.run(asked_merger)),
             tokio::spawn(cleaner.run(for_cleaner)),

@@ -5,6 +5,7 @@ mod bench;
 mod client;
 mod cluster;
 pub mod config;
+mod fsck;
 mod inspect;
 mod life;
 mod serve;
@@ -40,6 +41,9 @@ enum Command {
     /// Work with the history of topics: Parquet in the store
     #[command(subcommand)]
     Archive(archive::ArchiveCommand),
+    /// Look through everything in a store: is all that logs refer to there and whole? Reads only, unless it is told to
+    /// repair. Exit code 0: it is, 1: something is wrong, 2: it could not be found out
+    Fsck(fsck::FsckArgs),
     /// List every setting with its value, default and meaning
     Config(config::ConfigArgs),
     /// Put load on a Kafka broker, this one or any other, and measure
@@ -62,6 +66,7 @@ pub fn main() -> ExitCode {
         Command::Inspect(args) => on_runtime(inspect::run(args)),
         Command::Cluster(command) => on_runtime(cluster::run(command)),
         Command::Archive(command) => on_runtime(archive::run(command)),
+        Command::Fsck(args) => return fsck::main(args),
         Command::Config(args) => show_config(&args),
         Command::Bench(command) => on_runtime(bench::run(command)),
     };

@@ -287,6 +287,7 @@ fn build(layered: Layered, surroundings: &Surroundings<'_>) -> Result<(Settings,
         history: None,
         archive_policies: None,
         delete_delay: read.millis("log.segment.delete.delay.ms"),
+        garbage_interval: read.millis("garbage.check.interval.ms"),
     };
     let settings = Settings {
         node_id: log.node_id,

@@ -210,6 +210,7 @@ fn defaults_without_anything() {
     assert_eq!(settings.log.flush_bytes, 4 << 20);
     assert_eq!(settings.log.merge, alluvium_log::MergeOptions::default());
     assert_eq!(settings.log.delete_delay, Duration::from_secs(60));
+    assert_eq!(settings.log.garbage_interval, Duration::from_secs(300));
     assert_eq!(settings.log.endpoints["PLAINTEXT"].port, 9092);
 }
 

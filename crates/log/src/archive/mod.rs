@@ -8,7 +8,7 @@
 //! and the range of merged data that it stands in (about 1 MiB) stays as it is, where consumers get it byte for byte. What
 //! lies around it is archived. Data that was once compacted has gaps and stays as well, though nothing is wrong with it.
 //!
-//! A file whose fate is unknown is given up together with its number, and is garbage.
+//! A file whose fate is unknown is given up together with its number, and is garbage ([`crate::garbage`]).
 //!
 //! [`plan`] decides what goes into a file, [`file`] brings it from the store to the store, [`thread`] works on it and
 //! [`pace`] slows it down; this file says when, and publishes.
@@ -22,7 +22,6 @@ mod upload;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use hashbrown::HashSet;
@@ -153,8 +152,6 @@ struct Shared {
     checkpointer: Arc<Checkpointer>,
     format: Arc<dyn History>,
     pace: Pace,
-    /// The next file's number. One that was given up is not used again.
-    next_file: AtomicU64,
     /// Ranges that stay where they are, by their first offset.
     set_aside: Mutex<HashSet<(TopicPartition, Offset)>>,
 }
@@ -215,7 +212,6 @@ impl Archiver {
                 checkpointer,
                 format,
                 pace: Pace::new(options.bytes_per_second, options.pause_above),
-                next_file: AtomicU64::new(0),
                 set_aside: Mutex::default(),
             }),
             policies,
@@ -415,11 +411,12 @@ impl Shared {
             if runs.is_empty() {
                 return Ok(());
             }
+            let mut file = self.stream.archived_numbers.begin();
             let order = Order {
                 stream: &self.stream,
                 format: &self.format,
                 topic: &candidate.topic,
-                number: self.next_file.fetch_add(1, Ordering::Relaxed),
+                number: file.number(),
                 runs: &runs,
                 manner,
                 pace: &self.pace,
@@ -428,7 +425,11 @@ impl Shared {
                 Ok(written) => {
                     let seconds = started.elapsed().as_secs_f64();
                     self.stream.metrics.archive_seconds.observe(seconds);
-                    return self.publish(written).await;
+                    // From here on the file may be referred to, whatever becomes of this task.
+                    file.submit();
+                    self.publish(written).await?;
+                    file.settle();
+                    return Ok(());
                 }
                 Err(FileError::Bad {
                     partition,
@@ -521,4 +522,4 @@ pub(crate) fn archived_to(p: &Partition, end: Offset) -> ArchivedPartition {
 #[cfg(test)]
 pub(crate) mod fake;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

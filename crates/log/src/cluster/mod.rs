@@ -31,7 +31,7 @@ pub enum ClusterError {
 }
 
 impl ClusterError {
-    fn no_cluster(store: &Store) -> ClusterError {
+    pub(crate) fn no_cluster(store: &Store) -> ClusterError {
         ClusterError::Refused(format!(
             "{}: no Alluvium cluster here; {WHAT_TO_GIVE}",
             store.display

@@ -6,8 +6,7 @@
 //! its stream cannot take effect. Afterwards a checkpoint moves the floor, and [`crate::clean`] deletes.
 //!
 //! What cannot be read as it was written stays where it is, with a word in the log, and everything else goes on. An
-//! object whose fate is unknown is given up together with its number, and never deleted: only what says that nobody
-//! refers to it could allow that.
+//! object whose fate is unknown is given up together with its number: [`crate::garbage`] finds that nobody refers to it.
 //!
 //! [`plan`] decides; this file carries out.
 
@@ -103,8 +102,6 @@ pub(crate) struct Merger {
     keeper: Arc<ManifestKeeper>,
     checkpointer: Arc<Checkpointer>,
     options: MergeOptions,
-    /// The next object's number. One that was given up is not used again.
-    next_file: u64,
     /// Ranges that could not be read as they were written, by their first offset.
     damaged: HashSet<(TopicPartition, Offset)>,
 }
@@ -121,7 +118,6 @@ impl Merger {
             keeper,
             checkpointer,
             options,
-            next_file: 0,
             damaged: HashSet::new(),
         }
     }
@@ -233,14 +229,14 @@ impl Merger {
             tokio::task::yield_now().await;
         }
         let layout = Arc::new(Layout::new(chosen));
+        let mut file = self.stream.merged_numbers.begin();
         let header = MergedHeader {
             incarnation: self.stream.incarnation,
-            number: self.next_file,
+            number: file.number(),
             nonce: Uuid::new_v4(),
             manifest_version: self.stream.manifest_version.load(Ordering::Relaxed),
             written_ms: self.stream.clock.now_ms(),
         };
-        self.next_file += 1;
         let mut object = BytesMut::with_capacity(layout.data_len as usize + (64 << 10));
         put_head(&mut object, &header, self.stream.cluster, layout.data_len);
         let data_start = object.len();
@@ -263,7 +259,10 @@ impl Merger {
         self.write(&index.header, object.clone()).await?;
         let place = Place::l1(self.stream.incarnation, target.file);
         self.stream.blocks.keep(place, &object).await;
+        // From here on the object may be referred to, whatever becomes of this task.
+        file.submit();
         self.publish(index.entries).await?;
+        file.settle();
         Ok(layout.data_len)
     }
 
@@ -421,4 +420,4 @@ async fn get(stream: &Stream, place: Place, bytes: std::ops::Range<u64>) -> Resu
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

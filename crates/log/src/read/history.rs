@@ -97,6 +97,13 @@ impl HistoryFiles {
         }
     }
 
+    /// Forgets what is remembered of a file that was deleted.
+    pub(crate) async fn forget_file(&self, key: &Path) {
+        if let Some(format) = &self.format {
+            format.forget(key).await;
+        }
+    }
+
     async fn permit(&self) -> Result<tokio::sync::SemaphorePermit<'_>, ReadError> {
         let permit = self.at_once.acquire().await;
         permit.map_err(|e| ReadError::Store(e.to_string()))

@@ -64,6 +64,7 @@ pub struct Store {
     pub kind: StoreKind,
     /// Time-outs and back-off of conditional writes.
     pub limits: AttemptLimits,
+    read_only: bool,
     random: Arc<Mutex<SmallRng>>,
     /// Conditional writes that fail, and reads of the manifest that fail.
     writes: Arc<Mutex<Trouble>>,
@@ -284,6 +285,7 @@ impl Store {
             display,
             kind,
             limits: options.limits,
+            read_only: options.read_only,
             random: Arc::new(Mutex::new(SmallRng::seed_from_u64(seed))),
             writes: Arc::default(),
             looks: Arc::default(),
@@ -348,6 +350,28 @@ impl Store {
         };
         // Only an empty, relative or control-character segment cannot be parsed; those are encoded.
         Path::parse(&joined).unwrap_or_else(|_| Path::from(joined))
+    }
+
+    /// The same store, with everything that was written to it so far: what is in the journal of a directory that is only
+    /// looked at is seen as of its opening.
+    pub(crate) async fn renewed(&self) -> Result<Store, StoreError> {
+        if self.kind != StoreKind::Embedded || !self.read_only {
+            return Ok(self.clone());
+        }
+        let options = StoreOptions {
+            read_only: true,
+            limits: self.limits,
+            ..StoreOptions::default()
+        };
+        Store::open(&self.display, options).await
+    }
+
+    /// The key of an object below the store's prefix, as [`Store::key`] was given it; `None` if it lies elsewhere.
+    pub(crate) fn relative<'a>(&self, key: &'a Path) -> Option<&'a str> {
+        match self.prefix.as_ref() {
+            "" => Some(key.as_ref()),
+            prefix => key.as_ref().strip_prefix(prefix)?.strip_prefix('/'),
+        }
     }
 
     /// When an object was written last, in milliseconds since 1970 by the store's own clock; `None` if it cannot be

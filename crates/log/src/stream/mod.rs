@@ -24,6 +24,7 @@ use crate::batch::RecordBatch;
 use crate::clock::Clock;
 use crate::entry::{Entry, Place};
 use crate::format::segment::{Seal, SegmentHeader, encode_seal, read_header};
+use crate::garbage::FileNumbers;
 use crate::keys;
 use crate::log::{AppendError, Appended, PendingAppend, wait_published};
 use crate::metrics::LogMetrics;
@@ -155,6 +156,9 @@ pub(crate) struct Stream {
     /// `next + 1` of the newest durable checkpoint; 0 before the first.
     pub(crate) checkpoint_next: AtomicU64,
     pub(crate) manifest_version: AtomicU64,
+    /// Numbers of the merged objects, and of the files of history, that this broker start writes.
+    pub(crate) merged_numbers: Arc<FileNumbers>,
+    pub(crate) archived_numbers: Arc<FileNumbers>,
     /// Bytes of all segments that were published.
     pub(crate) published_bytes: AtomicU64,
     /// Why this stream was lost.
@@ -197,6 +201,8 @@ impl Stream {
             published_next: Mutex::new(0),
             checkpoint_next: AtomicU64::new(0),
             manifest_version: AtomicU64::new(0),
+            merged_numbers: Arc::default(),
+            archived_numbers: Arc::default(),
             published_bytes: AtomicU64::new(0),
             fenced: watch::Sender::new(None),
             node_id,

@@ -35,7 +35,7 @@ pub(super) async fn run(command: ClusterCommand) -> Result<(), String> {
 }
 
 /// The store of an existing cluster, to change something in it. A directory is changed only while no broker has it.
-async fn open_to_change(url: &str) -> Result<Store, String> {
+pub(super) async fn open_to_change(url: &str) -> Result<Store, String> {
     let url = absolute(url)?;
     if store_kind(&url) != StoreKind::S3 {
         // Opening it for changes would make a directory that is not there, and memory is never here.
@@ -53,14 +53,14 @@ async fn open_to_change(url: &str) -> Result<Store, String> {
 }
 
 /// An error of the engine, which speaks to brokers, for whoever runs a command.
-fn told(error: impl std::fmt::Display) -> String {
+pub(super) fn told(error: impl std::fmt::Display) -> String {
     error
         .to_string()
         .replace("upgrade this broker", "use a newer alluvium")
 }
 
 /// Asks before something is done that cannot be undone. Without a terminal to ask on, `--yes` has to be given.
-async fn confirmed(question: &str, yes: bool) -> Result<(), String> {
+pub(super) async fn confirmed(question: &str, yes: bool) -> Result<(), String> {
     if yes {
         return Ok(());
     }

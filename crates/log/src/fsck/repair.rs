@@ -1,0 +1,92 @@
+//! Deletes what is garbage beyond doubt; see the module's documentation for why that needs no lock.
+
+use std::time::Duration;
+
+use futures::{StreamExt, stream};
+use serde::Serialize;
+
+use super::{Report, manifest};
+use crate::cluster::ClusterError;
+use crate::store::trouble::reason_of;
+use crate::store::{Store, StoreKind};
+
+/// Readers of running brokers that planned a read before get so long to finish it, as brokers give each other.
+const GRACE: Duration = Duration::from_secs(60);
+/// Objects that are deleted in one request.
+const BATCH: usize = 1_000;
+
+/// What was deleted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Repaired {
+    /// How many objects.
+    pub objects: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+/// Objects that [`repair`] would delete, and their bytes.
+pub fn deletable(report: &Report) -> Repaired {
+    Repaired {
+        objects: report.deletable.len() as u64,
+        bytes: report.deletable.iter().map(|meta| meta.size).sum(),
+    }
+}
+
+/// How long [`repair`] waits before it deletes.
+pub fn grace(store: &Store, report: &Report) -> Duration {
+    match store.kind == StoreKind::S3 && report.live_brokers > 0 {
+        true => GRACE,
+        false => Duration::ZERO,
+    }
+}
+
+/// Deletes what a look has found to be nobody's. Refuses as long as anything is wrong.
+pub async fn repair(store: &Store, report: &Report) -> Result<Repaired, ClusterError> {
+    if !report.whole {
+        return Err(ClusterError::Refused(format!(
+            "{}: nothing is deleted as long as something is wrong: what is damaged may hide what is needed",
+            store.display
+        )));
+    }
+    if report.deletable.is_empty() {
+        return Ok(Repaired::default());
+    }
+    tokio::time::sleep(grace(store, report)).await;
+    // What was found stays true, unless somebody has put an older manifest back.
+    let now = manifest(store).await?.and_then(Result::ok);
+    let same = now.is_some_and(|now| {
+        let restored = now.restored.map(|r| r.commit_id);
+        (Some(now.cluster_id), restored) == (report.cluster_id, report.restored)
+            && now.version >= report.manifest_version
+    });
+    if !same {
+        return Err(ClusterError::Refused(format!(
+            "{}: the manifest was replaced meanwhile; nothing was deleted",
+            store.display
+        )));
+    }
+    let mut repaired = Repaired::default();
+    for batch in report.deletable.chunks(BATCH) {
+        let keys: Vec<_> = batch.iter().map(|meta| Ok(meta.location.clone())).collect();
+        let mut answers = store.bulk.delete_stream(stream::iter(keys).boxed());
+        while let Some(answer) = answers.next().await {
+            match answer {
+                Ok(key) => {
+                    repaired.objects += 1;
+                    let meta = batch.iter().find(|meta| meta.location == key);
+                    repaired.bytes += meta.map_or(0, |meta| meta.size);
+                }
+                Err(object_store::Error::NotFound { .. }) => {}
+                Err(e) => {
+                    return Err(ClusterError::Refused(format!(
+                        "{}: deleting: {}; {} objects are deleted, and the rest is found again",
+                        store.display,
+                        reason_of(&e),
+                        repaired.objects
+                    )));
+                }
+            }
+        }
+    }
+    Ok(repaired)
+}
