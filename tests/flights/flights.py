@@ -436,6 +436,8 @@ def history(run, options, store, work):
             raise Wrong("after %d s there are still %d objects with records of the topic: %s" % (PATIENCE_S, len(left), left[:5]))
         time.sleep(2)
     gone_s = time.monotonic() - began
+    # Everything that logs refer to is there and whole, says who looks through all of it.
+    tool(options, "fsck", store)
     # So that what is read comes from the files and not from a memory of the broker.
     run.broker.kill()
     run.broker.start()

@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use super::cluster::{confirmed, open_to_change, print, told};
 use super::on_runtime;
 use super::store::{absolute, look_into};
+use crate::history;
 
 /// How often the line of progress changes.
 const REFRESH: Duration = Duration::from_millis(200);
@@ -57,7 +58,7 @@ async fn run(args: FsckArgs) -> Result<bool, String> {
     };
     let options = FsckOptions {
         fast: args.fast,
-        history: None,
+        history: Some(history::format()),
     };
     let (progress, seen) = watch::channel(Progress::default());
     let shown = std::io::stderr().is_terminal().then(|| tokio::spawn(show(seen)));

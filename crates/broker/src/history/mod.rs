@@ -10,6 +10,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use alluvium_archive::{ParquetHistory, ParquetOptions};
+use alluvium_log::history::History;
 use alluvium_log::manifest::{LEVEL_OF_HISTORY, Manifest, Topic};
 use alluvium_log::{ArchivePolicies, ArchivePolicy, Log, LogOptions};
 use prometheus_client::registry::Registry;
@@ -65,6 +66,14 @@ pub(crate) fn with_history(settings: &Settings, registry: &mut Registry) -> (Log
         ..settings.log.clone()
     };
     (log, policies)
+}
+
+/// The format of history, for who only looks.
+pub(crate) fn format() -> Arc<dyn History> {
+    Arc::new(ParquetHistory::new(
+        ParquetOptions::default(),
+        &mut Registry::default(),
+    ))
 }
 
 /// Why a topic with these settings does not become history.
