@@ -102,6 +102,8 @@ fn write(
         estimated < 4 * len + 65536 && len < 4 * estimated + 65536,
         "{estimated} is no estimate of {len}"
     );
+    let own: u64 = finished.shares.iter().map(|s| u64::from(s.len)).sum();
+    assert!(own <= len, "shares of {own} bytes in a file of {len}");
     (Bytes::from(file), finished, refused)
 }
 
@@ -142,7 +144,7 @@ async fn replay(
     offset: Offset,
     max_bytes: usize,
 ) -> Result<Vec<Seen>, alluvium_log::ReadError> {
-    let (mut next, mut out) = (offset, vec![]);
+    let (mut next, mut before, mut out) = (offset, share.base_offset, vec![]);
     while next <= share.last_offset {
         let batches = history.read(store, &key(), share, next, max_bytes).await?;
         if batches.is_empty() {
@@ -155,6 +157,12 @@ async fn replay(
             assert!(header.last_offset() >= next, "nothing before what was asked for");
             assert!(n == 0 || header.base_offset >= next, "no offset twice");
             assert!(header.base_offset >= share.base_offset && header.last_offset() <= share.last_offset);
+            let hole = header.base_offset > next;
+            assert!(
+                !hole || header.base_offset - before > i64::from(i32::MAX),
+                "gaps are covered"
+            );
+            before = header.base_offset;
             assert!(batch.len() <= crate::rebuild::BATCH_BYTES || header.record_count <= 1);
             assert!(header.record_count > 0 || batch.len() == HEADER_LEN);
             bytes += batch.len();

@@ -162,11 +162,12 @@ fn filled(len: usize, seed: u8) -> Vec<u8> {
 
 fn value() -> impl Strategy<Value = Option<Vec<u8>>> {
     prop_oneof![
-        2 => Just(None),
-        2 => Just(Some(vec![])),
-        8 => vec(any::<u8>(), 0..100).prop_map(Some),
-        4 => (0usize..5000, any::<u8>()).prop_map(|(len, seed)| Some(filled(len, seed))),
-        1 => (0usize..300_000, any::<u8>()).prop_map(|(len, seed)| Some(filled(len, seed))),
+        50 => Just(None),
+        50 => Just(Some(vec![])),
+        200 => vec(any::<u8>(), 0..100).prop_map(Some),
+        100 => (0usize..5000, any::<u8>()).prop_map(|(len, seed)| Some(filled(len, seed))),
+        20 => (0usize..200_000, any::<u8>()).prop_map(|(len, seed)| Some(filled(len, seed))),
+        1 => (0usize..2 << 20, any::<u8>()).prop_map(|(len, seed)| Some(filled(len, seed))),
     ]
 }
 

@@ -49,6 +49,8 @@ async fn a_seek_reads_a_little_and_a_replay_everything_once() {
         "{} bytes",
         file.len()
     );
+    let own: u64 = finished.shares.iter().map(|s| u64::from(s.len)).sum();
+    assert!(own > file.len() as u64 * 9 / 10);
     let (store, history) = (memory(), history(&options));
     put(&store, &file).await;
     let share = &finished.shares[1];
