@@ -138,8 +138,11 @@ impl<'a> Objects<'a> {
             }
         };
         let mut wanted: Vec<Object> = objects.into_values().filter(wanted).collect();
-        // In the order of keys, so that a report is the same twice.
+        // So that a report is the same twice.
         wanted.sort_by(|a, b| a.key.cmp(&b.key));
+        for object in &mut wanted {
+            object.needs.sort_by_key(|n| (n.tp, n.range.base_offset));
+        }
         let count = wanted.len() as u64;
         self.progress.send_modify(|p| p.objects = p.checked + count);
         let looker = Looker {

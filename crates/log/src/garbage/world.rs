@@ -13,6 +13,7 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use uuid::Uuid;
 
+use super::numbers::FileNumber;
 use super::*;
 use crate::entry::{BatchEntry, BatchRange, Entry, MergedRange, MergedRanges};
 use crate::format::checkpoint::{Checkpoint, SlotImage};
@@ -225,7 +226,10 @@ impl World {
             return;
         };
         let state = &self.brokers[b].images[&slot].state;
-        let offset = self.random.random_range(state.log_start..=state.end);
+        let offset = match self.random.random_range(0..2) {
+            0 => state.end,
+            _ => self.random.random_range(state.log_start..=state.end),
+        };
         let start = Entry::LogStart {
             partition: tp(slot),
             leader_epoch,
@@ -595,9 +599,11 @@ impl World {
         (slots, images.flat_map(|(_, image)| files_of(image)).collect())
     }
 
+    /// After a while, as it may be.
     fn delete(&mut self, b: usize) {
+        let now = self.random.random_range(0..3) == 0;
         let broker = &mut self.brokers[b];
-        if !broker.fenced {
+        if now && !broker.fenced {
             for file in std::mem::take(&mut broker.unreferenced) {
                 self.objects.remove(&file);
                 self.deleted.insert(file);
@@ -608,27 +614,40 @@ impl World {
     /// One step; whether something was deleted.
     fn step(&mut self) -> bool {
         let before = self.deleted.len();
-        let b = self.random.random_range(0..self.brokers.len());
+        let running: Vec<usize> = (0..self.brokers.len())
+            .filter(|b| !self.brokers[*b].fenced)
+            .collect();
+        let b = match running.is_empty() || self.random.random_range(0..10) == 0 {
+            true => self.random.random_range(0..self.brokers.len()),
+            false => running[self.random.random_range(0..running.len())],
+        };
         let choice = self.random.random_range(0..100);
         // One that knows that it has ended does nothing any more; one that does not goes on.
         if self.brokers[b].fenced && choice < 95 {
             return false;
         }
         match choice {
-            0..12 => self.append(b),
-            12..16 => self.move_log_start(b),
-            16..24 => self.write_merged(b),
-            24..32 => self.publish_pointers(b),
-            32..40 => self.checkpoint(b),
-            40..43 => self.release(b),
-            43..48 => self.move_released(b),
-            48..49 => self.seal(b),
-            49..52 => self.take_over(),
-            52..58 => self.apply(b),
-            58..64 => self.recover(b),
-            64..68 => self.drop_links(b),
-            68..92 => self.look_for_garbage(b),
-            92..95 => self.delete(b),
+            0..9 => self.append(b),
+            9..14 => self.move_log_start(b),
+            14..20 => self.write_merged(b),
+            20..27 => self.publish_pointers(b),
+            27..34 => self.checkpoint(b),
+            34..36 => self.release(b),
+            36..41 => self.move_released(b),
+            41..42 if self.random.random_range(0..3) == 0 => self.seal(b),
+            42..45 => self.take_over(),
+            45..51 => self.apply(b),
+            51..58 => self.recover(b),
+            58..62 => self.drop_links(b),
+            41..62 => {}
+            62..95 => {
+                // Some rounds are quick, others are overtaken by what happens.
+                for _ in 0..self.random.random_range(1..8) {
+                    self.look_for_garbage(b);
+                }
+                self.delete(b);
+            }
+            _ if self.random.random_range(0..4) > 0 => {}
             _ => {
                 let running = self.brokers.iter().filter(|b| !b.fenced).count();
                 if running < BROKERS_MAX && self.brokers.len() < 3 * BROKERS_MAX {
