@@ -258,6 +258,7 @@ fn a_reader_that_knows_only_the_page_finds_every_record() {
     producer.delete("not.archived", 2, 3);
     // And then it takes over the rest.
     first.kill_9();
+    producer.router = Router::new(&[second.address()], Duration::from_secs(5));
     producer.round(2);
     until("something is merged", || {
         second
