@@ -100,14 +100,6 @@ pub(crate) struct ParquetWriter {
     raw: u64,
 }
 
-impl fmt::Debug for ParquetWriter {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ParquetWriter")
-            .field("rows", &self.rows)
-            .finish_non_exhaustive()
-    }
-}
-
 impl ParquetWriter {
     pub(crate) fn begin(
         topic: &HistoryTopic,
