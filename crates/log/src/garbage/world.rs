@@ -99,6 +99,7 @@ struct World {
     takeover: Option<(Incarnation, Incarnation, Seq)>,
     objects: BTreeSet<Place>,
     deleted: BTreeSet<Place>,
+    saves_often: bool,
     /// How far rounds came.
     found: u64,
 }
@@ -151,6 +152,7 @@ impl World {
             takeover: None,
             objects: BTreeSet::new(),
             deleted: BTreeSet::new(),
+            saves_often: seed % 2 == 0,
             found: 0,
         };
         world.start();
@@ -631,7 +633,8 @@ impl World {
             9..14 => self.move_log_start(b),
             14..20 => self.write_merged(b),
             20..27 => self.publish_pointers(b),
-            27..34 => self.checkpoint(b),
+            27..34 if self.saves_often || self.random.random_range(0..8) == 0 => self.checkpoint(b),
+            27..34 => {}
             34..36 => self.release(b),
             36..41 => self.move_released(b),
             41..42 if self.random.random_range(0..3) == 0 => self.seal(b),
@@ -727,6 +730,7 @@ fn nothing_that_is_needed_is_ever_deleted() {
 
 #[test]
 fn every_broken_rule_is_noticed() {
+    let mut unnoticed = vec![];
     for broken in [
         Broken::CheckpointLeftOut,
         Broken::LinksIgnored,
@@ -738,6 +742,7 @@ fn every_broken_rule_is_noticed() {
     ] {
         let noticed = (0..5_000).find_map(|seed| run(seed, broken, STEPS).err());
         println!("{broken:?}: {noticed:?}");
-        assert!(noticed.is_some(), "{broken:?} is not noticed");
+        unnoticed.extend(noticed.is_none().then_some(broken));
     }
+    assert_eq!(unnoticed, []);
 }
