@@ -46,7 +46,7 @@ impl Rounds {
             return None;
         }
         self.next = now + self.interval.mul_f64(1.0 - JITTER * random);
-        let wide = self.done % WIDE_EVERY == 0;
+        let wide = self.done.is_multiple_of(WIDE_EVERY);
         self.done = self.done.wrapping_add(1);
         Some(Scope {
             drained: wide && controller,

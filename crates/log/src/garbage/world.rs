@@ -150,7 +150,7 @@ impl World {
             takeover: None,
             objects: BTreeSet::new(),
             deleted: BTreeSet::new(),
-            saves_often: seed % 2 == 0,
+            saves_often: seed.is_multiple_of(2),
             found: 0,
         };
         world.start();
