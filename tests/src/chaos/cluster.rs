@@ -110,6 +110,7 @@ impl Cluster {
             // Merging and deleting take part in everything, and not once a minute.
             .set("merge.interval.ms", 4_000)
             .set("log.segment.delete.delay.ms", 4_000)
+            .set("garbage.check.interval.ms", 4_000)
             // So little that readers need the store.
             .set("tail.bytes", 4 * 1024 * 1024)
             .set("cache.bytes", 4 * 1024 * 1024);

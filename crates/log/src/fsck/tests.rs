@@ -80,7 +80,11 @@ async fn quiet(store: &Store) -> Log {
     options.merge.interval = 1_000 * HOUR;
     options.delete_delay = 1_000 * HOUR;
     options.garbage_interval = 1_000 * HOUR;
-    open_with(store, options).await
+    let log = open_with(store, options).await;
+    // Else a head or checkpoint of its own would come in between.
+    let tasks = std::mem::take(&mut *log.inner.background.lock());
+    tasks.iter().for_each(tokio::task::JoinHandle::abort);
+    log
 }
 
 /// A broker that was restarted: data that is merged, inherited data that is not, and its own.
