@@ -347,19 +347,44 @@ pub fn run(arguments: &[&str], env: &[(String, String)], patience: Duration) -> 
         .stderr(Stdio::piped())
         .spawn()
         .expect("alluvium starts");
+    // A pipe that is full would hold it up.
+    let stdout = drained(child.stdout.take().expect("its output"));
+    let stderr = drained(child.stderr.take().expect("its errors"));
     let deadline = Instant::now() + patience;
-    while child.try_wait().expect("the state of alluvium").is_none() {
+    let status = loop {
+        if let Some(status) = child.try_wait().expect("the state of alluvium") {
+            break Some(status);
+        }
         if Instant::now() > deadline {
             let _ = child.kill();
-            let output = child.wait_with_output().expect("the output of alluvium");
-            panic!(
-                "alluvium {arguments:?} does not end: {}",
-                String::from_utf8_lossy(&output.stderr)
-            );
+            let _ = child.wait();
+            break None;
         }
         std::thread::sleep(Duration::from_millis(10));
+    };
+    let (stdout, stderr) = (
+        stdout.join().expect("its output"),
+        stderr.join().expect("its errors"),
+    );
+    let Some(status) = status else {
+        let errors = String::from_utf8_lossy(&stderr);
+        panic!("alluvium {arguments:?} does not end: {errors}");
+    };
+    Output {
+        status,
+        stdout,
+        stderr,
     }
-    child.wait_with_output().expect("the output of alluvium")
+}
+
+/// Reads a pipe to its end, in the background.
+fn drained(mut pipe: impl Read + Send + 'static) -> std::thread::JoinHandle<Vec<u8>> {
+    std::thread::spawn(move || {
+        let mut bytes = Vec::new();
+        // What could be read is what is shown.
+        let _ = pipe.read_to_end(&mut bytes);
+        bytes
+    })
 }
 
 fn command() -> Command {

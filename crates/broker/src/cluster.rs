@@ -28,16 +28,12 @@ pub(crate) struct Fenced {
 /// Resolves when this broker has lost its stream.
 pub(crate) async fn fenced(log: &Log) -> Fenced {
     let alluvium_log::Fenced { why, same_node } = log.fenced().await;
-    if !same_node {
-        return Fenced { why, namesake: None };
-    }
-    // Where it is says the manifest, if it can be read now.
+    // Whoever sealed the stream: if this broker's id has a newer start by now, coming back would end that one. A look that
+    // fails is told by the store.
     log.refresh().await;
     let known = namesake(&log.manifest(), log.incarnation(), log.node_id());
-    Fenced {
-        why,
-        namesake: Some(known.unwrap_or_else(|| "a newer process".to_owned())),
-    }
+    let namesake = known.or_else(|| same_node.then(|| "a newer process".to_owned()));
+    Fenced { why, namesake }
 }
 
 /// The newer start that runs under the same broker id.

@@ -177,7 +177,7 @@ pub(crate) struct Peer {
     listener: Arc<str>,
     /// The client id of the last request: it hardly ever changes.
     client_id: Arc<str>,
-    pipeline: handlers::produce::Pipeline,
+    torn: handlers::produce::Torn,
 }
 
 impl Peer {
@@ -187,7 +187,7 @@ impl Peer {
             host: format!("/{ip}").into(),
             listener: Arc::clone(listener),
             client_id: "".into(),
-            pipeline: handlers::produce::Pipeline::default(),
+            torn: handlers::produce::Torn::default(),
         }
     }
 
@@ -249,7 +249,7 @@ impl Requests for Dispatcher {
                     outcome
                 })
             }
-            Run::Produce => start_produce(&broker, request, permit, &mut peer.pipeline),
+            Run::Produce => start_produce(&broker, &mut peer.torn, request, permit),
             Run::Fetch => Box::pin({
                 let broker = Arc::clone(&broker);
                 async move {
@@ -328,9 +328,9 @@ fn correlation_id(bytes: &[u8]) -> Option<i32> {
 /// Orders the batches now; the future waits for their publication.
 fn start_produce(
     broker: &Arc<Broker>,
+    torn: &mut handlers::produce::Torn,
     request: Request,
     permit: Option<crate::budget::BudgetPermit>,
-    pipeline: &mut handlers::produce::Pipeline,
 ) -> BoxFuture<'static, Outcome> {
     let Request {
         api,
@@ -346,7 +346,7 @@ fn start_produce(
             return Box::pin(async move { outcome });
         }
     };
-    let answer = handlers::produce::start(broker, &ctx, request, permit, pipeline);
+    let answer = handlers::produce::start(broker, &ctx, torn, request, permit);
     Box::pin(async move {
         match answer.await {
             handlers::produce::Answer::Response(response) => {

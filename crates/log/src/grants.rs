@@ -53,8 +53,6 @@ impl Inner {
             stream.fence(taken_over(&manifest, stream.incarnation, self.node_id));
             return;
         }
-        stream.manifest_version.store(version, Ordering::Relaxed);
-        stream.metrics.manifest_version.set(version as i64);
         let mut owned = stream.owned.lock();
         let granted: BTreeMap<Slot, i32> = manifest.slots_of(stream.incarnation).collect();
         owned.retain(|slot, o| granted.get(slot) == Some(&o.epoch));
@@ -88,6 +86,9 @@ impl Inner {
             partitions.insert(p.id(), p);
         });
         stream.metrics.partitions.set(partitions.len() as i64);
+        // Last: others are told that it is applied, and may give the name of a deleted topic to a new one.
+        stream.manifest_version.store(version, Ordering::Release);
+        stream.metrics.manifest_version.set(version as i64);
         drop(owned);
         drop(partitions);
         stream.owned_changed.notify_waiters();

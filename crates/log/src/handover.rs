@@ -38,12 +38,9 @@ const SLOTS_AT_ONCE: usize = 256;
 const AGAIN: Duration = Duration::from_millis(500);
 
 impl Inner {
-    /// Hands over every slot that is desired elsewhere. One call at a time does so; another returns at once, and the
-    /// running one looks at the newest manifest before it ends.
+    /// Hands over every slot that is desired elsewhere. One call at a time does so; one that waited finds little to do.
     pub(crate) async fn hand_over(self: &Arc<Inner>) {
-        let Ok(_only) = self.handing_over.try_lock() else {
-            return;
-        };
+        let _only = self.handing_over.lock().await;
         loop {
             let slots = self.begin_release();
             if slots.is_empty() || self.release(&slots).await.is_err() {
@@ -55,12 +52,12 @@ impl Inner {
     /// Slots that are to be handed over now. From here on they take no new partitions, and the floor stands still.
     fn begin_release(&self) -> Vec<(Slot, i32)> {
         let stream = &self.stream;
+        let _no_new_partitions = stream.partitions.write();
+        let mut owned = stream.owned.lock();
         let manifest = self.keeper.current();
         if manifest.feature_level < LEVEL_OF_CLUSTERS || stream.is_fenced() {
             return vec![];
         }
-        let _no_new_partitions = stream.partitions.write();
-        let mut owned = stream.owned.lock();
         let mut slots = vec![];
         for run in &manifest.slots {
             let wanted = run

@@ -84,6 +84,11 @@ impl Head {
         Ok(head)
     }
 
+    /// Whether these bytes are a head, and another cluster's.
+    pub(crate) fn is_of_another(bytes: &[u8], cluster: Uuid) -> bool {
+        serde_json::from_slice::<Head>(bytes).is_ok_and(|head| head.cluster_id != cluster)
+    }
+
     /// As it is stored.
     pub fn encode(&self) -> Vec<u8> {
         checked_json::seal(serde_json::to_vec(self).unwrap_or_default())

@@ -21,11 +21,13 @@ use crate::partition::Partition;
 use crate::read::{self, FoundOffset, Isolation, OffsetLookup, ReadError, ReadResult};
 use crate::recover::StreamRead;
 use crate::store::{StoreError, StoreKind};
-use crate::stream::{Fate, Fenced, Stream};
+use crate::stream::{Fate, Fenced, Phase, Stream};
 use crate::{Incarnation, Offset, RecordBatch, TopicId, TopicPartition};
 
 /// A leader answers reads so long after the start of the last store call that proved its ownership.
 const READ_LEASE: Duration = Duration::from_secs(3);
+/// How long a stop waits for a checkpoint that only spares the next owners some reading.
+const LAST_CHECKPOINT: Duration = Duration::from_secs(3);
 /// How long the name of a deleted topic is waited for, and how often it is looked at.
 const DELETION_PATIENCE: Duration = Duration::from_secs(60);
 const DELETION_LOOK: Duration = Duration::from_millis(50);
@@ -93,6 +95,9 @@ pub enum OpenError {
     /// The store cannot be used.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// An object under the manifest belongs to another cluster: the wrong manifest was put there.
+    #[error("{0}")]
+    OtherCluster(String),
     /// What is in the bucket cannot be used, or somebody else has it.
     #[error("{0}")]
     Unusable(String),
@@ -279,6 +284,17 @@ impl Log {
         self.inner.stream.partitions.read().get(&tp).cloned()
     }
 
+    /// Whether the partition was granted to this broker, which cannot rebuild it until an operator helps.
+    pub fn is_quarantined(&self, topic: &TopicId, partition: i32) -> bool {
+        let tp = TopicPartition {
+            topic: *topic,
+            partition,
+        };
+        let slot = self.manifest().slot_of(&tp);
+        let owned = self.inner.stream.owned.lock();
+        owned.get(&slot).is_some_and(|o| o.phase == Phase::Quarantined)
+    }
+
     /// All partitions that this broker leads.
     pub fn partitions(&self) -> Vec<Arc<Partition>> {
         self.inner.stream.partitions.read().values().cloned().collect()
@@ -457,8 +473,11 @@ impl Log {
         let (inner, stream) = (&self.inner, &self.inner.stream);
         let alone = inner.exclusive() || self.manifest().live().count() <= 1;
         // With others waiting for the slots, the checkpoint comes first: they read little, and nobody waits for it.
-        if !alone && let Err(e) = inner.checkpointer.write_checkpoint().await {
-            tracing::info!(error = %e, "no checkpoint before the stop; the next owners will read more");
+        if !alone {
+            let written = tokio::time::timeout(LAST_CHECKPOINT, inner.checkpointer.write_checkpoint());
+            if !matches!(written.await, Ok(Ok(()))) {
+                tracing::info!("no checkpoint before the stop; the next owners will read more");
+            }
         }
         stream.stop();
         if let Some(task) = inner.stream_task.lock().await.take() {
@@ -532,6 +551,9 @@ impl Inner {
                 if verdicts.iter().all(Result::is_err) {
                     return Err(Refused::All(verdicts));
                 }
+                // What every live broker has applied need not be remembered.
+                m.deleted_names.retain(|_, version| *version > free);
+                m.tombstones.retain(|_, version| *version > free);
                 Ok((verdicts, Some(incarnation)))
             })
             .await

@@ -9,7 +9,7 @@
 //! A checkpoint covers every slot that its stream could append to when it was taken. So where a slot is *not* covered,
 //! all of its entries in that stream lie behind the checkpoint.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, btree_map};
 
 use hashbrown::HashMap;
 
@@ -173,7 +173,13 @@ pub fn recover(
     for slot in slots {
         let links = manifest.links(*slot);
         let start = links.iter().rposition(|l| read.covers(*slot, l));
-        if start.is_none() && links.first().is_some_and(|l| l.epoch != 1) {
+        // Without a covering link the log must be there from its first entry on: the slot's first epoch, and a stream that
+        // is read from its beginning.
+        let from_the_start = |l: &Link| {
+            let read = read.streams.get(&l.stream);
+            l.epoch == 1 && !l.released && read.is_none_or(|r| r.first_unread() == 0)
+        };
+        if start.is_none() && !links.first().is_none_or(from_the_start) {
             return Err(RecoveryError::NotCovered(*slot));
         }
         for (i, link) in links.iter().enumerate().skip(start.unwrap_or(0)) {
@@ -192,13 +198,15 @@ pub fn recover(
                 continue;
             }
             let stream = link.stream;
-            if !indexed.contains_key(&stream) {
-                let missing = RecoveryError::Unread(Source::of(link));
-                let r = read.streams.get(&stream).ok_or(missing)?;
-                check_whole(link, r)?;
-                indexed.insert(stream, by_slot(r, manifest.slot_count));
-            }
-            let entries = &indexed[&stream];
+            let entries = match indexed.entry(stream) {
+                btree_map::Entry::Occupied(known) => known.into_mut(),
+                btree_map::Entry::Vacant(new) => {
+                    let missing = RecoveryError::Unread(Source::of(link));
+                    let r = read.streams.get(&stream).ok_or(missing)?;
+                    check_whole(link, r)?;
+                    new.insert(by_slot(r, manifest.slot_count))
+                }
+            };
             for (seq, e) in entries.get(&(*slot, link.epoch)).into_iter().flatten() {
                 let seq = *seq;
                 let Some((tp, _)) = e.scope().filter(|(tp, _)| known.contains(&tp.topic)) else {

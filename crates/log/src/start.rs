@@ -126,10 +126,18 @@ async fn join(
         store: store.clone(),
         cluster: keeper.current().cluster_id,
     };
-    // Streams of another cluster under this manifest: found out before anything is written.
-    let present: Vec<Incarnation> = keeper.current().live().map(|(i, _)| i).collect();
-    for stream in present {
-        reader.head(stream).await?;
+    // Streams of another cluster under this manifest: found out before anything is written. A head that is damaged hurts
+    // only whoever needs it.
+    let present: Vec<Incarnation> = keeper.current().streams.keys().copied().collect();
+    let heads = present.into_iter().map(|stream| reader.head(stream));
+    let foreign = |e: &OpenError| matches!(e, OpenError::OtherCluster(_));
+    if let Some(e) = futures::future::join_all(heads)
+        .await
+        .into_iter()
+        .filter_map(Result::err)
+        .find(foreign)
+    {
+        return Err(e);
     }
     let exclusive = store.kind != StoreKind::S3;
     let register = |m: &mut Manifest| {
@@ -487,8 +495,14 @@ impl Reader {
         let Some(found) = found else {
             return Ok(Head::new(self.cluster, stream, Uuid::nil()));
         };
-        Head::decode(&found.bytes, self.cluster, stream)
-            .map_err(|e| OpenError::Unusable(format!("{key}: {e}")))
+        Head::decode(&found.bytes, self.cluster, stream).map_err(|e| {
+            let what = format!("{key}: {e}");
+            if Head::is_of_another(&found.bytes, self.cluster) {
+                OpenError::OtherCluster(what)
+            } else {
+                OpenError::Unusable(what)
+            }
+        })
     }
 
     /// The checkpoint that a head names, if it names one; `None` if the owner has deleted it since, which it does only

@@ -110,15 +110,13 @@ impl Store {
         self.control("PUT", "outage", outage).map(drop)
     }
 
-    /// Keys below `benchmarks/` and their bytes.
-    pub(crate) fn objects(&self) -> Result<Vec<(String, u64)>, String> {
-        let text = self.control("GET", "objects", "")?;
-        let listed: Vec<Value> = serde_json::from_str(&text).map_err(|error| format!("s3-fake: {error}"))?;
-        let object = |value: &Value| {
-            let key = value["key"].as_str()?.strip_prefix("benchmarks/")?;
-            Some((key.to_owned(), value["bytes"].as_u64()?))
-        };
-        Ok(listed.iter().filter_map(object).collect())
+    /// An object of text below `benchmarks/`.
+    pub(crate) fn text_of(&self, key: &str) -> Result<String, String> {
+        let answer = self.control("GET", &format!("object/benchmarks/{key}"), "")?;
+        let object: Value = serde_json::from_str(&answer).map_err(|error| format!("s3-fake: {error}"))?;
+        let text = object["text"].as_str();
+        text.map(str::to_owned)
+            .ok_or_else(|| format!("s3-fake: {key} without text"))
     }
 
     fn control(&self, method: &str, name: &str, body: &str) -> Result<String, String> {

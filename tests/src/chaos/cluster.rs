@@ -107,6 +107,9 @@ impl Cluster {
             .set("advertised.listeners", format!("PLAINTEXT://{}", kafka.address()))
             // A paced trickle would let little happen between two faults.
             .set("request.budget.per.second", 0)
+            // Merging and deleting take part in everything, and not once a minute.
+            .set("merge.interval.ms", 4_000)
+            .set("log.segment.delete.delay.ms", 4_000)
             // So little that readers need the store.
             .set("tail.bytes", 4 * 1024 * 1024)
             .set("cache.bytes", 4 * 1024 * 1024);
@@ -248,8 +251,13 @@ impl Node {
     fn kill(&mut self) {
         if self.state != State::Down {
             self.broker.kill_9();
-            self.state = State::Down;
+            self.down();
         }
+    }
+
+    fn down(&mut self) {
+        self.state = State::Down;
+        self.kafka.close();
     }
 
     fn stop(&mut self) {
@@ -275,6 +283,8 @@ impl Node {
 
     fn spawn(&mut self) {
         if self.state == State::Down {
+            // The port was chosen so that nobody else takes it.
+            self.kafka.open().expect("the proxy listens again");
             self.broker.spawn();
             self.starts += 1;
             self.state = State::Runs;
@@ -295,7 +305,8 @@ impl Node {
             return Ok(false);
         };
         self.broker.wait_for_exit(PROCESS_PATIENCE);
-        let was = std::mem::replace(&mut self.state, State::Down);
+        let was = self.state;
+        self.down();
         let forgiven = self.forgiven_until.is_some_and(|until| Instant::now() < until);
         match was {
             State::Stops if status.success() || forgiven => Ok(false),

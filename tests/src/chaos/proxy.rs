@@ -20,6 +20,8 @@ use super::sniffer::Sniffer;
 
 /// Bytes that are under way in one direction.
 const BUFFER_BYTES: usize = 64 * 1024;
+/// Time that the end of a task may take.
+const CLOSING: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// How a network is broken.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -80,28 +82,52 @@ fn does(manner: Manner, way: Way) -> Does {
 #[derive(Debug)]
 pub(super) struct Proxy {
     address: SocketAddr,
+    runtime: Handle,
     upstream: Arc<OnceLock<SocketAddr>>,
     weather: watch::Sender<Weather>,
-    accepting: JoinHandle<()>,
+    /// Nothing while the proxy does not listen.
+    accepting: Option<JoinHandle<()>>,
 }
 
 impl Proxy {
     /// Listens on this address and passes connections on to what [`Proxy::leads_to`] will name.
     pub(super) fn start(runtime: &Handle, listen: SocketAddr) -> io::Result<Proxy> {
-        let listener = std::net::TcpListener::bind(listen)?;
+        let mut proxy = Proxy {
+            address: listen,
+            runtime: runtime.clone(),
+            upstream: Arc::new(OnceLock::new()),
+            weather: watch::Sender::new(Weather::default()),
+            accepting: None,
+        };
+        proxy.open()?;
+        Ok(proxy)
+    }
+
+    /// Listens again after [`Proxy::close`].
+    pub(super) fn open(&mut self) -> io::Result<()> {
+        if self.accepting.is_some() {
+            return Ok(());
+        }
+        let listener = std::net::TcpListener::bind(self.address)?;
         listener.set_nonblocking(true)?;
-        let address = listener.local_addr()?;
-        let _guard = runtime.enter();
+        self.address = listener.local_addr()?;
+        let _guard = self.runtime.enter();
         let listener = TcpListener::from_std(listener)?;
-        let (weather, watched) = watch::channel(Weather::default());
-        let upstream = Arc::new(OnceLock::new());
-        let accepting = runtime.spawn(accept(listener, upstream.clone(), watched));
-        Ok(Proxy {
-            address,
-            upstream,
-            weather,
-            accepting,
-        })
+        let accepting = accept(listener, self.upstream.clone(), self.weather.subscribe());
+        self.accepting = Some(self.runtime.spawn(accepting));
+        Ok(())
+    }
+
+    /// Does not listen any more, as the machine of a process that has ended: connections are refused by the system.
+    pub(super) fn close(&mut self) {
+        if let Some(accepting) = self.accepting.take() {
+            accepting.abort();
+            // The listener goes with the task, at once or after what it does now.
+            let begun = std::time::Instant::now();
+            while !accepting.is_finished() && begun.elapsed() < CLOSING {
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            }
+        }
     }
 
     /// Names the other side, once.
@@ -124,7 +150,9 @@ impl Proxy {
 impl Drop for Proxy {
     fn drop(&mut self) {
         // Connections end by themselves: their channel is closed.
-        self.accepting.abort();
+        if let Some(accepting) = &self.accepting {
+            accepting.abort();
+        }
     }
 }
 
@@ -369,6 +397,22 @@ mod tests {
         let mut again = connect(&proxy);
         again.write_all(b"z").unwrap();
         assert_eq!(answer(&mut again, LONG).unwrap(), b"z");
+    }
+
+    #[test]
+    fn a_closed_proxy_refuses_and_listens_again_at_the_same_place() {
+        let runtime = runtime();
+        let mut proxy = echo(&runtime);
+        let address = proxy.address();
+        proxy.close();
+        let refused = Blocking::connect(address).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+        proxy.open().unwrap();
+        proxy.open().unwrap();
+        assert_eq!(proxy.address(), address);
+        let mut stream = connect(&proxy);
+        stream.write_all(b"x").unwrap();
+        assert_eq!(answer(&mut stream, LONG).unwrap(), b"x");
     }
 
     #[test]

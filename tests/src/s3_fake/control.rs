@@ -89,10 +89,21 @@ fn dispatch(
                 .map(|(key, bytes)| json!({ "key": key, "bytes": bytes }))
                 .collect())
         }
-        _ => Err((
-            StatusCode::NOT_FOUND,
-            "known: counts, faults, latency, outage, objects".to_owned(),
-        )),
+        _ => match name.strip_prefix("object/") {
+            Some(key) => {
+                let found = shared.buckets.lock().get(&shared.bucket, key);
+                let content = found
+                    .map_err(|_| (StatusCode::NOT_FOUND, format!("no object {key}")))?
+                    .content;
+                let text = std::str::from_utf8(&content);
+                let text = text.map_err(|_| bad(format!("{key} is not text")))?;
+                Ok(json!({ "key": key, "bytes": content.len(), "text": text }))
+            }
+            None => Err((
+                StatusCode::NOT_FOUND,
+                "known: counts, faults, latency, outage, objects, object/KEY".to_owned(),
+            )),
+        },
     }
 }
 

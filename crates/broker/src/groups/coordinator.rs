@@ -317,9 +317,11 @@ impl Inner {
         slots.values().filter_map(active).collect()
     }
 
+    /// Without a proof of late another broker may coordinate the group, which has gone on there: a client that asks here
+    /// must look for it, and not be told how the group was.
     fn shard(&self, group: &str) -> Result<Arc<ActiveShard>, ErrorCode> {
         let partitions = self.partitions.load(Ordering::Acquire);
-        if partitions == 0 {
+        if partitions == 0 || !self.engine.leased() {
             return Err(ErrorCode::NotCoordinator);
         }
         match self.slots.lock().get(&partition_for(group, partitions)) {
@@ -331,13 +333,21 @@ impl Inner {
 
     // ---- Commands ----
 
+    /// Within the lease a former coordinator may answer: the member finds the new one a little later. That it is fenced
+    /// it must not hear from there, since no client recovers from that.
     async fn submit(
         &self,
         group: &str,
         command: impl FnOnce(ReplyId) -> Command,
     ) -> Result<Reply, ErrorCode> {
-        let (_, answer) = self.begin(group, command)?;
-        settled(answer.await.ok())
+        let (shard, answer) = self.begin(group, command)?;
+        let reply = answer.await.ok();
+        if reply.as_ref().is_some_and(Reply::is_fencing)
+            && !self.engine.confirm_leadership(shard.partition, shard.epoch).await
+        {
+            return Err(ErrorCode::NotCoordinator);
+        }
+        settled(reply)
     }
 
     /// The same for what must last. An answer that needs an append waits for its publication, which no former

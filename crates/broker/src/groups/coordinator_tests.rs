@@ -73,6 +73,42 @@ async fn a_deposed_coordinator_gives_no_offsets() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn without_a_lease_nothing_is_said_of_groups() {
+    let fixture = Fixture::loaded().await;
+    let member = stable(&fixture, "g").await;
+    let gone = ErrorCode::NotCoordinator;
+    let beat = || fixture.inner.heartbeat("g", member.clone(), None, 1);
+    fixture.engine.lease(false);
+    assert_eq!(beat().await, gone);
+    assert_eq!(fixture.inner.join("g", join(&member)).await.error, gone);
+    assert_eq!(fixture.inner.describe("g"), Err(gone));
+    fixture.engine.lease(true);
+    assert_eq!(beat().await, ErrorCode::None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn damage_hides_no_other_groups() {
+    let fixture = Fixture::loaded().await;
+    commit_simple(&fixture, "g", 5).await;
+    let group = partition_for("g", 5);
+    let (recovering, damaged) = ((group + 1) % 5, (group + 2) % 5);
+    fixture.engine.recover(recovering, true);
+    fixture.engine.quarantine(damaged);
+    for partition in [recovering, damaged] {
+        fixture.engine.own(partition, Some(1));
+    }
+    fixture.inner.reconcile(false);
+    idle().await;
+    let loading = Err(ErrorCode::CoordinatorLoadInProgress);
+    assert_eq!(fixture.inner.list(), loading, "one of them ends soon");
+    fixture.engine.recover(recovering, false);
+    tokio::time::sleep(RECOVERING_LOOK).await;
+    idle().await;
+    let listed = fixture.inner.list().unwrap();
+    assert_eq!(listed.iter().map(|g| g.group.as_str()).collect::<Vec<_>>(), ["g"]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_unchanged_commit_costs_no_append() {
     let fixture = Fixture::loaded().await;
     commit_simple(&fixture, "g", 5).await;
@@ -490,7 +526,18 @@ async fn static_members_and_ids_go_through() {
     assert_eq!((again.error, again.generation), (ErrorCode::None, 1));
     let code = fixture
         .inner
-        .heartbeat("g", first.member_id, Some("i".to_owned()), 1)
+        .heartbeat("g", first.member_id.clone(), Some("i".to_owned()), 1)
         .await;
     assert_eq!(code, ErrorCode::FencedInstanceId);
+
+    // A former coordinator may not know of a later replacement, and no client recovers from this error.
+    fixture.engine.depose();
+    let replaced = Some("i".to_owned());
+    let code = fixture
+        .inner
+        .heartbeat("g", first.member_id.clone(), replaced.clone(), 1)
+        .await;
+    assert_eq!(code, ErrorCode::NotCoordinator);
+    let left = fixture.inner.leave("g", vec![(first.member_id, replaced)]).await;
+    assert_eq!(left, Err(ErrorCode::NotCoordinator));
 }

@@ -110,6 +110,13 @@ pub(crate) trait Engine: Send + Sync + 'static {
     /// if it does not, or if that cannot be found out now.
     fn confirm_leadership(&self, partition: i32, epoch: i32) -> BoxFuture<'_, bool>;
 
+    /// Whether this broker may take for granted that it still leads what it led: it was proven a moment ago. Known
+    /// without asking anybody.
+    fn leased(&self) -> bool;
+
+    /// Whether the partition is this broker's and cannot be recovered: damage that an operator has to mend.
+    fn is_quarantined(&self, partition: i32) -> bool;
+
     /// High watermark of any topic's partition, when it is known here.
     fn high_watermark(&self, topic: &str, partition: i32) -> Option<i64>;
 }
@@ -243,6 +250,16 @@ impl Engine for LogEngine {
             self.log.confirm_leadership().await.is_ok()
                 && self.partition(partition, epoch).is_ok_and(|p| !p.is_gone())
         })
+    }
+
+    fn leased(&self) -> bool {
+        self.log.leased()
+    }
+
+    fn is_quarantined(&self, partition: i32) -> bool {
+        let manifest = self.log.manifest();
+        let topic = manifest.topics.get(OFFSETS_TOPIC);
+        topic.is_some_and(|topic| self.log.is_quarantined(&topic.id, partition))
     }
 
     fn topic(&self, name: &str) -> Option<TopicInfo> {

@@ -115,6 +115,19 @@ pub(crate) enum Reply {
     Failed(ErrorCode),
 }
 
+impl Reply {
+    /// Whether it tells a static member that another one has its place: clients end for good then.
+    pub(crate) fn is_fencing(&self) -> bool {
+        let fenced = ErrorCode::FencedInstanceId;
+        match self {
+            Reply::Join(reply) => reply.error == fenced,
+            Reply::Sync(reply) => reply.error == fenced,
+            Reply::Code(code) | Reply::Failed(code) => *code == fenced,
+            Reply::Codes(codes) => codes.contains(&fenced),
+        }
+    }
+}
+
 /// Records to append as one batch.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Append {

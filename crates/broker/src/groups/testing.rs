@@ -39,7 +39,9 @@ struct Stored {
     records: BTreeMap<i32, Vec<(Bytes, Option<Bytes>)>>,
     high_watermarks: BTreeMap<(String, i32), i64>,
     deposed: bool,
+    unleased: bool,
     recovering: BTreeSet<i32>,
+    quarantined: BTreeSet<i32>,
 }
 
 impl Stored {
@@ -68,6 +70,18 @@ impl MemoryEngine {
     /// Another broker took over; only a look at the store tells.
     pub(crate) fn depose(&self) {
         self.stored.lock().deposed = true;
+    }
+
+    /// For a while nothing proved that this broker is still the leader, or now it did.
+    pub(crate) fn lease(&self, held: bool) {
+        self.stored.lock().unleased = !held;
+    }
+
+    /// A partition that is owned turns out to be damaged.
+    pub(crate) fn quarantine(&self, partition: i32) {
+        let mut stored = self.stored.lock();
+        stored.recovering.insert(partition);
+        stored.quarantined.insert(partition);
     }
 
     pub(crate) fn new() -> MemoryEngine {
@@ -136,6 +150,14 @@ impl Engine for MemoryEngine {
     fn confirm_leadership(&self, _partition: i32, _epoch: i32) -> BoxFuture<'_, bool> {
         let led = !self.stored.lock().deposed;
         Box::pin(async move { led })
+    }
+
+    fn leased(&self) -> bool {
+        !self.stored.lock().unleased
+    }
+
+    fn is_quarantined(&self, partition: i32) -> bool {
+        self.stored.lock().quarantined.contains(&partition)
     }
 
     fn topic(&self, name: &str) -> Option<TopicInfo> {

@@ -255,6 +255,27 @@ async fn idempotent_producers_get_kafkas_answers() {
 }
 
 #[tokio::test]
+async fn a_topic_that_becomes_known_between_two_batches_tears_no_pipeline() {
+    let broker = broker(&[]).await;
+    let mut client = Client::connect(&broker);
+    let request = |value: &str, sequence| {
+        let records = sequenced(&[value], 77, 0, sequence);
+        produce("t", Uuid::default(), &[(0, records)])
+    };
+    let too_early = produce_one(&mut client, 9, &request("a", 0)).await;
+    assert_eq!(too_early.error_code, 3);
+    create(&mut Client::connect(&broker), "t").await;
+    // Sent before the client heard of it. Appended now, it would make the repeat of the first a duplicate.
+    let behind = produce_one(&mut client, 9, &request("b", 1)).await;
+    assert_eq!((behind.error_code, behind.base_offset), (3, -1));
+    for (offset, value) in (0..).zip(["a", "b"]) {
+        let sequence = i32::try_from(offset).unwrap();
+        let answer = produce_one(&mut client, 9, &request(value, sequence)).await;
+        assert_eq!((answer.error_code, answer.base_offset), (0, offset));
+    }
+}
+
+#[tokio::test]
 async fn no_answer_is_given_to_acks_0_and_an_error_closes() {
     let (_broker, mut client, id) = started().await;
     let mut request = produce("t", id, &[(0, batch(&["silent"]))]);

@@ -36,8 +36,12 @@ pub(crate) async fn handle(
     request: DeleteRecordsRequest,
 ) -> DeleteRecordsResponse {
     let deadline = tokio::time::Instant::now() + patience(request.timeout_ms);
+    // An offset that is out of range, and a log start that is there already, are answered without a write: that must not
+    // come from a leader that was succeeded by another one without noticing.
+    let proven = broker.log.confirm_leadership().await.is_ok();
     let moves = futures::stream::iter(wanted(request)).map(|(name, partition, offset)| async move {
         let result = match target(broker, &name, partition, offset) {
+            _ if !proven => Err(ErrorCode::NotLeaderOrFollower),
             Ok((partition, to)) => {
                 let before = partition.watermarks().log_start_offset;
                 match tokio::time::timeout_at(deadline, broker.log.advance_log_start(&partition, to)).await {

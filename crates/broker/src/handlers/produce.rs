@@ -6,6 +6,7 @@
 //!   some clients send because Kafka ignores it for acks=1, counts as 30 s.
 //! * Compressed batches are opened only for compacted topics, which need keys; their timestamps are checked by
 //!   the batch header (first and largest).
+//! * What follows a batch that an idempotent producer has to send again waits for it: see [`Torn`].
 //! * Left out: transactions. They get TRANSACTIONAL_ID_AUTHORIZATION_FAILED, which is fatal to every client.
 
 use std::sync::Arc;
@@ -30,11 +31,11 @@ use crate::errors::ErrorCode;
 use crate::protocol::topic_id;
 use crate::topics::is_internal;
 
-mod pipeline;
 mod publication;
-pub(crate) use pipeline::Pipeline;
-use pipeline::Sent;
+mod torn;
 use publication::Publication;
+use torn::Sequenced;
+pub(crate) use torn::Torn;
 
 /// First version that names topics by id.
 const TOPIC_IDS: i16 = 13;
@@ -98,27 +99,13 @@ enum Part {
 }
 
 impl Part {
-    /// Whether the client sends the batch again, because it was refused for a state that passes.
-    fn will_come_again(&self) -> bool {
+    /// The error that is certain already.
+    fn refused_with(&self) -> Option<ErrorCode> {
         match self {
-            Part::Misplaced { .. } => true,
-            Part::Refused { refusal, .. } => matches!(
-                refusal.error,
-                ErrorCode::UnknownTopicOrPartition
-                    | ErrorCode::UnknownTopicId
-                    | ErrorCode::NotLeaderOrFollower
-            ),
-            Part::Appended { .. } => false,
+            Part::Refused { refusal, .. } => Some(refusal.error),
+            Part::Misplaced { misplaced, .. } => Some(misplaced.error),
+            Part::Appended { .. } => None,
         }
-    }
-}
-
-/// See [`pipeline`].
-fn behind_a_refused_one(index: i32) -> Part {
-    let message = "the batch before it was refused";
-    Part::Refused {
-        index,
-        refusal: Refusal::new(ErrorCode::NotLeaderOrFollower, message),
     }
 }
 
@@ -132,14 +119,14 @@ struct TopicParts {
 pub(crate) fn start(
     broker: &Arc<Broker>,
     ctx: &RequestContext,
+    torn: &mut Torn,
     request: ProduceRequest,
     permit: Option<BudgetPermit>,
-    pipeline: &mut Pipeline,
 ) -> impl Future<Output = Answer> + Send + use<> {
     let deadline = Instant::now() + patience(request.timeout_ms);
     let acks = request.acks;
     let mut publication = Publication::new(permit);
-    let topics = append_all(broker, ctx, request, &mut publication, pipeline);
+    let topics = append_all(broker, ctx, torn, request, &mut publication);
     let broker = Arc::clone(broker);
     let ctx = ctx.clone();
     async move {
@@ -172,10 +159,11 @@ fn patience(timeout_ms: i32) -> Duration {
 fn append_all(
     broker: &Arc<Broker>,
     ctx: &RequestContext,
+    torn: &mut Torn,
     request: ProduceRequest,
     publication: &mut Publication,
-    pipeline: &mut Pipeline,
 ) -> Vec<TopicParts> {
+    torn.next_request();
     let manifest = broker.log.manifest();
     let refused = check_request(&request);
     let by_id = ctx.api_version >= TOPIC_IDS;
@@ -196,12 +184,12 @@ fn append_all(
                 .partition_data
                 .into_iter()
                 .map(|data| {
-                    let sent = Sent::of(data.records.as_deref());
-                    let index = data.index;
-                    if let Some(sent) = &sent
-                        && pipeline.must_refuse(&topic.name, topic.topic_id, index, sent)
-                    {
-                        return behind_a_refused_one(index);
+                    let (index, records) = (data.index, data.records);
+                    let sequenced = Sequenced::of(&topic.name, topic.topic_id, index, records.as_deref());
+                    if let Some(error) = sequenced.as_ref().and_then(|batch| torn.refusal(batch)) {
+                        let refusal =
+                            Refusal::new(error, "a batch before it was refused and has to come first");
+                        return Part::Refused { index, refusal };
                     }
                     let part = match (&found, &settings) {
                         (Ok((_, topic)), Some(settings)) => {
@@ -210,29 +198,19 @@ fn append_all(
                                 version: ctx.api_version,
                                 now_ms,
                             };
-                            append_one(
-                                broker,
-                                &manifest,
-                                topic,
-                                check,
-                                data.index,
-                                data.records,
-                                publication,
-                            )
+                            append_one(broker, &manifest, topic, check, index, records, publication)
                         }
                         (Err(refusal), _) => Part::Refused {
-                            index: data.index,
+                            index,
                             refusal: refusal.clone(),
                         },
                         (Ok(_), None) => Part::Refused {
-                            index: data.index,
+                            index,
                             refusal: Refusal::new(ErrorCode::UnknownServerError, "the topic has no settings"),
                         },
                     };
-                    if let Some(sent) = sent
-                        && part.will_come_again()
-                    {
-                        pipeline.refuse(&topic.name, topic.topic_id, index, sent);
+                    if let (Some(batch), Some(error)) = (&sequenced, part.refused_with()) {
+                        torn.note(batch, error);
                     }
                     part
                 })

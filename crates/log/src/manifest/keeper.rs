@@ -20,8 +20,8 @@ use crate::store::{Store, StoreError};
 
 /// How long one change is tried while the store does not answer.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// How long one look at the manifest may take; the next one comes a second later.
-const LOOK_TIMEOUT: Duration = Duration::from_secs(4);
+/// How long one look at the manifest may take, less than a read lease lasts; the next one comes a second later.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What can be done about a manifest that is damaged or gone.
 const RESTORE: &str = "each version was copied to cluster/history/: stop all brokers, and `alluvium cluster \
@@ -133,9 +133,21 @@ impl ManifestKeeper {
     ) -> Result<R, ManifestError<E>> {
         let key = self.store.key(keys::MANIFEST);
         let mut stored = self.stored.lock().await;
+        let mut looked = false;
         loop {
             let mut next = (*self.current()).clone();
-            let (result, by) = change(&mut next).map_err(ManifestError::Refused)?;
+            let (result, by) = match change(&mut next) {
+                Ok(made) => made,
+                Err(refused) => {
+                    // What is known here may be out of date, as after a change by another broker a moment ago.
+                    let before = next.version;
+                    if looked || self.look(&mut stored).await.is_err() || self.current().version == before {
+                        return Err(ManifestError::Refused(refused));
+                    }
+                    looked = true;
+                    continue;
+                }
+            };
             let commit = Uuid::new_v4();
             next.stamp(by, commit);
             let body = Bytes::from(next.encode());

@@ -513,7 +513,7 @@ mod tests {
                     assert!(read.place == r.place && read.bytes.start <= u64::from(r.position));
                     assert!(read.bytes.end >= u64::from(r.position) + u64::from(r.len));
                     let bytes = Bytes::from(self.bytes(r));
-                    if verify(r, &[bytes.clone()]).is_err() {
+                    if verify(r, std::slice::from_ref(&bytes)).is_err() {
                         bad.push((part.run, part.range));
                         self.bad.push((layout.runs[part.run].partition, r.base_offset));
                         continue;
@@ -610,7 +610,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(96))]
+        #![proptest_config(ProptestConfig::with_cases(48))]
         /// Appends, log starts, merges and restarts in any order: what is merged reads as what is not.
         #[test]
         fn a_merged_log_is_the_same_log(ops in proptest::collection::vec(op(), 1..40)) {
@@ -627,7 +627,7 @@ mod tests {
             }
             // And it comes to an end: nothing is left that was good.
             w.publish_merge();
-            for _ in 0..200 {
+            for _ in 0..100 {
                 w.merge(1 << 30);
                 w.publish_merge();
             }

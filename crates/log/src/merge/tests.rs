@@ -791,6 +791,8 @@ async fn a_slot_that_moves_holds_the_floor_until_its_data_is_merged() {
         topic: id,
         partition: 0,
     });
+    // It must have heard of the other one.
+    a_while().await;
     a.inner.desire(vec![(slot, b.incarnation())]).await.unwrap();
     a_while().await;
     assert!(a.partition(&id, 0).is_none());

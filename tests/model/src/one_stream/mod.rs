@@ -130,7 +130,6 @@ pub fn all() -> Vec<Scenario> {
                 "head adopted",
                 "restarted from a checkpoint",
             ],
-            ..base.clone()
         },
         // Old checkpoints go under the eyes of takers, also those of a zombie whose stream is only a link.
         Scenario {
@@ -150,7 +149,6 @@ pub fn all() -> Vec<Scenario> {
                 "taker met a deleted checkpoint",
                 "two links",
             ],
-            ..base
         },
     ]
 }

@@ -28,6 +28,8 @@ const PARTITIONS: i32 = 100;
 /// Topics that one request creates.
 const BATCH: usize = 50;
 const PATIENCE: Duration = Duration::from_secs(300);
+/// A manifest that did not change for so long is at rest.
+const REST: Duration = Duration::from_secs(10);
 const MIB: f64 = 1024.0 * 1024.0;
 
 pub(super) const GROUP: GroupSpec = GroupSpec {
@@ -108,7 +110,7 @@ fn measure(session: &Session) -> Result<Metrics, String> {
         create(&mut client, names).map_err(said("create"))?;
     }
     let mut metrics = Metrics::new();
-    let before = manifest(&store)?;
+    let before = manifest_at_rest(&store)?;
     let begun = Instant::now();
     create(&mut client, &["scale-one-more".to_owned()]).map_err(said("create"))?;
     metrics.insert("create_ms".to_owned(), begun.elapsed().as_secs_f64() * 1e3);
@@ -164,22 +166,33 @@ struct ManifestSize {
     bytes: u64,
 }
 
-/// The manifest as the bucket shows it; its version is that of the newest copy, which may come a little later.
+/// The manifest as it is now.
 fn manifest(store: &Store) -> Result<ManifestSize, String> {
-    std::thread::sleep(Duration::from_secs(3));
-    manifest_of(&store.objects()?).ok_or_else(|| "a bucket without a manifest".to_owned())
+    manifest_of(&store.text_of("cluster/manifest.json")?)
 }
 
-fn manifest_of(objects: &[(String, u64)]) -> Option<ManifestSize> {
-    let (_, bytes) = objects.iter().find(|(key, _)| key == "cluster/manifest.json")?;
-    let versions = objects.iter().filter_map(|(key, _)| {
-        let version = key.strip_prefix("cluster/history/")?.strip_suffix(".json")?;
-        version.parse().ok()
-    });
-    Some(ManifestSize {
-        version: versions.max()?,
-        bytes: *bytes,
+fn manifest_of(text: &str) -> Result<ManifestSize, String> {
+    let manifest: serde_json::Value =
+        serde_json::from_str(text).map_err(|error| format!("the manifest: {error}"))?;
+    let version = manifest["version"].as_u64();
+    Ok(ManifestSize {
+        version: version.ok_or("a manifest without a version")?,
+        bytes: text.len() as u64,
     })
+}
+
+/// The manifest when it has not changed for a while: placement moves slots for some time after topics were created.
+fn manifest_at_rest(store: &Store) -> Result<ManifestSize, String> {
+    let deadline = Instant::now() + PATIENCE;
+    let mut last = manifest(store)?;
+    loop {
+        std::thread::sleep(REST);
+        let now = manifest(store)?;
+        if now == last || Instant::now() > deadline {
+            return Ok(now);
+        }
+        last = now;
+    }
 }
 
 /// Who leads what, as this broker knows it.
@@ -345,20 +358,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_newest_copy_tells_the_version() {
-        let keys = [
-            "cluster/history/00009.json",
-            "cluster/history/00010.json",
-            "cluster/manifest.json",
-        ];
-        let mut objects: Vec<(String, u64)> = keys.iter().map(|key| ((*key).to_owned(), 7)).collect();
-        let expected = ManifestSize {
-            version: 10,
-            bytes: 7,
-        };
-        assert_eq!(manifest_of(&objects), Some(expected));
-        objects.pop();
-        assert_eq!(manifest_of(&objects), None);
+    fn the_manifest_tells_its_version() {
+        let size = manifest_of(r#"{"version":10}"#).unwrap();
+        assert_eq!((size.version, size.bytes), (10, 14));
+        assert!(manifest_of("{}").unwrap_err().contains("without a version"));
     }
 
     #[test]

@@ -100,14 +100,14 @@ impl Inner {
             .map(describe_group))
     }
 
-    /// All groups that are coordinated here.
+    /// All groups that are coordinated here. What is damaged may stay so for long, and must not hide all the others.
     pub(crate) fn list(&self) -> Result<Vec<GroupListing>, ErrorCode> {
-        let loading = self
-            .slots
-            .lock()
-            .values()
-            .any(|slot| matches!(slot, Slot::Loading { .. }));
-        if loading {
+        let is_loading = |(partition, slot): (&i32, &Slot)| match slot {
+            Slot::Loading { .. } => Some(*partition),
+            Slot::Active(_) => None,
+        };
+        let loading: Vec<i32> = self.slots.lock().iter().filter_map(is_loading).collect();
+        if !loading.iter().all(|p| self.engine.is_quarantined(*p)) {
             return Err(ErrorCode::CoordinatorLoadInProgress);
         }
         let mut listings = Vec::new();

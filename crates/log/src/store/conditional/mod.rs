@@ -25,8 +25,8 @@ use object_store::{
 use tokio::time::Instant;
 
 use super::trouble::reason_of;
-use crate::mutation::{self, Mutation};
 use super::{Store, StoreError};
+use crate::mutation::{self, Mutation};
 pub use machine::{Action, CreateEvent, CreateMachine, UpdateEvent, UpdateMachine};
 
 /// How much of an object a create reads back to recognise it: a writer's nonce MUST lie within.
