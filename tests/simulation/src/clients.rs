@@ -139,7 +139,15 @@ impl Client {
 
     /// Most often one that answered before: clients go on to the next only when one is away.
     fn any_broker(&mut self) -> Node {
+        let thawed = {
+            let w = self.world.lock();
+            let now = w.clock();
+            w.thawed
+                .filter(|(_, until)| w.ambush.lag_after_thaw && *until > now)
+        };
         match self.good {
+            // Somebody has heard that the one that was away is back.
+            _ if thawed.is_some() && self.chance.happens(0.5) => thawed.map_or(self.from, |(node, _)| node),
             Some(good) if self.chance.happens(0.8) => good,
             _ => *self.chance.one_of(&self.brokers),
         }

@@ -131,6 +131,8 @@ pub fn plan(world: &Shared, shared: bool, chance: &mut Chance) -> Plan {
             head: some(0.3),
             manifest: some(0.1),
             checkpoint: some(0.1),
+            seal: some(0.5),
+            lag_after_thaw: some(1.0) > 0.0,
             ms_max: 60_000,
         };
     }
@@ -235,11 +237,23 @@ fn strike(w: &mut World, plan: &Plan, at: Millis, chance: &mut Chance) {
 /// Mutations that are not in the product: somebody else does what no broker may do. And one that needs the world in a
 /// rare state: a taker that sleeps in the middle while the owner, which only seemed dead, moves its floor.
 fn aim(w: &mut World, mutation: Mutation) {
-    if mutation == Mutation::FloorIgnored {
-        w.tuning.merge_ms = 2_000;
-        w.tuning.delete_delay_ms = 500;
-        w.ambush.head = 0.5;
-        w.ambush.ms_max = 60_000;
+    match mutation {
+        Mutation::FloorIgnored => {
+            w.tuning.merge_ms = 2_000;
+            w.tuning.delete_delay_ms = 500;
+            w.ambush.seal = 0.8;
+            w.ambush.ms_max = 50_000;
+            doze(w, 17_000, 22_000);
+        }
+        Mutation::LinkDroppedEarly => {
+            w.tuning.merge_ms = 60_000;
+            w.tuning.delete_delay_ms = 500;
+        }
+        Mutation::SealDeleted | Mutation::StaleCoordinator => {
+            w.ambush.lag_after_thaw = true;
+            doze(w, 17_000, 30_000);
+        }
+        _ => {}
     }
     if mutation == Mutation::CleanerByAge {
         for at in (30_000..600_000).step_by(10_000) {
@@ -257,5 +271,16 @@ fn aim(w: &mut World, mutation: Mutation) {
                 keys.iter().for_each(|k| w.bucket.delete(k, now));
             });
         }
+    }
+}
+
+/// The first broker freezes again and again, so long that the others think it dead.
+fn doze(w: &mut World, from: Millis, to: Millis) {
+    let mut at = 12_000;
+    while at < 200_000 {
+        let lasts = w.chance.between(from, to);
+        w.at(at, |w| w.commands.push(Command::Freeze(Node(1))));
+        w.at(at + lasts, |w| w.commands.push(Command::Thaw(Node(1))));
+        at += lasts + w.chance.between(8_000, 20_000);
     }
 }

@@ -231,7 +231,10 @@ impl Driver {
 
     /// The process of a machine is gone, and is started again some time later.
     fn end(&mut self, node: Node, silent: bool) {
-        self.world.lock().hang_up(node, silent);
+        let mut w = self.world.lock();
+        w.hang_up(node, silent);
+        w.incarnations.remove(&node);
+        drop(w);
         if let Some(host) = self.hosts.get_mut(&node) {
             host.machine = None;
             host.stop = None;
@@ -253,7 +256,10 @@ impl Driver {
         let now = self.now();
         let host = self.hosts.get_mut(&node);
         if let Some(machine) = host.and_then(|h| h.machine.as_mut()).filter(|m| m.frozen) {
-            self.world.lock().tell(format_args!("{node} thaws"));
+            let mut w = self.world.lock();
+            w.tell(format_args!("{node} thaws"));
+            w.thawed = Some((node, now + 4_000));
+            drop(w);
             machine.thaw(now);
         }
     }

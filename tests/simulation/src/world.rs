@@ -5,7 +5,7 @@
 
 use std::cell::Cell;
 use std::cmp::Ordering;
-use std::collections::BinaryHeap;
+use std::collections::{BTreeMap, BinaryHeap};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -173,6 +173,10 @@ pub struct Ambush {
     pub manifest: f64,
     /// After a checkpoint or a merged object was sent.
     pub checkpoint: f64,
+    /// While a seal of another broker's stream is on its way, which takes as long as the freeze.
+    pub seal: f64,
+    /// A broker that thaws learns of a new manifest seconds later, and clients come to it first.
+    pub lag_after_thaw: bool,
     pub ms_max: u64,
 }
 
@@ -199,6 +203,10 @@ pub struct World {
     pub skew_ms: [i64; 10],
     /// Brokers freeze in the middle of what is told here: how often, and for how long at most.
     pub ambush: Ambush,
+    /// Incarnation of each broker that is up.
+    pub incarnations: BTreeMap<Node, u64>,
+    /// Who has thawed, and until when that matters.
+    pub thawed: Option<(Node, Millis)>,
     /// Settings of brokers that are drawn from the seed.
     pub tuning: Tuning,
     /// Set when clients are to come to an end.
@@ -235,6 +243,8 @@ impl Shared {
             commands: vec![],
             skew_ms: [0; 10],
             ambush: Ambush::default(),
+            incarnations: BTreeMap::new(),
+            thawed: None,
             tuning: Tuning {
                 merge_ms: 45_000,
                 file_bytes: 32 << 20,
