@@ -197,12 +197,11 @@ impl World {
     fn lie_in_wait(&mut self, node: Node, request: &Request) -> Millis {
         let (what, key) = request.name();
         let ambush = self.ambush;
-        let manifest = key == "cluster/manifest.json";
         let seal =
             what == "create" && stream_of(key).is_some_and(|s| self.incarnations.get(&node) != Some(&s));
         let probability = match what {
             "get" if key.ends_with("head.json") => ambush.head,
-            "update" if manifest => ambush.manifest,
+            "update" if key == "cluster/manifest.json" => ambush.manifest,
             "create" if seal => ambush.seal,
             "create" if key.contains("/checkpoint/") || key.starts_with("merged/") => ambush.checkpoint,
             _ => 0.0,
@@ -215,13 +214,12 @@ impl World {
             self.after(wait + lasts, move |w| w.commands.push(Command::Thaw(node)));
             return if seal { lasts } else { 0 };
         }
-        let thawed = self
-            .thawed
-            .is_some_and(|(who, until)| who == node && until > self.clock());
-        if what == "get" && manifest && thawed && ambush.lag_after_thaw {
-            return self.chance.between(1_000, 3_500);
+        if seal && ambush.slow_seal > 0.0 && self.chance.happens(ambush.slow_seal) {
+            let until = self.clock() + self.chance.between(ambush.ms_max / 3, ambush.ms_max);
+            self.slow_keys.entry((node, key.to_owned())).or_insert(until);
         }
-        0
+        let slow = self.slow_keys.get(&(node, key.to_owned()));
+        slow.map_or(0, |until| until.saturating_sub(self.clock()))
     }
 
     fn send(&mut self, node: Node, request: Request, answer: oneshot::Sender<Reply>) {
@@ -237,6 +235,9 @@ impl World {
             } else {
                 &mut back
             }) += more;
+        }
+        if let Some(late) = self.unheard().filter(|u| u.node == node) {
+            back += late.answers_late_by;
         }
         if fate == Fate::Late {
             there += self.chance.between(1_000, w.late_ms_max);
