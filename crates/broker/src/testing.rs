@@ -4,7 +4,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use alluvium_log::store::{Store, StoreOptions};
+use alluvium_log::store::counting::StoreMetrics;
+use alluvium_log::store::{Store, StoreKind, StoreOptions};
 use alluvium_log::{Clock, Log, SystemClock};
 use bytes::{Bytes, BytesMut};
 use kafka_wire::{KafkaMessage, OutboundFrameLimits, RequestResponsePair, encode_request};
@@ -29,14 +30,33 @@ pub(crate) async fn broker(pairs: &[(&str, &str)]) -> Arc<Broker> {
 
 /// The same, with the store that others may look at.
 pub(crate) async fn broker_and_store(pairs: &[(&str, &str)]) -> (Arc<Broker>, Store) {
-    let memory = [
-        ("store.url", "memory://"),
+    let store = Store::open("memory://", StoreOptions::default()).await.unwrap();
+    (broker_on(&store, pairs).await, store)
+}
+
+/// A bucket in memory that several brokers share, and what is asked of it.
+pub(crate) async fn shared_store() -> (Store, StoreMetrics) {
+    let metrics = StoreMetrics::default();
+    let options = StoreOptions {
+        metrics: Some(metrics.clone()),
+        ..StoreOptions::default()
+    };
+    let mut store = Store::open("memory://", options).await.unwrap();
+    store.kind = StoreKind::S3;
+    (store, metrics)
+}
+
+/// A broker on this store, with the given settings.
+pub(crate) async fn broker_on(store: &Store, pairs: &[(&str, &str)]) -> Arc<Broker> {
+    let url = match store.kind {
+        StoreKind::S3 => "s3://shared",
+        _ => "memory://",
+    };
+    let own = [
+        ("store.url", url),
         ("advertised.listeners", "PLAINTEXT://broker.test:9092"),
     ];
-    let settings = Settings::from_pairs(memory.into_iter().chain(pairs.iter().copied())).unwrap();
-    let store = Store::open(&settings.store_url, StoreOptions::default())
-        .await
-        .unwrap();
+    let settings = Settings::from_pairs(own.into_iter().chain(pairs.iter().copied())).unwrap();
     let mut registry = Registry::default();
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let (options, policies) = crate::history::with_history(&settings, &mut registry);
@@ -47,8 +67,7 @@ pub(crate) async fn broker_and_store(pairs: &[(&str, &str)]) -> (Arc<Broker>, St
     policies.follow(Arc::clone(&config), &log);
     let wall: WallClock = Arc::new(move || clock.now_ms());
     let groups = Coordinator::new(log.clone(), Arc::clone(&config), Arc::clone(&wall), &mut registry);
-    let broker = Arc::new(Broker::new(log, config, groups, wall, &mut registry));
-    (broker, store)
+    Arc::new(Broker::new(log, config, groups, wall, &mut registry))
 }
 
 /// A client connection.

@@ -136,7 +136,6 @@ impl Default for MembershipOptions {
 pub struct MembershipMetrics {
     peers: Gauge,
     suspects: Gauge,
-    takeovers: Counter,
     takeover_failures: Counter,
     slots_under_way: Gauge,
     plan_seconds: Gauge<f64, std::sync::atomic::AtomicU64>,
@@ -152,11 +151,6 @@ impl MembershipMetrics {
             "suspects",
             "Brokers that do not answer, whose objects in the bucket are watched",
             m.suspects.clone(),
-        );
-        r.register(
-            "takeovers",
-            "Brokers that this one found dead and took over",
-            m.takeovers.clone(),
         );
         r.register(
             "takeover_failures",
@@ -414,10 +408,9 @@ impl Membership {
         let (taking, metrics) = (self.cluster.take_over(victim, death), self.metrics.clone());
         let taken = tokio::spawn(async move {
             let taken = taking.await;
-            match &taken {
-                Ok(()) => metrics.takeovers.inc(),
-                Err(_) => metrics.takeover_failures.inc(),
-            };
+            if taken.is_err() {
+                metrics.takeover_failures.inc();
+            }
             taken
         });
         let why = match taken.await {

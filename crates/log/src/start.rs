@@ -22,7 +22,9 @@ use crate::clock::Clock;
 use crate::entry::Entry;
 use crate::format::checkpoint::SlotImage;
 use crate::format::segment::{Seal, SegmentHeader, SegmentIndex, decode_index, encode_seal, read_header};
-use crate::format::{IndexOrMore, ObjectKind, SUFFIX_GUESS, checkpoint, index_of};
+use crate::format::{
+    IndexOrMore, ObjectKind, SUFFIX_GUESS, check_preamble, checkpoint, index_of, read_trailer,
+};
 use crate::head::Head;
 use crate::keys;
 use crate::log::{Inner, Log, LogOptions, OpenError, Rewriters};
@@ -602,6 +604,11 @@ impl Reader {
                 return Ok(At::Missing);
             };
             let damaged = |e| OpenError::Unusable(format!("{key}: {e}"));
+            let trailer = read_trailer(&bytes, ObjectKind::Segment).map_err(damaged)?;
+            if trailer.object_len == bytes.len() as u64 {
+                // Nearly always there is all of it: then its own word on whose it is, and for whom, is there too.
+                check_preamble(&bytes, ObjectKind::Segment, Some(self.cluster)).map_err(damaged)?;
+            }
             match index_of(&bytes, ObjectKind::Segment).map_err(damaged)? {
                 IndexOrMore::NeedSuffix(n) if n > len => len = n,
                 IndexOrMore::NeedSuffix(_) => {

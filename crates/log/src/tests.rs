@@ -11,6 +11,9 @@ use crate::manifest::Change;
 use crate::store::{Store, StoreKind, StoreOptions};
 use crate::*;
 
+pub(crate) mod meddling;
+pub(crate) mod shared;
+
 pub(crate) async fn store() -> Store {
     Store::open("memory://", StoreOptions::default()).await.unwrap()
 }

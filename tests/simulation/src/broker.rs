@@ -110,6 +110,7 @@ pub async fn run(world: Shared, node: Node, boot: u64, mut stop: mpsc::Unbounded
             "{node} is up as incarnation {}",
             broker.log().incarnation()
         ));
+        w.incarnations.insert(node, broker.log().incarnation());
         w.network.listen(node, boot);
     }
     let why = loop {

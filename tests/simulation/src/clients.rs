@@ -2,6 +2,7 @@
 //! history what they saw.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
 use std::io;
 use std::time::Duration;
 
@@ -25,6 +26,7 @@ use uuid::Uuid;
 
 use crate::history::{Partition, Value};
 use crate::kafka::{Kafka, code};
+use crate::members::must_join;
 use crate::world::{Chance, Millis, Node, Shared};
 
 /// Batches of a producer in flight at once.
@@ -69,6 +71,15 @@ pub enum Failed {
     Again(String),
     /// The topic is not there (any more).
     NoTopic,
+}
+
+impl fmt::Display for Failed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Failed::Again(why) => f.write_str(why),
+            Failed::NoTopic => f.write_str("the topic is not there"),
+        }
+    }
 }
 
 impl From<io::Error> for Failed {
@@ -139,6 +150,12 @@ impl Client {
 
     /// Most often one that answered before: clients go on to the next only when one is away.
     fn any_broker(&mut self) -> Node {
+        let unheard = self.world.lock().unheard();
+        if let Some(first) = unheard
+            && self.chance.happens(0.5)
+        {
+            return first.node;
+        }
         match self.good {
             Some(good) if self.chance.happens(0.8) => good,
             _ => *self.chance.one_of(&self.brokers),
@@ -198,7 +215,7 @@ impl Client {
                     self.tell(format_args!("created {topic} as {id}"));
                     return id;
                 }
-                Err(e) => self.tell(format_args!("creating {topic}: {e:?}")),
+                Err(e) => self.tell(format_args!("creating {topic}: {e}")),
             }
             self.pause(200, 1_000).await;
         }
@@ -256,7 +273,7 @@ impl Client {
                 return;
             }
             while let Err(e) = self.try_delete(&topic, id).await {
-                self.tell(format_args!("deleting {topic}: {e:?}"));
+                self.tell(format_args!("deleting {topic}: {e}"));
                 self.pause(200, 1_000).await;
             }
         }
@@ -274,7 +291,7 @@ impl Client {
                 match self.producer_id().await {
                     Ok(id) => identity = Some(id),
                     Err(e) => {
-                        self.tell(format_args!("no producer id: {e:?}"));
+                        self.tell(format_args!("no producer id: {e}"));
                         self.pause(100, 500).await;
                         continue;
                     }
@@ -298,7 +315,7 @@ impl Client {
                     .send_all(&topic, partition, Some(identity), &mut unacked)
                     .await;
                 if let Err(e) = tried {
-                    self.tell(format_args!("{} unacknowledged: {e:?}", unacked.len()));
+                    self.tell(format_args!("{} unacknowledged: {e}", unacked.len()));
                     self.pause(50, 400).await;
                 }
             }
@@ -317,7 +334,7 @@ impl Client {
             next += 1;
             let mut unacked = VecDeque::from([(-1, values)]);
             if let Err(e) = self.send_all(&topic, partition, None, &mut unacked).await {
-                self.tell(format_args!("not acknowledged: {e:?}"));
+                self.tell(format_args!("not acknowledged: {e}"));
             }
             self.pause(50, 700).await;
         }
@@ -403,7 +420,7 @@ impl Client {
                 }
             };
             if let Err(e) = tried {
-                self.tell(format_args!("{topic}-{partition} at {at}: {e:?}"));
+                self.tell(format_args!("{topic}-{partition} at {at}: {e}"));
                 self.pause(100, 500).await;
             }
             self.pause(10, 300).await;
@@ -515,7 +532,7 @@ impl Client {
         loop {
             match self.try_read_whole(topic, partition).await {
                 Ok(found) => return found,
-                Err(e) => self.tell(format_args!("reading all of {topic}-{partition}: {e:?}")),
+                Err(e) => self.tell(format_args!("reading all of {topic}-{partition}: {e}")),
             }
             self.pause(200, 600).await;
         }
@@ -555,7 +572,7 @@ impl Client {
                 return;
             }
             if let Err(e) = self.try_trim(&topic, partition).await {
-                self.tell(format_args!("trimming {topic}-{partition}: {e:?}"));
+                self.tell(format_args!("trimming {topic}-{partition}: {e}"));
             }
         }
     }
@@ -603,12 +620,16 @@ impl Client {
         while !self.closing() {
             let tried = if self.chance.happens(0.6) {
                 next += 1 + self.chance.below(5) as i64;
-                self.try_commit(&group, &topic, partition, next).await
+                match self.try_commit(&group, &topic, partition, next, None).await {
+                    Ok(code::NONE) => Ok(()),
+                    Ok(error) => Err(Failed::Again(format!("commit: error {error}"))),
+                    Err(e) => Err(e),
+                }
             } else {
                 self.try_fetch_commit(&group, &topic, partition).await.map(|_| ())
             };
             if let Err(e) = tried {
-                self.tell(format_args!("group {group}: {e:?}"));
+                self.tell(format_args!("group {group}: {e}"));
                 self.pause(50, 300).await;
             }
             self.pause(50, 600).await;
@@ -634,7 +655,15 @@ impl Client {
         }
     }
 
-    async fn try_commit(&mut self, group: &str, topic: &str, partition: i32, offset: i64) -> Tried<()> {
+    /// Commits an offset, alone or as a member of a generation; the coordinator's error code.
+    pub(crate) async fn try_commit(
+        &mut self,
+        group: &str,
+        topic: &str,
+        partition: i32,
+        offset: i64,
+        member: Option<(&str, i32)>,
+    ) -> Tried<i16> {
         let described = self.describe(topic).await?.ok_or(Failed::NoTopic)?;
         let node = self.coordinator(group).await?;
         let mut kafka = self.take(node).await?;
@@ -648,6 +677,10 @@ impl Client {
         let mut request = OffsetCommitRequest::default();
         request.group_id = group.to_owned().into();
         request.generation_id_or_member_epoch = -1;
+        if let Some((id, generation)) = member {
+            request.member_id = id.to_owned().into();
+            request.generation_id_or_member_epoch = generation;
+        }
         request.topics = vec![of_topic];
         let p: Partition = (described.id, partition);
         let sent = self.now();
@@ -655,25 +688,23 @@ impl Client {
         let answer = kafka.call(8, &request).await?;
         self.give_back(kafka);
         let part = answer.topics.first().and_then(|t| t.partitions.first());
-        match part.map_or(-1, |p| p.error_code) {
-            code::NONE => {
-                let mut w = self.world.lock();
-                let now = w.clock();
-                w.tell(format_args!(
-                    "{} group {group} committed {offset} with {node}",
-                    self.name
-                ));
-                w.history.commit_acked(group, p, offset, now);
-                w.history.success(&self.name, now);
-                Ok(())
+        let error = part.map_or(code::UNKNOWN_SERVER_ERROR, |p| p.error_code);
+        if error == code::NONE {
+            let mut w = self.world.lock();
+            let now = w.clock();
+            w.tell(format_args!(
+                "{} group {group} committed {offset} for {partition} with {node}",
+                self.name
+            ));
+            w.history.commit_acked(group, p, offset, now);
+            if let Some((_, generation)) = member {
+                w.history.committed_in(group, generation, sent);
             }
-            other => {
-                if !code::is_retriable(other) {
-                    self.wrong(format!("commit of group {group}: error {other} from {node}"));
-                }
-                Err(Failed::Again(format!("commit: error {other} from {node}")))
-            }
+            w.history.success(&self.name, now);
+        } else if !code::is_retriable(error) && !(member.is_some() && must_join(error)) {
+            self.wrong(format!("commit of group {group}: error {error} from {node}"));
         }
+        Ok(error)
     }
 
     pub(crate) async fn try_fetch_commit(&mut self, group: &str, topic: &str, partition: i32) -> Tried<i64> {

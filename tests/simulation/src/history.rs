@@ -123,10 +123,6 @@ impl History {
         self.successes.insert(client.to_owned(), now);
     }
 
-    pub fn last_success(&self, client: &str) -> Option<Millis> {
-        self.successes.get(client).copied()
-    }
-
     pub fn clients(&self) -> impl Iterator<Item = (&String, &Millis)> {
         self.successes.iter()
     }

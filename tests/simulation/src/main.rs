@@ -19,6 +19,7 @@ mod world;
 use std::process::ExitCode;
 
 use mutation::Mutation;
+use sweep::Rule;
 
 const USAGE: &str = "\
 alluvium-simulation: brokers, clients, a store and a network, in virtual time, by a seed
@@ -27,6 +28,7 @@ alluvium-simulation: brokers, clients, a store and a network, in virtual time, b
   --seed N             runs one seed and prints everything that happens
   --mutations          breaks one rule after the other and says how many seeds it takes to notice
   --mutation NAME      breaks one rule; with --seeds or --seed
+  --unbroken           keeps that rule, in the same worlds: they must hold
   --budget-seconds S   stops after so long; with --mutations: for each of them
   --resume FILE        skips the seeds in FILE and adds those that are done
   --quiet              with --seed: only the result
@@ -41,6 +43,7 @@ struct Args {
     seed: Option<u64>,
     mutations: bool,
     mutation: Option<Mutation>,
+    unbroken: bool,
     budget_seconds: Option<u64>,
     resume: Option<String>,
     quiet: bool,
@@ -66,6 +69,7 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Args, String> {
             }
             "--budget-seconds" => args.budget_seconds = Some(number(value()?)?),
             "--resume" => args.resume = Some(value()?),
+            "--unbroken" => args.unbroken = true,
             "--quiet" => args.quiet = true,
             other => return Err(format!("{other} is not known\n\n{USAGE}")),
         }
@@ -85,7 +89,11 @@ fn main() -> ExitCode {
         (Some(seed), _) => one(*seed, &args),
         (None, _) if args.mutations => sweep::mutations(args.seeds.unwrap_or((0, 400)), args.budget_seconds),
         (None, Some(seeds)) => {
-            sweep::seeds(*seeds, args.mutation, args.budget_seconds, args.resume.as_deref())
+            let rule = args.mutation.map(|m| Rule {
+                mutation: m,
+                broken: !args.unbroken,
+            });
+            sweep::seeds(*seeds, rule, args.budget_seconds, args.resume.as_deref())
         }
         (None, None) => {
             eprintln!("{USAGE}");
@@ -114,11 +122,11 @@ fn one(seed: u64, args: &Args) -> bool {
         println!("{}", std::backtrace::Backtrace::capture());
         std::process::exit(101);
     }));
-    let (mutation, print) = (args.mutation, !args.quiet);
+    let (rule, broken, print) = (args.mutation, !args.unbroken, !args.quiet);
     // On a thread of its own: what the standard library remembers by thread was drawn before chance was taken over.
     let ran = std::thread::Builder::new()
         .stack_size(64 << 20)
-        .spawn(move || run::run(seed, true, mutation, print));
+        .spawn(move || run::run(seed, rule, broken, print));
     let outcome = match ran.map(std::thread::JoinHandle::join) {
         Ok(Ok(outcome)) => outcome,
         _ => {

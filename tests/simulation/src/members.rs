@@ -3,9 +3,8 @@
 
 use bytes::Bytes;
 use kafka_wire::join_group_request::JoinGroupRequestProtocol;
-use kafka_wire::offset_commit_request::{OffsetCommitRequestPartition, OffsetCommitRequestTopic};
 use kafka_wire::sync_group_request::SyncGroupRequestAssignment;
-use kafka_wire::{HeartbeatRequest, JoinGroupRequest, OffsetCommitRequest, SyncGroupRequest};
+use kafka_wire::{HeartbeatRequest, JoinGroupRequest, SyncGroupRequest};
 
 use crate::clients::{Client, Failed, Tried};
 use crate::kafka::{Kafka, code};
@@ -24,7 +23,7 @@ struct Member {
 }
 
 /// Why a member must join again.
-fn must_join(error: i16) -> bool {
+pub fn must_join(error: i16) -> bool {
     [ILLEGAL_GENERATION, UNKNOWN_MEMBER_ID, REBALANCE_IN_PROGRESS].contains(&error)
 }
 
@@ -34,7 +33,7 @@ impl Client {
         let mut member = Member::default();
         while !self.closing() {
             if let Err(e) = self.one_generation(&group, &topic, partitions, &mut member).await {
-                self.tell(format_args!("member of {group}: {e:?}"));
+                self.tell(format_args!("member of {group}: {e}"));
                 self.pause(100, 600).await;
             }
         }
@@ -152,48 +151,12 @@ impl Client {
     }
 
     async fn commit_as(&mut self, group: &str, topic: &str, member: &Member) -> Tried<i16> {
-        let described = self.describe(topic).await?.ok_or(Failed::NoTopic)?;
         let Some(partition) = member.partitions.first().copied().map(i32::from) else {
             return self.beat(group, member).await;
         };
-        let p = (described.id, partition);
         let before = self.try_fetch_commit(group, topic, partition).await?;
-        let offset = before.max(0) + 1;
-        let node = self.coordinator(group).await?;
-        let mut kafka = self.take(node).await?;
-        let mut of_partition = OffsetCommitRequestPartition::default();
-        of_partition.partition_index = partition;
-        of_partition.committed_offset = offset;
-        of_partition.committed_leader_epoch = -1;
-        let mut of_topic = OffsetCommitRequestTopic::default();
-        of_topic.name = topic.to_owned().into();
-        of_topic.partitions = vec![of_partition];
-        let mut request = OffsetCommitRequest::default();
-        request.group_id = group.to_owned().into();
-        request.generation_id_or_member_epoch = member.generation;
-        request.member_id = member.id.clone().into();
-        request.topics = vec![of_topic];
-        let asked = self.now();
-        self.world.lock().history.commit_tried(group, p, offset, asked);
-        let answer = kafka.call(8, &request).await?;
-        self.give_back(kafka);
-        let part = answer.topics.first().and_then(|t| t.partitions.first());
-        let error = part.map_or(code::UNKNOWN_SERVER_ERROR, |p| p.error_code);
-        if error == code::NONE {
-            let mut w = self.world.lock();
-            let now = w.clock();
-            w.tell(format_args!(
-                "{} committed {offset} for {partition} of {group} with {node}",
-                self.name
-            ));
-            w.history.commit_acked(group, p, offset, now);
-            w.history.committed_in(group, member.generation, asked);
-            w.history.success(&self.name, now);
-        } else if !must_join(error) && !code::is_retriable(error) {
-            self.wrong(format!(
-                "commit of a member of {group}: error {error} from {node}"
-            ));
-        }
-        Ok(error)
+        let as_member = Some((member.id.as_str(), member.generation));
+        self.try_commit(group, topic, partition, before.max(0) + 1, as_member)
+            .await
     }
 }

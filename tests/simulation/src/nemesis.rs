@@ -1,7 +1,7 @@
 //! What goes wrong, and when: drawn from the seed before anything runs.
 
 use crate::mutation::Mutation;
-use crate::world::{Ambush, Chance, Command, Millis, Node, STORE, Shared, TWIN, Tuning, World};
+use crate::world::{Ambush, Chance, Command, Millis, Node, STORE, Shared, TWIN, Tuning, Unheard, World};
 
 /// How the store is at the moment: probabilities of each way to fail, and latencies.
 #[derive(Clone, Copy, Debug)]
@@ -90,23 +90,27 @@ pub struct Plan {
     pub brokers: Vec<Node>,
     /// How long things go wrong.
     pub chaos_ms: Millis,
-    /// Whether brokers share the bucket; else the newest start takes everything.
-    pub shared: bool,
     pub weather: StoreWeather,
     /// Whether it is left alone at the end, to see that it forgets its dead.
     pub drains: bool,
 }
 
 /// Draws a plan and schedules all of it.
-pub fn plan(world: &Shared, shared: bool, chance: &mut Chance) -> Plan {
+pub fn plan(world: &Shared, chance: &mut Chance) -> Plan {
     let mut brokers: Vec<Node> = (1..=chance.between(2, 5) as u8).map(Node).collect();
-    if chance.happens(0.1) {
+    let rule = world.lock().aim;
+    let duels = matches!(rule, Some(Mutation::SealDeleted | Mutation::StaleCoordinator));
+    if chance.happens(0.1) || duels {
         brokers.push(TWIN);
     }
-    let calm = chance.happens(0.15);
+    // What must come together for this one takes its time, and anything else spoils it.
+    let quiet = rule == Some(Mutation::FloorIgnored);
+    let calm = chance.happens(0.15) || quiet;
     let plan = Plan {
-        chaos_ms: chance.between(40_000, 240_000),
-        shared,
+        chaos_ms: match chance.between(40_000, 240_000) {
+            _ if quiet => 240_000,
+            drawn => drawn,
+        },
         weather: match calm {
             true => StoreWeather::calm(),
             false => StoreWeather::rough(chance),
@@ -131,6 +135,9 @@ pub fn plan(world: &Shared, shared: bool, chance: &mut Chance) -> Plan {
             head: some(0.3),
             manifest: some(0.1),
             checkpoint: some(0.1),
+            seal: some(0.5),
+            slow_seal: some(0.5),
+            after_thaw: some(1.0) > 0.0,
             ms_max: 60_000,
         };
     }
@@ -139,26 +146,30 @@ pub fn plan(world: &Shared, shared: bool, chance: &mut Chance) -> Plan {
     let weather = plan.weather;
     // The first start makes the cluster in peace, so that there is something to break.
     w.at(3_000, move |w| w.weather = weather);
-    if chance.happens(0.5) {
+    if chance.happens(0.5) && !quiet {
         w.network.lossy = 0.02;
     }
-    if chance.happens(0.3) {
+    if chance.happens(0.3) && !quiet {
         w.network.resets = 0.002;
     }
     let mut at = 5_000;
     let pace = chance.between(1_500, 9_000);
-    while at < plan.chaos_ms {
+    while at < plan.chaos_ms && !quiet {
         strike(&mut w, &plan, at, chance);
         at += chance.between(pace / 4, pace * 2);
     }
     if plan.brokers.contains(&TWIN) {
-        let at = chance.between(10_000, plan.chaos_ms);
-        w.at(at, |w| w.commands.push(Command::Boot(TWIN)));
+        if duels || chance.happens(0.5) {
+            duel(&mut w, plan.chaos_ms, chance);
+        } else {
+            let at = chance.between(10_000, plan.chaos_ms);
+            w.at(at, |w| w.commands.push(Command::Boot(TWIN)));
+        }
     }
     let end = plan.chaos_ms;
     w.at(end, |w| w.commands.push(Command::Heal));
-    if let Some(m) = w.mutation {
-        aim(&mut w, m);
+    if let Some(rule) = rule {
+        aim(&mut w, rule);
     }
     plan
 }
@@ -232,30 +243,73 @@ fn strike(w: &mut World, plan: &Plan, at: Millis, chance: &mut Chance) {
     }
 }
 
-/// Mutations that are not in the product: somebody else does what no broker may do. And one that needs the world in a
-/// rare state: a taker that sleeps in the middle while the owner, which only seemed dead, moves its floor.
-fn aim(w: &mut World, mutation: Mutation) {
-    if mutation == Mutation::FloorIgnored {
-        w.tuning.merge_ms = 2_000;
-        w.tuning.delete_delay_ms = 500;
-        w.ambush.head = 0.5;
-        w.ambush.ms_max = 60_000;
-    }
-    if mutation == Mutation::CleanerByAge {
-        for at in (30_000..600_000).step_by(10_000) {
-            w.at(at, |w| {
-                let (now, old) = (w.now, 25_000);
-                let segment =
-                    |k: &str| k.starts_with("wal/") && !k.contains("checkpoint") && !k.ends_with("head.json");
-                let keys: Vec<String> = w
-                    .bucket
-                    .objects
-                    .iter()
-                    .filter(|(k, o)| segment(k) && o.written + old < now)
-                    .map(|(k, _)| k.clone())
-                    .collect();
-                keys.iter().for_each(|k| w.bucket.delete(k, now));
+/// Two processes with the id of the first broker take turns. Each start ends the stream of the other process at once,
+/// which hears of it as late as can be: within the lease that it had.
+fn duel(w: &mut World, end: Millis, chance: &mut Chance) {
+    let (mut young, mut old) = (TWIN, Node(1));
+    let mut at = 12_000;
+    while at < end {
+        let answers_late_by = chance.between(500, 1_200);
+        w.at(at, move |w| {
+            w.tell(format_args!("{young} is to succeed {old}"));
+            w.commands.push(Command::Boot(young));
+            w.unheard = Some(Unheard {
+                node: old,
+                until: w.now + 6_000,
+                answers_late_by,
             });
+        });
+        (young, old) = (old, young);
+        at += chance.between(9_000, 14_000);
+    }
+}
+
+/// Makes a world in which it shows soon if a rule is broken.
+fn aim(w: &mut World, rule: Mutation) {
+    match rule {
+        // No broker does this: somebody else does.
+        Mutation::CleanerByAge if w.mutation.is_some() => (30_000..600_000)
+            .step_by(10_000)
+            .for_each(|at| w.at(at, delete_the_old)),
+        // The owner seems dead, is not, and moves its floor past the seal that is on its way.
+        Mutation::FloorIgnored => {
+            w.tuning.merge_ms = 2_000;
+            w.tuning.delete_delay_ms = 500;
+            w.ambush = Ambush {
+                slow_seal: 1.0,
+                ms_max: 60_000,
+                ..Ambush::default()
+            };
+            doze(w, 17_000, 22_000);
         }
+        // What nobody is linked to goes at once, and is merged much later.
+        Mutation::LinkDroppedEarly => {
+            w.tuning.merge_ms = 60_000;
+            w.tuning.delete_delay_ms = 500;
+        }
+        _ => {}
+    }
+}
+
+/// Deletes every segment and seal that was written some time ago.
+fn delete_the_old(w: &mut World) {
+    let (now, old) = (w.now, 25_000);
+    let segment = |k: &str| k.starts_with("wal/") && !k.contains("checkpoint") && !k.ends_with("head.json");
+    let objects = w.bucket.objects.iter();
+    let keys: Vec<String> = objects
+        .filter(|(k, o)| segment(k) && o.written + old < now)
+        .map(|(k, _)| k.clone())
+        .collect();
+    keys.iter().for_each(|k| w.bucket.delete(k, now));
+}
+
+/// The first broker freezes again and again, so long that the others think it dead.
+fn doze(w: &mut World, from: Millis, to: Millis) {
+    let mut at = 12_000;
+    while at < 200_000 {
+        let lasts = w.chance.between(from, to);
+        w.at(at, |w| w.commands.push(Command::Freeze(Node(1))));
+        w.at(at + lasts, |w| w.commands.push(Command::Thaw(Node(1))));
+        at += lasts + w.chance.between(30_000, 60_000);
     }
 }

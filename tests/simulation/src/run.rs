@@ -14,7 +14,7 @@ use crate::machine::Machine;
 use crate::mutation::Mutation;
 use crate::nemesis::{Plan, StoreWeather, plan};
 use crate::store::SimStore;
-use crate::world::{Ambush, Chance, Command, EPOCH_MS, Millis, Node, Shared, TWIN};
+use crate::world::{Ambush, Chance, Command, EPOCH_MS, Millis, Node, Shared, TWIN, Unheard};
 use crate::{broker, os};
 
 /// Step of the world.
@@ -59,15 +59,20 @@ struct Driver {
     checks: u64,
 }
 
-/// Runs one seed to its end. Once per process: see `os`.
-pub fn run(seed: u64, shared: bool, mutation: Option<Mutation>, print: bool) -> Outcome {
+/// Runs one seed to its end, in a world that is made for a rule if there is one, and with it broken or not. Once per process: see `os`.
+pub fn run(seed: u64, rule: Option<Mutation>, broken: bool, print: bool) -> Outcome {
     os::take_over(seed);
+    let mutation = rule.filter(|_| broken);
     if let Some(m) = mutation {
         alluvium_log::mutation::switch_on(m);
     }
     let mut chance = Chance::new(seed ^ 0xa5a5);
-    let world = Shared::new(seed, mutation, print);
-    let plan = plan(&world, shared, &mut chance);
+    let world = Shared::new(seed, print);
+    {
+        let mut w = world.lock();
+        (w.mutation, w.aim) = (mutation, rule);
+    }
+    let plan = plan(&world, &mut chance);
     world.lock().tell(format_args!("seed {seed}: {plan:?}"));
     let mut driver = Driver {
         hosts: plan.brokers.iter().map(|n| (*n, Host::default())).collect(),
@@ -87,14 +92,12 @@ impl Driver {
     fn live(&mut self) {
         let first = self.plan.brokers[0];
         self.boot(first);
-        if self.plan.shared {
-            let others = self.plan.brokers.clone().into_iter().filter(|n| *n != TWIN);
-            for node in others.skip(1) {
-                let at = self.chance.between(0, 8_000);
-                self.world
-                    .lock()
-                    .at(at, move |w| w.commands.push(Command::Boot(node)));
-            }
+        let others = self.plan.brokers.clone().into_iter().filter(|n| *n != TWIN);
+        for node in others.skip(1) {
+            let at = self.chance.between(0, 8_000);
+            self.world
+                .lock()
+                .at(at, move |w| w.commands.push(Command::Boot(node)));
         }
         self.start_clients();
         let end = self.plan.chaos_ms + RECOVERY_BOUND;
@@ -136,8 +139,7 @@ impl Driver {
     fn obey(&mut self, command: Command) {
         match command {
             Command::Boot(node) => {
-                let absent = self.hosts.get(&node).is_some_and(|h| h.machine.is_none());
-                if absent && (self.plan.shared || self.healed.is_none() || !self.anybody_runs()) {
+                if self.hosts.get(&node).is_some_and(|h| h.machine.is_none()) {
                     self.boot(node);
                 }
             }
@@ -189,6 +191,7 @@ impl Driver {
                     w.network.lossy = 0.0;
                     w.network.resets = 0.0;
                     w.ambush = Ambush::default();
+                    w.unheard = None;
                 }
                 for node in self.plan.brokers.clone() {
                     self.thaw(node);
@@ -198,18 +201,13 @@ impl Driver {
                     let absent = host.is_some_and(|h| h.machine.is_none() && !h.gave_way);
                     // Of two with one id, one is enough.
                     let namesake = self.hosts.get(&Node(1)).is_some_and(|h| h.machine.is_some());
-                    let wanted = absent && !(node == TWIN && namesake);
-                    if wanted && (self.plan.shared || !self.anybody_runs()) {
+                    if absent && !(node == TWIN && namesake) {
                         self.boot(node);
                     }
                 }
             }
             Command::CheckBucket => self.check_bucket("in a copy of the bucket"),
         }
-    }
-
-    fn anybody_runs(&self) -> bool {
-        self.hosts.values().any(|h| h.machine.is_some())
     }
 
     fn boot(&mut self, node: Node) {
@@ -231,21 +229,19 @@ impl Driver {
 
     /// The process of a machine is gone, and is started again some time later.
     fn end(&mut self, node: Node, silent: bool) {
-        self.world.lock().hang_up(node, silent);
+        let mut w = self.world.lock();
+        w.hang_up(node, silent);
+        w.incarnations.remove(&node);
+        drop(w);
         if let Some(host) = self.hosts.get_mut(&node) {
             host.machine = None;
             host.stop = None;
         }
         let wait = self.chance.between(100, RESTART_MS);
-        // Where the newest start takes everything, a start beside another one is the nemesis' business.
-        let (again, other) = match self.plan.shared {
-            true => (self.hosts.get(&node).is_some_and(|h| !h.gave_way), node),
-            false => (!self.anybody_runs(), *self.chance.one_of(&self.plan.brokers)),
-        };
-        if again {
+        if self.hosts.get(&node).is_some_and(|h| !h.gave_way) {
             self.world
                 .lock()
-                .after(wait, move |w| w.commands.push(Command::Boot(other)));
+                .after(wait, move |w| w.commands.push(Command::Boot(node)));
         }
     }
 
@@ -253,7 +249,16 @@ impl Driver {
         let now = self.now();
         let host = self.hosts.get_mut(&node);
         if let Some(machine) = host.and_then(|h| h.machine.as_mut()).filter(|m| m.frozen) {
-            self.world.lock().tell(format_args!("{node} thaws"));
+            let mut w = self.world.lock();
+            w.tell(format_args!("{node} thaws"));
+            if w.ambush.after_thaw {
+                w.unheard = Some(Unheard {
+                    node,
+                    until: now + 4_000,
+                    answers_late_by: self.chance.between(500, 1_900),
+                });
+            }
+            drop(w);
             machine.thaw(now);
         }
     }
@@ -432,7 +437,7 @@ impl Driver {
             assert_eq!(created, w.bucket.objects.len() as u64, "live and deleted are all");
             (w.bucket.clone(), w.now, w.history.partitions())
         };
-        let aside = Shared::new(now, None, false);
+        let aside = Shared::new(now, false);
         {
             let mut w = aside.lock();
             w.bucket = copy;

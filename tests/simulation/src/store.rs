@@ -192,29 +192,41 @@ impl World {
         reply
     }
 
-    /// Perhaps the sender freezes soon, just when it is about to act on the answer.
-    fn lie_in_wait(&mut self, node: Node, request: &Request) {
+    /// Perhaps the sender freezes soon, just when it is about to act on the answer. Returns how much longer the request
+    /// takes.
+    fn lie_in_wait(&mut self, node: Node, request: &Request) -> Millis {
         let (what, key) = request.name();
         let ambush = self.ambush;
+        let seal =
+            what == "create" && stream_of(key).is_some_and(|s| self.incarnations.get(&node) != Some(&s));
         let probability = match what {
             "get" if key.ends_with("head.json") => ambush.head,
             "update" if key == "cluster/manifest.json" => ambush.manifest,
+            "create" if seal => ambush.seal,
             "create" if key.contains("/checkpoint/") || key.starts_with("merged/") => ambush.checkpoint,
             _ => 0.0,
         };
         if probability > 0.0 && self.chance.happens(probability) {
             let wait = self.chance.between(0, 120);
-            let lasts = self.chance.between(500, ambush.ms_max);
+            let least = if seal { ambush.ms_max / 3 } else { 500 };
+            let lasts = self.chance.between(least, ambush.ms_max);
             self.after(wait, move |w| w.commands.push(Command::Freeze(node)));
             self.after(wait + lasts, move |w| w.commands.push(Command::Thaw(node)));
+            return if seal { lasts } else { 0 };
         }
+        if seal && ambush.slow_seal > 0.0 && self.chance.happens(ambush.slow_seal) {
+            let until = self.clock() + self.chance.between(ambush.ms_max / 3, ambush.ms_max);
+            self.slow_keys.entry((node, key.to_owned())).or_insert(until);
+        }
+        let slow = self.slow_keys.get(&(node, key.to_owned()));
+        slow.map_or(0, |until| until.saturating_sub(self.clock()))
     }
 
     fn send(&mut self, node: Node, request: Request, answer: oneshot::Sender<Reply>) {
-        self.lie_in_wait(node, &request);
+        let more = self.lie_in_wait(node, &request);
         let fate = self.draw_fate(&request);
         let w = self.weather;
-        let mut there = self.chance.between(w.latency_ms.0, w.latency_ms.1) / 2 + 2;
+        let mut there = self.chance.between(w.latency_ms.0, w.latency_ms.1) / 2 + 2 + more;
         let mut back = self.chance.between(w.latency_ms.0, w.latency_ms.1) / 2 + 2;
         if self.chance.happens(w.slow) {
             let more = self.chance.between(200, 8_000);
@@ -223,6 +235,9 @@ impl World {
             } else {
                 &mut back
             }) += more;
+        }
+        if let Some(late) = self.unheard().filter(|u| u.node == node) {
+            back += late.answers_late_by;
         }
         if fate == Fate::Late {
             there += self.chance.between(1_000, w.late_ms_max);
@@ -280,6 +295,13 @@ impl World {
             });
         });
     }
+}
+
+/// The stream of a segment's or seal's key.
+fn stream_of(key: &str) -> Option<u64> {
+    let (stream, seq) = key.strip_prefix("wal/")?.split_once('/')?;
+    seq.parse::<u64>().ok()?;
+    stream.rsplit_once('-')?.1.parse().ok()
 }
 
 impl SimStore {

@@ -16,12 +16,32 @@ const SEED_TIMEOUT: Duration = Duration::from_secs(180);
 struct Result {
     violations: Vec<String>,
     hash: String,
+    /// Whether the seed came to an end, or to a violation: else nothing was found out.
+    ran: bool,
 }
 
-fn run(seed: u64, mutation: Option<Mutation>) -> Result {
+/// The rule that worlds are made for.
+#[derive(Clone, Copy, Debug)]
+pub struct Rule {
+    pub mutation: Mutation,
+    pub broken: bool,
+}
+
+impl Rule {
+    fn arguments(self) -> Vec<String> {
+        let mut words = vec!["--mutation".to_owned(), format!("{:?}", self.mutation)];
+        if !self.broken {
+            words.push("--unbroken".to_owned());
+        }
+        words
+    }
+}
+
+fn run(seed: u64, rule: Option<Rule>) -> Result {
     let failed = |what: String| Result {
         violations: vec![what],
         hash: String::new(),
+        ran: false,
     };
     let program = match std::env::current_exe() {
         Ok(program) => program,
@@ -29,9 +49,7 @@ fn run(seed: u64, mutation: Option<Mutation>) -> Result {
     };
     let mut command = Command::new(program);
     command.args(["--quiet", "--seed", &seed.to_string()]);
-    if let Some(m) = mutation {
-        command.args(["--mutation", &format!("{m:?}")]);
-    }
+    command.args(rule.into_iter().flat_map(Rule::arguments));
     let started = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
     let mut child = match started {
         Ok(child) => child,
@@ -64,26 +82,32 @@ fn run(seed: u64, mutation: Option<Mutation>) -> Result {
         .find_map(|l| l.strip_prefix("RESULT "))
         .and_then(|l| l.split_once(' '))
         .map(|(_, hash)| hash.to_owned());
-    if hash.is_none() && violations.is_empty() {
+    let ran = hash.is_some() || !violations.is_empty();
+    if !ran {
         let tail: Vec<&str> = err.lines().filter(|l| !l.trim().is_empty()).take(3).collect();
         violations.push(format!("{status}: {}", tail.join(" | ")));
     }
     Result {
         violations,
         hash: hash.unwrap_or_default(),
+        ran,
     }
 }
 
 /// How to see a seed again.
-fn replay(seed: u64, mutation: Option<Mutation>) -> String {
-    let mutation = mutation.map_or(String::new(), |m| format!(" --mutation {m:?}"));
-    format!("cargo run --manifest-path tests/simulation/Cargo.toml -- --seed {seed}{mutation}")
+fn replay(seed: u64, rule: Option<Rule>) -> String {
+    let mut words = vec![
+        "cargo run --manifest-path tests/simulation/Cargo.toml -- --seed".to_owned(),
+        seed.to_string(),
+    ];
+    words.extend(rule.into_iter().flat_map(Rule::arguments));
+    words.join(" ")
 }
 
 /// Runs seeds; true if none of them failed.
 pub fn seeds(
     (from, to): (u64, u64),
-    mutation: Option<Mutation>,
+    rule: Option<Rule>,
     budget_seconds: Option<u64>,
     resume: Option<&str>,
 ) -> bool {
@@ -102,14 +126,14 @@ pub fn seeds(
             println!("the budget is spent at seed {seed}");
             break;
         }
-        let result = run(seed, mutation);
+        let result = run(seed, rule);
         ran += 1;
         if !result.violations.is_empty() {
             println!("seed {seed} FAILED: {}", result.violations[0]);
             for more in result.violations.iter().skip(1).take(4) {
                 println!("    {more}");
             }
-            println!("    replay: {}", replay(seed, mutation));
+            println!("    replay: {}", replay(seed, rule));
             failed.push(seed);
         }
         if let Some(record) = &mut record {
@@ -133,7 +157,7 @@ pub fn seeds(
     failed.is_empty()
 }
 
-/// Breaks every rule; true if each was noticed.
+/// Breaks every rule; true if each was noticed, in a world that holds with the rule kept.
 pub fn mutations((from, to): (u64, u64), budget_seconds: Option<u64>) -> bool {
     let budget = Duration::from_secs(budget_seconds.unwrap_or(60));
     let mut all = true;
@@ -147,7 +171,17 @@ pub fn mutations((from, to): (u64, u64), budget_seconds: Option<u64>) -> bool {
                 break;
             }
             ran += 1;
-            if let Some(what) = run(seed, Some(mutation)).violations.into_iter().next() {
+            let rule = |broken| Some(Rule { mutation, broken });
+            let result = run(seed, rule(true));
+            if let Some(what) = result.violations.into_iter().next() {
+                if !result.ran {
+                    println!("seed {seed} of {mutation:?} did not run: {what}");
+                    continue;
+                }
+                if let Some(also) = run(seed, rule(false)).violations.first() {
+                    println!("seed {seed} of {mutation:?} fails with the rule kept too: {also}");
+                    all = false;
+                }
                 found = Some((seed, what));
                 break;
             }

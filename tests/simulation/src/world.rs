@@ -5,7 +5,7 @@
 
 use std::cell::Cell;
 use std::cmp::Ordering;
-use std::collections::BinaryHeap;
+use std::collections::{BTreeMap, BinaryHeap};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -124,16 +124,12 @@ impl Chance {
 #[derive(Debug)]
 pub struct Trace {
     hash: u64,
-    lines: u64,
     print: bool,
 }
 
 impl Trace {
     pub fn hash(&self) -> u64 {
         self.hash
-    }
-    pub fn lines(&self) -> u64 {
-        self.lines
     }
 }
 
@@ -173,7 +169,22 @@ pub struct Ambush {
     pub manifest: f64,
     /// After a checkpoint or a merged object was sent.
     pub checkpoint: f64,
+    /// While a seal of another broker's stream is on its way, which takes as long as the freeze.
+    pub seal: f64,
+    /// The same without a freeze: such a seal takes long, and so does all that its sender asks about its key.
+    pub slow_seal: f64,
+    /// A broker that thaws hears late what has become of it, see [`Unheard`].
+    pub after_thaw: bool,
     pub ms_max: u64,
+}
+
+/// A broker that hears late that it has a successor: what the store answers to it takes longer than else, and clients
+/// come to it first.
+#[derive(Clone, Copy, Debug)]
+pub struct Unheard {
+    pub node: Node,
+    pub until: Millis,
+    pub answers_late_by: Millis,
 }
 
 /// Settings of brokers that are drawn from the seed, so that all of a stream's life fits into minutes.
@@ -193,12 +204,20 @@ pub struct World {
     pub network: Network,
     pub weather: StoreWeather,
     pub history: History,
+    /// The rule that is broken.
     pub mutation: Option<Mutation>,
+    /// The rule that the world is made for.
+    pub aim: Option<Mutation>,
     pub commands: Vec<Command>,
     /// Offset of each broker's wall clock.
     pub skew_ms: [i64; 10],
     /// Brokers freeze in the middle of what is told here: how often, and for how long at most.
     pub ambush: Ambush,
+    /// Incarnation of each broker that is up.
+    pub incarnations: BTreeMap<Node, u64>,
+    pub unheard: Option<Unheard>,
+    /// Until when requests of a broker about a key are on their way.
+    pub slow_keys: BTreeMap<(Node, String), Millis>,
     /// Settings of brokers that are drawn from the seed.
     pub tuning: Tuning,
     /// Set when clients are to come to an end.
@@ -218,23 +237,26 @@ impl fmt::Debug for Shared {
 }
 
 impl Shared {
-    pub fn new(seed: u64, mutation: Option<Mutation>, print: bool) -> Shared {
+    pub fn new(seed: u64, print: bool) -> Shared {
         let mut chance = Chance::new(seed);
         Shared(Arc::new(Mutex::new(World {
             now: 0,
             trace: Trace {
                 hash: 0xcbf2_9ce4_8422_2325,
-                lines: 0,
                 print,
             },
             bucket: Bucket::default(),
             network: Network::default(),
             weather: StoreWeather::calm(),
             history: History::default(),
-            mutation,
+            mutation: None,
+            aim: None,
             commands: vec![],
             skew_ms: [0; 10],
             ambush: Ambush::default(),
+            incarnations: BTreeMap::new(),
+            unheard: None,
+            slow_keys: BTreeMap::new(),
             tuning: Tuning {
                 merge_ms: 45_000,
                 file_bytes: 32 << 20,
@@ -291,13 +313,17 @@ impl World {
         crate::os::set_millis(to);
     }
 
+    /// The broker that hears late now, if there is one.
+    pub fn unheard(&self) -> Option<Unheard> {
+        self.unheard.filter(|u| u.until > self.clock())
+    }
+
     /// Adds a line to the trace.
     pub fn tell(&mut self, line: fmt::Arguments<'_>) {
         let line = format!("{:>7} {line}", self.clock());
         for byte in line.bytes() {
             self.trace.hash = (self.trace.hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
         }
-        self.trace.lines += 1;
         if self.trace.print {
             println!("{line}");
         }

@@ -73,6 +73,18 @@ async fn a_deposed_coordinator_gives_no_offsets() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_deposed_coordinator_acknowledges_no_commit_that_changes_nothing() {
+    let fixture = Fixture::loaded().await;
+    commit_simple(&fixture, "g", 5).await;
+    // Its successor may have another offset by now. No append tells, since there is nothing to append.
+    fixture.engine.depose();
+    let before = fixture.engine.appends.load(Ordering::SeqCst);
+    let again = fixture.inner.commit("g", simple_commit(&fixture, 5)).await;
+    assert_eq!(again, Err(ErrorCode::NotCoordinator));
+    assert_eq!(fixture.engine.appends.load(Ordering::SeqCst), before);
+}
+
+#[tokio::test(start_paused = true)]
 async fn without_a_lease_nothing_is_said_of_groups() {
     let fixture = Fixture::loaded().await;
     let member = stable(&fixture, "g").await;

@@ -417,6 +417,60 @@ impl Crowd {
             Step::Restart => self.restart(),
         }
     }
+
+    /// Lets a log that works settle everything, until every wait has ended.
+    fn leave_alone(&mut self) {
+        for _ in 0..50 {
+            while !self.under_way.is_empty() {
+                self.settle(true);
+            }
+            self.wait(400_000);
+        }
+    }
+}
+
+/// Runs the steps, and then judges what is left.
+fn keeps_the_rules(steps: Vec<Step>) -> Result<(), TestCaseError> {
+    let mut crowd = Crowd::new();
+    for step in steps {
+        crowd.step(step);
+    }
+    // Left alone, with a log that works, everybody gets an answer and the group ends empty.
+    crowd.leave_alone();
+    prop_assert!(crowd.open.is_empty(), "left without an answer: {:?}", crowd.open);
+    if let Some(group) = crowd.shard.group("g") {
+        prop_assert_eq!(group.state(), GroupState::Empty);
+    }
+    // A generation whose record failed lives on in memory alone, and the next one is stored: there is one more.
+    crowd.step(Step::Join {
+        member: 0,
+        fresh: true,
+        is_static: false,
+        version: 3,
+        protocols: 1,
+    });
+    crowd.leave_alone();
+    // What a restart would know is what this shard knows.
+    let mut again = Shard::new(crowd.limits.clone());
+    for record in &crowd.log {
+        again.replay(
+            LogRecord::decode(&record.key, record.value.as_deref())
+                .unwrap()
+                .unwrap(),
+            crowd.now,
+        );
+    }
+    again.loaded(crowd.now);
+    let offsets = |shard: &Shard| {
+        shard
+            .all_committed("g")
+            .map(|(_, p, c)| (p, c.value.clone()))
+            .collect::<Vec<_>>()
+    };
+    prop_assert_eq!(offsets(&again), offsets(&crowd.shard));
+    let known = |shard: &Shard| shard.group("g").map(|group| group.members().count());
+    prop_assert_eq!(known(&again).unwrap_or(0), known(&crowd.shard).unwrap_or(0));
+    Ok(())
 }
 
 proptest! {
@@ -426,33 +480,35 @@ proptest! {
     /// request, offsets that are those of the published log, and an end to every wait.
     #[test]
     fn random_commands_keep_the_rules(steps in steps()) {
-        let mut crowd = Crowd::new();
-        for step in steps {
-            crowd.step(step);
-        }
-        // Left alone, with a log that works, everybody gets an answer and the group ends empty.
-        for _ in 0..50 {
-            while !crowd.under_way.is_empty() {
-                crowd.settle(true);
-            }
-            crowd.wait(400_000);
-        }
-        prop_assert!(crowd.open.is_empty(), "left without an answer: {:?}", crowd.open);
-        if let Some(group) = crowd.shard.group("g") {
-            prop_assert_eq!(group.state(), GroupState::Empty);
-        }
-        // What a restart would know is what this shard knows.
-        let mut again = Shard::new(crowd.limits.clone());
-        for record in &crowd.log {
-            again.replay(LogRecord::decode(&record.key, record.value.as_deref()).unwrap().unwrap(), crowd.now);
-        }
-        again.loaded(crowd.now);
-        let offsets = |shard: &Shard| {
-            shard.all_committed("g").map(|(_, p, c)| (p, c.value.clone())).collect::<Vec<_>>()
-        };
-        prop_assert_eq!(offsets(&again), offsets(&crowd.shard));
-        // A generation whose record failed lives on in memory alone; after it the next one is stored.
-        let known = |shard: &Shard| shard.group("g").map(|group| group.members().count());
-        prop_assert_eq!(known(&again).unwrap_or(0), known(&crowd.shard).unwrap_or(0));
+        keeps_the_rules(steps)?;
     }
+}
+
+/// The last thing that happens is that a generation without members cannot be stored.
+#[test]
+fn an_empty_generation_that_failed_is_made_up_for_by_the_next() {
+    let join = |member, fresh, is_static| Step::Join {
+        member,
+        fresh,
+        is_static,
+        version: 3,
+        protocols: 1,
+    };
+    keeps_the_rules(vec![
+        join(0, false, false),
+        Step::Wait { ms: 8 * DAY_MS },
+        join(0, false, false),
+        Step::DeleteOffset { partition: 0 },
+        Step::Settle { publish: false },
+        join(2, true, true),
+        Step::Wait { ms: 3_000 },
+        Step::Sync {
+            member: 2,
+            stale: false,
+        },
+        Step::Settle { publish: true },
+        Step::Wait { ms: 10_000 },
+        Step::Settle { publish: false },
+    ])
+    .unwrap();
 }

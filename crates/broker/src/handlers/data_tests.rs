@@ -21,7 +21,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::broker::Broker;
 use crate::connection::{Ended, Refusal};
-use crate::testing::{Client, broker};
+use crate::testing::{Client, broker, broker_on, shared_store};
 
 /// Asks for a topic, which creates it; returns its id.
 async fn create(client: &mut Client, name: &str) -> Uuid {
@@ -369,6 +369,39 @@ async fn fetch_errors_are_those_of_kafka() {
     follower.replica_id = 3;
     let response = client.call(12, &follower).await;
     assert_eq!((response.error_code, only(&response).error_code), (42, 42));
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_who_still_leads_says_that_an_offset_is_out_of_range() {
+    let (store, requests) = shared_store().await;
+    let settings = [("node.id", "1")];
+    let old = broker_on(&store, &settings).await;
+    let mut client = Client::connect(&old);
+    let id = create(&mut client, "t").await;
+    let one = produce("t", id, &[(0, batch(&["a"]))]);
+    assert_eq!(produce_one(&mut client, 9, &one).await.error_code, 0);
+    let error = async |client: &mut Client, offset| {
+        only(&client.call(12, &fetch("t", id, 12, &[(0, offset)])).await).error_code
+    };
+    // Nobody waits for anything here, so no time passes, and whatever is asked of the store is asked for this answer.
+    let looks = || requests.requests("get");
+    let before = looks();
+    assert_eq!(error(&mut client, 1).await, 0);
+    assert_eq!(looks(), before, "the end itself needs no proof");
+    assert_eq!(error(&mut client, 2).await, 1);
+    assert_eq!(looks(), before + 1, "proven by a look at the manifest");
+
+    // The same broker is started again, and the first process has not heard of it. What was appended there since is beyond
+    // the end that it knows, and a consumer that is told so would begin anew.
+    let new = broker_on(&store, &settings).await;
+    let mut other = Client::connect(&new);
+    for offset in 1..4 {
+        let answer = produce_one(&mut other, 9, &one).await;
+        assert_eq!((answer.error_code, answer.base_offset), (0, offset));
+    }
+    assert_eq!(error(&mut other, 3).await, 0);
+    assert!(old.log.leased(), "it knows already, or doubts");
+    assert_eq!(error(&mut client, 3).await, 6);
 }
 
 #[tokio::test]

@@ -54,10 +54,13 @@ pub struct SlotImage {
 /// Encodes a full checkpoint.
 pub fn encode(c: &Checkpoint, cluster: Uuid, nonce: Uuid) -> Bytes {
     let mut header = BytesMut::new();
-    header.put_slice(nonce.as_bytes());
-    header.put_u64_le(c.incarnation);
-    header.put_u64_le(c.next);
-    put_unsigned(&mut header, c.manifest_version);
+    let start = HeaderStart {
+        nonce,
+        incarnation: c.incarnation,
+        number: c.next,
+        manifest_version: c.manifest_version,
+    };
+    start.put(&mut header);
     put_signed(&mut header, c.written_ms);
 
     let (mut data, mut directory) = (BytesMut::new(), BytesMut::new());
@@ -117,9 +120,8 @@ pub fn decode(object: &Bytes, cluster: Option<Uuid>) -> Result<Checkpoint, Forma
     }
     let n = r.count(1)?;
     let mut h = Reader::new(r.bytes(n)?);
-    let _nonce = h.uuid()?;
-    let (incarnation, next) = (h.u64()?, h.u64()?);
-    let (manifest_version, written_ms) = (h.unsigned()?, h.signed()?);
+    let start = HeaderStart::read(&mut h)?;
+    let written_ms = h.signed()?;
     let mut slots = BTreeMap::new();
     for _ in 0..r.count(6)? {
         let slot = r.u32v("slot")?;
@@ -146,9 +148,9 @@ pub fn decode(object: &Bytes, cluster: Option<Uuid>) -> Result<Checkpoint, Forma
     }
     r.finish()?;
     Ok(Checkpoint {
-        incarnation,
-        next,
-        manifest_version,
+        incarnation: start.incarnation,
+        next: start.number,
+        manifest_version: start.manifest_version,
         written_ms,
         slots,
     })

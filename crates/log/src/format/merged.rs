@@ -42,20 +42,24 @@ pub struct MergedIndex {
 
 fn encode_header(h: &MergedHeader) -> BytesMut {
     let mut out = BytesMut::with_capacity(64);
-    out.put_slice(h.nonce.as_bytes());
-    out.put_u64_le(h.incarnation);
-    out.put_u64_le(h.number);
-    put_unsigned(&mut out, h.manifest_version);
+    let start = HeaderStart {
+        nonce: h.nonce,
+        incarnation: h.incarnation,
+        number: h.number,
+        manifest_version: h.manifest_version,
+    };
+    start.put(&mut out);
     put_signed(&mut out, h.written_ms);
     out
 }
 
 fn decode_header(r: &mut Reader) -> Result<MergedHeader, FormatError> {
+    let start = HeaderStart::read(r)?;
     Ok(MergedHeader {
-        nonce: r.uuid()?,
-        incarnation: r.u64()?,
-        number: r.u64()?,
-        manifest_version: r.unsigned()?,
+        nonce: start.nonce,
+        incarnation: start.incarnation,
+        number: start.number,
+        manifest_version: start.manifest_version,
         written_ms: r.signed()?,
     })
 }
@@ -91,14 +95,7 @@ pub fn put_tail(out: &mut BytesMut, index: &MergedIndex) {
 
 /// Reads the header from the first 256 bytes of an object: enough to know who wrote it.
 pub fn read_header(prefix: &Bytes, cluster: Option<Uuid>) -> Result<MergedHeader, FormatError> {
-    check_preamble(prefix, ObjectKind::Merged, cluster)?;
-    let mut r = Reader::new(prefix.slice(PREAMBLE_LEN..));
-    let tag = r.bytes(4)?;
-    if tag[..] != SECTION_HEADER.to_le_bytes() {
-        return Err(FormatError::Invalid("first section"));
-    }
-    let _len = r.u64()?;
-    decode_header(&mut r)
+    decode_header(&mut first_section(prefix, ObjectKind::Merged, cluster)?)
 }
 
 /// Decodes the checked bytes of an index.

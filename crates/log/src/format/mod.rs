@@ -3,9 +3,10 @@
 //! ```text
 //! preamble (40 bytes) | section | section | ... | trailer (40 bytes)
 //! section  = tag u32 | length u64 | bytes         (an unknown tag can be skipped)
-//! trailer  = index offset u64 | index length u64 | index CRC32C u32 | kind u32 | object length u64 | magic
+//! trailer  = index offset u64 | index length u64 | index CRC32C u32 | kind u8 | features u24 | object length u64 | magic
 //! ```
-//! The trailer is fixed, so one suffix GET finds the index. All integers are little endian; offsets inside
+//! The trailer is fixed, so one suffix GET finds the index. It repeats the incompatible features of the preamble, which
+//! whoever reads an object from its end never sees. All integers are little endian; offsets inside
 //! an index are varints. The payload is not summed a second time: each record batch carries its own CRC32C.
 
 pub(crate) mod checked_json;
@@ -32,7 +33,7 @@ pub const SUFFIX_GUESS: u64 = 64 * 1024;
 /// Major version written by this build; a higher one is refused.
 pub const MAJOR: u8 = 1;
 const MINOR: u8 = 0;
-/// Incompatible feature bits that this build understands.
+/// Incompatible feature bits that this build understands. The trailer has room for the lower 24.
 const KNOWN_INCOMPATIBLE: u32 = 0;
 
 const SECTION_HEADER: u32 = 1;
@@ -135,6 +136,48 @@ pub fn check_preamble(bytes: &[u8], kind: ObjectKind, cluster: Option<Uuid>) -> 
     }
 }
 
+/// What every header begins with.
+struct HeaderStart {
+    /// Tells a write from any other of the same key.
+    nonce: Uuid,
+    /// The stream, or the broker start that wrote the object.
+    incarnation: u64,
+    /// The object's number there.
+    number: u64,
+    /// Manifest version that the writer had applied.
+    manifest_version: u64,
+}
+
+impl HeaderStart {
+    fn put(&self, out: &mut BytesMut) {
+        out.put_slice(self.nonce.as_bytes());
+        out.put_u64_le(self.incarnation);
+        out.put_u64_le(self.number);
+        put_unsigned(out, self.manifest_version);
+    }
+
+    fn read(r: &mut Reader) -> Result<HeaderStart, FormatError> {
+        Ok(HeaderStart {
+            nonce: r.uuid()?,
+            incarnation: r.u64()?,
+            number: r.u64()?,
+            manifest_version: r.unsigned()?,
+        })
+    }
+}
+
+/// Reads on at the header, given the first bytes of an object.
+fn first_section(prefix: &Bytes, kind: ObjectKind, cluster: Option<Uuid>) -> Result<Reader, FormatError> {
+    check_preamble(prefix, kind, cluster)?;
+    let mut r = Reader::new(prefix.slice(PREAMBLE_LEN..));
+    let tag = r.bytes(4)?;
+    if tag[..] != SECTION_HEADER.to_le_bytes() {
+        return Err(FormatError::Invalid("first section"));
+    }
+    let _len = r.u64()?;
+    Ok(r)
+}
+
 fn put_section_header(out: &mut BytesMut, tag: u32, len: u64) {
     out.put_u32_le(tag);
     out.put_u64_le(len);
@@ -152,7 +195,7 @@ fn put_index_and_trailer(out: &mut BytesMut, kind: ObjectKind, index: &[u8], so_
     out.put_u64_le(index_offset);
     out.put_u64_le(index.len() as u64);
     out.put_u32_le(crc32c::crc32c(index));
-    out.put_u32_le(u32::from(kind.code()));
+    out.put_u32_le(u32::from(kind.code())); // and no incompatible features
     out.put_u64_le(index_offset + index.len() as u64 + TRAILER_LEN as u64);
     out.put_slice(TRAILER_MAGIC);
 }
@@ -178,11 +221,15 @@ pub fn read_trailer(suffix: &[u8], kind: ObjectKind) -> Result<Trailer, FormatEr
     let mut t = &suffix[at..];
     let (index_offset, index_len, crc) = (t.get_u64_le(), t.get_u64_le(), t.get_u32_le());
     let (code, object_len) = (t.get_u32_le(), t.get_u64_le());
+    let (code, incompatible) = (code & 0xff, code >> 8);
     if t != TRAILER_MAGIC {
         return Err(FormatError::NotOurs("object (trailer)"));
     }
     if code != u32::from(kind.code()) {
         return Err(FormatError::NotOurs("object of this kind (trailer)"));
+    }
+    if incompatible & !KNOWN_INCOMPATIBLE != 0 {
+        return Err(FormatError::TooNew(format!("features {incompatible:#x}")));
     }
     let end = index_offset
         .checked_add(index_len)

@@ -71,10 +71,13 @@ pub struct SegmentIndex {
 
 fn encode_header(h: &SegmentHeader) -> BytesMut {
     let mut out = BytesMut::with_capacity(96);
-    out.put_slice(h.nonce.as_bytes());
-    out.put_u64_le(h.incarnation);
-    out.put_u64_le(h.seq);
-    put_unsigned(&mut out, h.manifest_version);
+    let start = HeaderStart {
+        nonce: h.nonce,
+        incarnation: h.incarnation,
+        number: h.seq,
+        manifest_version: h.manifest_version,
+    };
+    start.put(&mut out);
     put_unsigned(&mut out, h.checkpoint_next.map_or(0, |n| n + 1));
     put_unsigned(&mut out, h.committed_next);
     put_signed(&mut out, h.written_ms);
@@ -96,9 +99,7 @@ fn encode_header(h: &SegmentHeader) -> BytesMut {
 }
 
 fn decode_header(r: &mut Reader) -> Result<SegmentHeader, FormatError> {
-    let nonce = r.uuid()?;
-    let (incarnation, seq) = (r.u64()?, r.u64()?);
-    let manifest_version = r.unsigned()?;
+    let start = HeaderStart::read(r)?;
     let checkpoint_next = r.unsigned()?.checked_sub(1);
     let committed_next = r.unsigned()?;
     let written_ms = r.signed()?;
@@ -116,10 +117,10 @@ fn decode_header(r: &mut Reader) -> Result<SegmentHeader, FormatError> {
         _ => return Err(FormatError::Invalid("segment kind")),
     };
     Ok(SegmentHeader {
-        incarnation,
-        seq,
-        nonce,
-        manifest_version,
+        incarnation: start.incarnation,
+        seq: start.number,
+        nonce: start.nonce,
+        manifest_version: start.manifest_version,
         checkpoint_next,
         committed_next,
         written_ms,
@@ -129,14 +130,7 @@ fn decode_header(r: &mut Reader) -> Result<SegmentHeader, FormatError> {
 
 /// Reads the header from the first [`HEAD_LEN`] bytes of an object: enough to know who wrote it.
 pub fn read_header(prefix: &Bytes, cluster: Option<Uuid>) -> Result<SegmentHeader, FormatError> {
-    check_preamble(prefix, ObjectKind::Segment, cluster)?;
-    let mut r = Reader::new(prefix.slice(PREAMBLE_LEN..));
-    let tag = r.bytes(4)?;
-    if tag[..] != SECTION_HEADER.to_le_bytes() {
-        return Err(FormatError::Invalid("first section"));
-    }
-    let _len = r.u64()?;
-    decode_header(&mut r)
+    decode_header(&mut first_section(prefix, ObjectKind::Segment, cluster)?)
 }
 
 /// Bytes of an object before its first batch: positions of ranges are known before the object is built.
@@ -608,6 +602,19 @@ mod tests {
             prop_assert!(read_header(&b, None).is_err());
             prop_assert!(index_of(&b, ObjectKind::Segment).is_err());
         }
+    }
+
+    #[test]
+    fn who_reads_from_the_end_only_hears_of_unknown_features() {
+        let index = SegmentIndex {
+            header: header(false),
+            entries: vec![],
+        };
+        let mut newer = encode_tail(&index, 1 << 20).to_vec();
+        let features = newer.len() - TRAILER_LEN + 21;
+        newer[features] |= 4;
+        let refused = index_of(&newer.into(), ObjectKind::Segment);
+        assert!(matches!(refused, Err(FormatError::TooNew(_))), "{refused:?}");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Clusters of real logs in memory, and what is done to them.
 
 use bytes::Bytes;
+use object_store::memory::InMemory;
 use object_store::ObjectStoreExt;
 
 use super::*;
@@ -9,11 +10,11 @@ use crate::entry::{Level, Place};
 use crate::head::Head;
 use crate::keys::InStream;
 use crate::manifest::Restored;
-use crate::merge::tests::{
-    HOUR, a_while, checkpoint, cleaner, join, listed, meddling_as, memory, merger, open_with, produce, shared,
-};
+use crate::merge::tests::{HOUR, checkpoint, cleaner, listed, memory, merger, open_with, produce};
 use crate::partition::image::StoredRange;
 use crate::store::StoreKind;
+use crate::tests::meddling::meddled;
+use crate::tests::shared::{a_while, join, shared};
 use crate::tests::topic;
 use crate::{Log, LogOptions, TopicId};
 
@@ -565,7 +566,8 @@ async fn nothing_is_deleted_while_something_is_wrong_or_after_a_restoration() {
 
 #[tokio::test(start_paused = true)]
 async fn what_a_running_broker_deletes_meanwhile_is_not_missing() {
-    let (store, bucket, before) = meddling_as(StoreKind::Memory);
+    let bucket = Arc::new(InMemory::new());
+    let (store, hand) = meddled(&bucket, StoreKind::Memory);
     let log = quiet(&store).await;
     let id = topic(&log, "t", 3).await;
     produce(&log, &id, 2).await;
@@ -598,10 +600,10 @@ async fn what_a_running_broker_deletes_meanwhile_is_not_missing() {
             futures::FutureExt::now_or_never(changed).unwrap();
         }
     };
-    *before.lock() = Some((|what| what == InStream::Segment(0), Box::new(change)));
+    hand.before_get(|what| what == InStream::Segment(0), change);
     let options = FsckOptions::default();
     let report = check(&store, &options, &watch::Sender::default()).await.unwrap();
-    assert!(before.lock().is_none(), "it was deleted under the look");
+    assert!(hand.happened(), "it was deleted under the look");
     assert_eq!(report.findings, []);
     assert!(report.whole && report.notes.is_empty(), "{:?}", report.notes);
 }

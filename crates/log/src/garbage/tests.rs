@@ -3,14 +3,14 @@
 use std::convert::Infallible;
 
 use bytes::Bytes;
+use object_store::memory::InMemory;
 
 use super::*;
 use crate::keys::InStream;
-use crate::merge::tests::{
-    HOUR, a_while, checkpoint, cleaner, join, listed, meddling_as, memory, merger, open_with, produce,
-    read_all, read_one, shared,
-};
+use crate::merge::tests::{HOUR, checkpoint, cleaner, listed, memory, merger, open_with, produce, read_all, read_one};
 use crate::store::{Store, StoreKind};
+use crate::tests::meddling::meddled;
+use crate::tests::shared::{a_while, join, shared};
 use crate::tests::{append, topic};
 use crate::{Log, LogOptions, TopicId, TopicPartition};
 
@@ -250,7 +250,8 @@ async fn files_of_the_gone_are_looked_after_by_one_of_the_living() {
 // In real time: two looks that begin at the same moment are one.
 #[tokio::test]
 async fn a_round_in_which_ownership_changes_is_void() {
-    let (store, bucket, before) = meddling_as(StoreKind::S3);
+    let bucket = Arc::new(InMemory::new());
+    let (store, hand) = meddled(&bucket, StoreKind::S3);
     let a = join(&store, 1).await;
     let id = topic(&a, "t", 3).await;
     produce(&a, &id, 1).await;
@@ -271,10 +272,10 @@ async fn a_round_in_which_ownership_changes_is_void() {
         }
     };
     let of_checkpoint = |what| matches!(what, InStream::Checkpoint(_));
-    *before.lock() = Some((of_checkpoint, Box::new(change)));
+    hand.before_get(of_checkpoint, change);
     let mut garbage = collector(&a);
     assert_eq!(garbage.round(OWN).await, Err(Void::Changed));
-    assert!(before.lock().is_none() && garbage.next().is_none());
+    assert!(hand.happened() && garbage.next().is_none());
     assert_eq!(garbage.round(OWN).await, Ok(1));
 }
 

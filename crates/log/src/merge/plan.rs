@@ -19,7 +19,7 @@ const RANGE_BYTES: u64 = 1 << 20;
 /// Parts of a segment are read in one request if no more than this lies between them.
 const GAP: u64 = 128 << 10;
 /// A request reads at most this much, unless a single range is longer.
-const READ_BYTES: u64 = 8 << 20;
+const READ_BYTES: u64 = 4 << 20;
 
 /// What one object takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,16 +1,8 @@
 //! Whole-engine tests: produce, merge, checkpoint, delete, restart, and read everything.
 
 use std::collections::BTreeSet;
-use std::fmt;
 
-use async_trait::async_trait;
-use futures::stream::BoxStream;
 use object_store::memory::InMemory;
-use object_store::{
-    CopyOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, PutMultipartOptions,
-    PutOptions, PutPayload, PutResult, Result as StoreResult,
-};
-use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
 
 use super::*;
@@ -22,6 +14,8 @@ use crate::keys::{InStream, parse_in_stream};
 use crate::manifest::Change;
 use crate::store::counting::StoreMetrics;
 use crate::store::{Store, StoreKind, StoreOptions};
+use crate::tests::meddling::meddled;
+use crate::tests::shared::{a_while, join, shared};
 use crate::tests::{append, contents, topic};
 use crate::{Incarnation, Isolation, Log, LogOptions, ReadError, Seq, SystemClock, TopicId};
 
@@ -484,109 +478,9 @@ async fn below_feature_level_2_nothing_is_merged() {
     assert!(levels(&log, &id, 0).iter().all(|l| *l == Level::L0));
 }
 
-/// Which GET is meddled with, and how.
-pub(crate) type Before = (fn(InStream) -> bool, Box<dyn FnOnce() + Send>);
-
-/// A store in which something happens just before a GET of something in a stream.
-struct Meddling {
-    inner: Arc<InMemory>,
-    before: Arc<Mutex<Option<Before>>>,
-}
-
-/// Such a store, what is behind it, and what is to happen.
-fn meddling() -> (Store, Arc<InMemory>, Arc<Mutex<Option<Before>>>) {
-    meddling_as(StoreKind::Memory)
-}
-
-pub(crate) fn meddling_as(kind: StoreKind) -> (Store, Arc<InMemory>, Arc<Mutex<Option<Before>>>) {
-    let (inner, before) = (Arc::new(InMemory::new()), Arc::default());
-    let bucket: Arc<dyn ObjectStore> = Arc::new(Meddling {
-        inner: inner.clone(),
-        before: Arc::clone(&before),
-    });
-    let store = Store::from_parts(
-        bucket.clone(),
-        bucket,
-        Default::default(),
-        "meddling".into(),
-        kind,
-        StoreOptions::default(),
-    );
-    (store, inner, before)
-}
-
-impl fmt::Debug for Meddling {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("meddling")
-    }
-}
-
-impl fmt::Display for Meddling {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("meddling")
-    }
-}
-
-#[async_trait]
-impl ObjectStore for Meddling {
-    async fn get_opts(&self, key: &object_store::path::Path, options: GetOptions) -> StoreResult<GetResult> {
-        if let Some((_, what)) = parse_in_stream(key.as_ref()) {
-            let meant = self.before.lock().take_if(|(meant, _)| meant(what));
-            if let Some((_, happens)) = meant {
-                happens();
-            }
-        }
-        self.inner.get_opts(key, options).await
-    }
-
-    async fn put_opts(
-        &self,
-        key: &object_store::path::Path,
-        payload: PutPayload,
-        options: PutOptions,
-    ) -> StoreResult<PutResult> {
-        self.inner.put_opts(key, payload, options).await
-    }
-
-    async fn put_multipart_opts(
-        &self,
-        key: &object_store::path::Path,
-        options: PutMultipartOptions,
-    ) -> StoreResult<Box<dyn MultipartUpload>> {
-        self.inner.put_multipart_opts(key, options).await
-    }
-
-    fn delete_stream(
-        &self,
-        keys: BoxStream<'static, StoreResult<object_store::path::Path>>,
-    ) -> BoxStream<'static, StoreResult<object_store::path::Path>> {
-        self.inner.delete_stream(keys)
-    }
-
-    fn list(&self, prefix: Option<&object_store::path::Path>) -> BoxStream<'static, StoreResult<ObjectMeta>> {
-        self.inner.list(prefix)
-    }
-
-    async fn list_with_delimiter(
-        &self,
-        prefix: Option<&object_store::path::Path>,
-    ) -> StoreResult<ListResult> {
-        self.inner.list_with_delimiter(prefix).await
-    }
-
-    async fn copy_opts(
-        &self,
-        from: &object_store::path::Path,
-        to: &object_store::path::Path,
-        options: CopyOptions,
-    ) -> StoreResult<()> {
-        self.inner.copy_opts(from, to, options).await
-    }
-}
-
 #[tokio::test]
 async fn a_reader_whose_segment_is_deleted_meanwhile_plans_again() {
-    let (store, _, before) = meddling();
+    let (store, hand) = meddled(&Arc::default(), StoreKind::Memory);
     let log = open(&store).await;
     let id = topic(&log, "t", 3).await;
     let all = produce(&log, &id, 3).await;
@@ -609,10 +503,10 @@ async fn a_reader_whose_segment_is_deleted_meanwhile_plans_again() {
     };
     set(&planned)();
     let segment = |what| matches!(what, InStream::Segment(_));
-    *before.lock() = Some((segment, Box::new(set(&merged))));
+    hand.before_get(segment, set(&merged));
     assert_eq!(contents(&log, &p, 0).await, all[0]);
     set(&planned)();
-    *before.lock() = Some((segment, Box::new(set(&merged))));
+    hand.before_get(segment, set(&merged));
     let found = log
         .lookup_offset(&p, crate::OffsetLookup::Timestamp(1_000))
         .await
@@ -628,7 +522,8 @@ async fn a_reader_whose_segment_is_deleted_meanwhile_plans_again() {
 
 #[tokio::test]
 async fn a_checkpoint_that_is_deleted_meanwhile_means_reading_the_head_again() {
-    let (store, inner, before) = meddling();
+    let inner = Arc::<InMemory>::default();
+    let (store, hand) = meddled(&inner, StoreKind::Memory);
     let log = open(&store).await;
     let id = topic(&log, "t", 3).await;
     produce(&log, &id, 1).await;
@@ -655,7 +550,7 @@ async fn a_checkpoint_that_is_deleted_meanwhile_means_reading_the_head_again() {
         }
     };
     let of_checkpoint = |what| matches!(what, InStream::Checkpoint(_));
-    *before.lock() = Some((of_checkpoint, Box::new(lands)));
+    hand.before_get(of_checkpoint, lands);
     let log = open(&store).await;
     assert_eq!(read_all(&log, &id).await, all);
 
@@ -752,32 +647,6 @@ async fn a_directory_is_merged_and_cleaned_like_any_store() {
     let store = Store::open(&url, StoreOptions::default()).await.unwrap();
     let log = open_with(&store, options).await;
     assert_eq!(read_all(&log, &id).await, all);
-}
-
-/// A bucket that several brokers share.
-pub(crate) fn shared() -> Store {
-    let bucket: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
-    Store::from_parts(
-        bucket.clone(),
-        bucket,
-        Default::default(),
-        "shared".into(),
-        StoreKind::S3,
-        StoreOptions::default(),
-    )
-}
-
-pub(crate) async fn join(store: &Store, node_id: i32) -> Log {
-    let mut options = LogOptions::for_store(StoreKind::S3);
-    options.node_id = Some(node_id);
-    options.merge.interval = 1_000 * HOUR;
-    options.delete_delay = 1_000 * HOUR;
-    open_with(store, options).await
-}
-
-/// Long enough for polls of the manifest and what follows from them.
-pub(crate) async fn a_while() {
-    tokio::time::sleep(Duration::from_secs(10)).await;
 }
 
 pub(crate) async fn read_one(log: &Log, id: &TopicId, partition: i32) -> Vec<(i64, String)> {

@@ -4,6 +4,7 @@
 //! same block.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use moka::future::Cache;
@@ -31,6 +32,8 @@ const FIRST_WINDOW: usize = 8;
 const WINDOW_MAX: usize = 32;
 /// An object that is up to this part of the cache is kept when it is written.
 const KEPT_SHARE: u64 = 16;
+/// The cache may grow beyond its size by this part of it. By itself moka evicts after 64 insertions: 64 MiB of blocks.
+const EXCESS_SHARE: u64 = 16;
 
 /// Where readers get bytes.
 #[derive(Debug)]
@@ -39,6 +42,8 @@ pub(crate) struct Blocks {
     pub(crate) tail: Mutex<TailRing>,
     cache: Cache<BlockId, Bytes>,
     cache_bytes: u64,
+    /// Bytes that came into the cache since it last evicted what is too much.
+    unsettled: AtomicU64,
     cold: Semaphore,
     /// What stands in no object that has blocks.
     pub(crate) history: HistoryFiles,
@@ -79,6 +84,7 @@ impl Blocks {
             tail: Mutex::new(tail),
             cache,
             cache_bytes,
+            unsettled: AtomicU64::new(0),
             cold: Semaphore::new(read_concurrency.max(1)),
             ahead: Mutex::new(ReadAhead::new(Windows {
                 first: FIRST_WINDOW,
@@ -158,7 +164,9 @@ impl Blocks {
         for (n, block) in object.chunks(BLOCK as usize).enumerate() {
             // A copy: a block must not hold all others.
             let block = Bytes::copy_from_slice(block);
+            let len = block.len() as u64;
             self.cache.insert((place, n as u64), block).await;
+            self.settle(len).await;
         }
     }
 
@@ -182,10 +190,21 @@ impl Blocks {
                 .map_err(|e| ReadError::Store(e.to_string()))?;
             self.get(place, n).await
         };
-        self.cache
-            .try_get_with(key, read)
-            .await
-            .map_err(|e: Arc<ReadError>| (*e).clone())
+        let brought = self.cache.entry(key).or_try_insert_with(read).await;
+        let entry = brought.map_err(|e: Arc<ReadError>| (*e).clone())?;
+        if entry.is_fresh() {
+            self.settle(entry.value().len() as u64).await;
+        }
+        Ok(entry.into_value())
+    }
+
+    /// Lets the cache evict what is too much, once enough has come in.
+    async fn settle(&self, came: u64) {
+        let unsettled = self.unsettled.fetch_add(came, Ordering::Relaxed) + came;
+        if unsettled >= self.cache_bytes / EXCESS_SHARE {
+            self.unsettled.store(0, Ordering::Relaxed);
+            self.cache.run_pending_tasks().await;
+        }
     }
 
     async fn get(&self, place: Place, n: u64) -> Result<Bytes, ReadError> {
@@ -209,5 +228,32 @@ impl Blocks {
         for id in blocks_of(r) {
             self.cache.invalidate(&id).await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use object_store::ObjectStoreExt;
+
+    use super::*;
+    use crate::store::StoreOptions;
+
+    #[tokio::test]
+    async fn what_is_cached_stays_near_its_size_however_fast_it_comes() {
+        let store = Store::open("memory://", StoreOptions::default()).await.unwrap();
+        let place = Place::l1(1, 1);
+        let object = Bytes::from(vec![7; 40 * BLOCK as usize]);
+        let key = store.key(&keys::place(place));
+        store.bulk.put(&key, object.into()).await.unwrap();
+        let cache_bytes = 4 * BLOCK;
+        let metrics = LogMetrics::register(&mut prometheus_client::registry::Registry::default());
+        let blocks = Blocks::new(store, TailRing::new(1, 0), cache_bytes, 4, metrics);
+        for n in 0..40 {
+            assert_eq!(blocks.block((place, n)).await.unwrap().len() as u64, BLOCK);
+            let held: usize = blocks.cache.iter().map(|(_, block)| block.len()).sum();
+            let most = cache_bytes + cache_bytes / EXCESS_SHARE + BLOCK;
+            assert!(held as u64 <= most, "{held} after {n}");
+        }
+        assert!(blocks.cache.contains_key(&(place, 39)), "the newest is there");
     }
 }
