@@ -247,7 +247,7 @@ mod tests {
         store.bulk.put(&key, object.into()).await.unwrap();
         let cache_bytes = 4 * BLOCK;
         let metrics = LogMetrics::register(&mut prometheus_client::registry::Registry::default());
-        let blocks = Blocks::new(store, TailRing::new(1, 0), cache_bytes, 4, metrics);
+        let blocks = Blocks::new(store, TailRing::new(1, 0), cache_bytes, 4, None, metrics);
         for n in 0..40 {
             assert_eq!(blocks.block((place, n)).await.unwrap().len() as u64, BLOCK);
             let held: usize = blocks.cache.iter().map(|(_, block)| block.len()).sum();

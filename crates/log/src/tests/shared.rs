@@ -482,6 +482,8 @@ async fn written(store: &Store) -> (BTreeSet<&'static str>, BTreeSet<&'static st
                     Entry::LogStart { .. } => "log start",
                     Entry::Release { .. } => "release",
                     Entry::Merged(_) => "merged",
+                    Entry::Compacted(_) => "compacted",
+                    Entry::Archived(_) => "archived",
                 }));
             }
             Some((_, InStream::Checkpoint(_))) => {
@@ -491,6 +493,7 @@ async fn written(store: &Store) -> (BTreeSet<&'static str>, BTreeSet<&'static st
                 places.extend(ranges.map(|range| match range.place.level {
                     Level::L0 => "segment",
                     Level::L1 => "merged object",
+                    Level::L2 => "file of history",
                 }));
             }
             _ => assert!(!key.as_ref().starts_with("merged/"), "{key}"),

@@ -63,14 +63,12 @@ async fn history_is_a_file_at_once() {
         ("archive/topic=t-00000000/1-2.parquet", true),
         ("wal/x-1/7", false),
     ] {
-        let options = PutMode::Create.into();
-        let put = store.bulk.put_opts(&store.key(key), "PAR1".into(), options);
-        put.await.unwrap();
+        let object = store.key(key);
+        let create = |body: &'static str| store.bulk.put_opts(&object, body.into(), PutMode::Create.into());
+        create("PAR1").await.unwrap();
         assert_eq!(dir.path().join(key).exists(), is_file, "{key}");
-        let again = store
-            .bulk
-            .put_opts(&store.key(key), "other".into(), PutMode::Create.into());
-        assert!(matches!(again.await, Err(Error::AlreadyExists { .. })), "{key}");
+        let again = create("other").await;
+        assert!(matches!(again, Err(Error::AlreadyExists { .. })), "{key}");
     }
 }
 
