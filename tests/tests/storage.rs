@@ -50,8 +50,11 @@ fn text(bytes: &[u8]) -> String {
     base64::engine::general_purpose::STANDARD.encode(bytes)
 }
 
+/// What a topic is created with.
+type Configs = &'static [(&'static str, &'static str)];
+
 /// Topics, their partitions, and what they are created with.
-const TOPICS: &[(&str, i32, &[(&str, &str)])] = &[
+const TOPICS: &[(&str, i32, Configs)] = &[
     ("mixed", 6, &[]),
     ("not.archived", 4, &[("archive.enable", "false")]),
     ("stamped", 1, &[("message.timestamp.type", "LogAppendTime")]),
