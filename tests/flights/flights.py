@@ -33,8 +33,9 @@ from confluent_kafka.admin import AdminClient, NewTopic
 
 TOPIC, PARTITIONS = "flights", 6
 PATIENCE_S = 180
-# What is deleted waits a minute by default; here somebody waits for it.
-SETTINGS = ("group.initial.rebalance.delay.ms=100", "merge.interval.ms=5000", "log.segment.delete.delay.ms=2000")
+# By default what nobody needs is looked for every few minutes and deleted a minute later; here somebody waits for it.
+SETTINGS = ("group.initial.rebalance.delay.ms=100", "merge.interval.ms=5000", "log.segment.delete.delay.ms=2000",
+            "garbage.check.interval.ms=2000")
 NUMBERS = ("year", "month", "day", "dep_time", "sched_dep_time", "dep_delay", "arr_time", "sched_arr_time", "arr_delay",
            "flight", "air_time", "distance", "hour", "minute")
 

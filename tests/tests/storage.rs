@@ -50,6 +50,7 @@ fn text(bytes: &[u8]) -> String {
     base64::engine::general_purpose::STANDARD.encode(bytes)
 }
 
+/// What a topic is created with.
 type Configs = &'static [(&'static str, &'static str)];
 
 /// Topics, their partitions, and what they are created with.

@@ -1,8 +1,8 @@
 //! Clusters of real logs in memory, and what is done to them.
 
 use bytes::Bytes;
-use object_store::memory::InMemory;
 use object_store::ObjectStoreExt;
+use object_store::memory::InMemory;
 
 use super::*;
 use crate::checkpointer::Durable;

@@ -7,7 +7,9 @@ use object_store::memory::InMemory;
 
 use super::*;
 use crate::keys::InStream;
-use crate::merge::tests::{HOUR, checkpoint, cleaner, listed, memory, merger, open_with, produce, read_all, read_one};
+use crate::merge::tests::{
+    HOUR, checkpoint, cleaner, listed, memory, merger, open_with, produce, read_all, read_one,
+};
 use crate::store::{Store, StoreKind};
 use crate::tests::meddling::meddled;
 use crate::tests::shared::{a_while, join, shared};
