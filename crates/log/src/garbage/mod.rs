@@ -15,7 +15,8 @@
 //!    that is being written, or whose pointers are under way, is not asked about. Files of a stream that has left the
 //!    manifest ([`crate::clean::is_drained`]) are asked about by one broker, the controller: no log goes through such a stream, so
 //!    each slot's owner has a newer epoch than any of its entries, and what a stalled writer adds there is part of no
-//!    log. Nobody asks about files of a stream that others still go through.
+//!    log. Nobody asks about files of a stream that others still go through. (A stream that the manifest says is sealed
+//!    would do, since it gets no further pointer either; one that has left it needs no second thought.)
 //! 2. *The manifest*, read from the store: version v.
 //! 3. *Claims*: for every slot one state of its chain, as its owner in v has it in the epoch of v. Of a broker's own
 //!    slots that is what is published in memory; of others the checkpoint that their head names. In that epoch all earlier
