@@ -21,11 +21,12 @@ use bytes::{Bytes, BytesMut};
 use futures::{StreamExt, stream};
 use hashbrown::HashSet;
 use object_store::{GetOptions, GetRange, ObjectStoreExt};
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::checkpointer::Checkpointer;
-use crate::entry::{MergedRanges, Place};
+use crate::entry::{Entry, MergedRanges, Place};
 use crate::format::merged::{MergedHeader, MergedIndex, put_head, put_tail, read_header};
 use crate::keys;
 use crate::log::AppendError;
@@ -34,7 +35,7 @@ use crate::manifest::keeper::ManifestKeeper;
 use crate::partition::image::StoredRange;
 use crate::store::conditional::{self, CreateOutcome, Patience};
 use crate::store::trouble::reason_of;
-use crate::stream::{Fate, Stream};
+use crate::stream::Stream;
 use crate::{Offset, Partition, TopicPartition};
 use plan::{Backlog, FileLimits, Layout, Part, Read, Run, Target, pointers, runs, verify};
 
@@ -92,6 +93,9 @@ pub(crate) enum MergeError {
     Ended(#[from] AppendError),
 }
 
+/// Somebody who waits for a round of merging.
+pub(crate) type AskedMerge = oneshot::Sender<Result<(), String>>;
+
 /// Merges the published data of one open log.
 #[derive(Debug)]
 pub(crate) struct Merger {
@@ -122,22 +126,30 @@ impl Merger {
         }
     }
 
-    /// Runs until the task is aborted or the stream ends.
-    pub(crate) async fn run(mut self) {
+    /// Runs until the task is aborted or the stream ends. Merges at once when it is asked to.
+    pub(crate) async fn run(mut self, mut asked: mpsc::Receiver<AskedMerge>) {
         // What was inherited keeps other streams alive, so the first round comes early.
         let mut due = Instant::now() + self.options.interval / 4;
         let mut measured = Instant::now();
         let mut merged_to = 0;
         loop {
-            tokio::time::sleep(LOOK).await;
+            let waiting = tokio::select! {
+                () = tokio::time::sleep(LOOK) => None,
+                Some(waiting) = asked.recv() => Some(waiting),
+            };
             if self.stream.is_fenced() {
                 return;
             }
             let published = self.stream.published_bytes.load(Ordering::Relaxed);
-            let full = published - merged_to >= self.options.bytes;
+            let full = published - merged_to >= self.options.bytes || waiting.is_some();
             let allowed = self.keeper.current().feature_level >= LEVEL_OF_CLUSTERS;
             if allowed && (full || Instant::now() >= due) {
-                match self.round().await {
+                let merged = self.round().await;
+                if let Some(waiting) = waiting {
+                    // Whoever has gone away need not know.
+                    let _ = waiting.send(merged.clone().map_err(|why| why.to_string()));
+                }
+                match merged {
                     Ok(()) => {}
                     Err(MergeError::Ended(_)) => return,
                     Err(why) => tracing::warn!(%why, "data could not be merged; trying again later"),
@@ -298,12 +310,7 @@ impl Merger {
 
     /// Leaves a range where it is, for good as far as this broker start is concerned.
     fn set_aside(&mut self, partition: TopicPartition, r: &StoredRange, why: &str) {
-        let held = self.stream.partitions.read().get(&partition).is_some_and(|p| {
-            let image = p.published.lock();
-            let now = image.ranges.get(image.range_from(r.base_offset));
-            now == Some(r)
-        });
-        if !held {
+        if !self.stream.holds(&partition, r) {
             // The log start has passed it, or its topic is gone: nobody needs it any more.
             return;
         }
@@ -337,27 +344,20 @@ impl Merger {
 
     async fn publish(&self, entries: Vec<MergedRanges>) -> Result<(), MergeError> {
         let bytes = entries.iter().map(MergedRanges::byte_len).sum();
-        let Some(mut fate) = self.stream.add_merged(entries)? else {
-            return Ok(());
-        };
+        let pointers = entries.into_iter().map(Entry::Merged).collect();
         // One merge at a time: what is planned next must know what this one did.
-        let settled = fate.wait_for(|f| *f != Fate::Pending).await;
-        match settled.as_deref() {
-            Ok(Fate::Failed(e)) => Err(MergeError::Ended(e.clone())),
-            Ok(Fate::Published(_)) => {
-                self.checkpointer.merged(bytes);
-                Ok(())
-            }
-            Ok(Fate::Pending) | Err(_) => Err(MergeError::Ended(AppendError::NotLeader)),
+        if self.stream.rewrite(pointers).await? > 0 {
+            self.checkpointer.merged(bytes);
         }
+        Ok(())
     }
 }
 
 /// Bytes of one range, or why they are not what was written.
-type Brought = Result<Vec<Bytes>, String>;
+pub(crate) type Brought = Result<Vec<Bytes>, String>;
 
 /// Brings the parts of one read, verified.
-async fn bring(stream: &Stream, read: &Read, layout: &Layout) -> Result<Vec<Brought>, MergeError> {
+pub(crate) async fn bring(stream: &Stream, read: &Read, layout: &Layout) -> Result<Vec<Brought>, MergeError> {
     let newest = stream.blocks.tail.lock().get(read.place);
     let whole = match newest {
         Some(_) => Ok(vec![]),
@@ -400,7 +400,7 @@ async fn again(stream: &Stream, part: &Part, layout: &Layout) -> Result<Brought,
     })
 }
 
-/// Some bytes of a segment, in one piece or as it came; inside, that they are not there.
+/// Some bytes of an object, in one piece or as it came; inside, that they are not there.
 async fn get(stream: &Stream, place: Place, bytes: std::ops::Range<u64>) -> Result<Brought, MergeError> {
     let key = stream.store.key(&keys::place(place));
     let end = bytes.end;
