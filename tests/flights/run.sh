@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# A year of real flights through a broker that is killed three times, and every record compared with the file.
+# A year of real flights through a broker that is killed three times, and every record compared with the file; then the
+# same from Parquet, of which DuckDB, Polars and pyarrow are asked what the file answers.
 #
 #   tests/flights/run.sh [--store URL] [--bin PATH] [--limit ROWS] [--broker COMMAND] [--recent] [--keep]
 #
@@ -13,7 +14,7 @@
 #                     appends a retried batch a second time
 #   --keep            keep the data and the broker's log
 #
-# Exit code 0: every record is there once, in order, unchanged. Needs Python 3 (3.9 or newer, with venv) and, the
+# Exit code 0: every record is there once, in order, unchanged. Needs Python 3 (3.10 or newer, with venv) and, the
 # first time, the network: it installs what it uses below target/clients (or CLIENTS_DIR).
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
