@@ -14,6 +14,7 @@ pub use builder::BatchBuilder;
 pub use chunks::{BatchView, ChunkCursor, slice_chunks};
 pub use header::{BatchHeader, HEADER_LEN, TimestampType, field};
 pub use records::{BatchRecords, Record, RecordIter, RecordRef, for_each_record, records};
+pub use rewrite::{RewriteError, empty_batch};
 
 use crate::codec::{Codec, DecompressError};
 
@@ -21,6 +22,7 @@ mod builder;
 mod chunks;
 mod header;
 mod records;
+mod rewrite;
 #[cfg(test)]
 mod tests;
 
