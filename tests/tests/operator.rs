@@ -186,7 +186,7 @@ fn every_command_of_the_page_does_what_it_says() {
                 assert!(said.contains("no longer marked"), "{said}");
                 balanced(&fake, &url);
             }
-            ["cluster", "feature-level", _] => assert!(said.contains("* 2"), "{said}"),
+            ["cluster", "feature-level", _] => assert!(said.contains("* 3"), "{said}"),
             _ => {}
         }
         if restores {

@@ -29,6 +29,11 @@ pub enum Entry {
     },
     /// Batches that stood in segments now stand, unchanged, in a merged object as well.
     Merged(MergedRanges),
+    /// What stood in segments or merged objects now stands in a merged object without the records that compaction took
+    /// away. The ranges stand for the same offsets as before, also where no record is left.
+    Compacted(MergedRanges),
+    /// What stood in segments or merged objects now stands in a file of history.
+    Archived(ArchivedShares),
 }
 
 impl Entry {
@@ -37,7 +42,8 @@ impl Entry {
     pub fn scope(&self) -> Option<(TopicPartition, i32)> {
         match self {
             Entry::Batches(r) => Some((r.partition, r.leader_epoch)),
-            Entry::Merged(m) => Some((m.partition, m.leader_epoch)),
+            Entry::Merged(m) | Entry::Compacted(m) => Some((m.partition, m.leader_epoch)),
+            Entry::Archived(a) => Some((a.partition, a.leader_epoch)),
             Entry::LogStart {
                 partition,
                 leader_epoch,
@@ -46,6 +52,35 @@ impl Entry {
             Entry::Release { .. } => None,
         }
     }
+
+    /// What the entry puts in the place of other ranges, if it is a pointer.
+    pub fn rewrite(&self) -> Option<Rewrite> {
+        let (partition, base_offset, last_offset, highest) = match self {
+            Entry::Merged(m) => (m.partition, m.base_offset, m.last_offset(), Level::L0),
+            Entry::Compacted(m) => (m.partition, m.base_offset, m.last_offset(), Level::L1),
+            Entry::Archived(a) => (a.partition, a.base_offset, a.last_offset(), Level::L1),
+            Entry::Batches(_) | Entry::LogStart { .. } | Entry::Release { .. } => return None,
+        };
+        Some(Rewrite {
+            partition,
+            base_offset,
+            last_offset,
+            highest,
+        })
+    }
+}
+
+/// Offsets whose bytes stand elsewhere from now on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rewrite {
+    /// The partition.
+    pub partition: TopicPartition,
+    /// First offset.
+    pub base_offset: Offset,
+    /// Last offset.
+    pub last_offset: Offset,
+    /// What stands on a higher level than this must not be replaced.
+    pub highest: Level,
 }
 
 /// Batches of one partition that stand side by side in one segment.
@@ -153,6 +188,49 @@ impl MergedRanges {
     }
 }
 
+/// Neighbouring shares of one partition in one file of history (L2): offsets go on without a gap.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ArchivedShares {
+    /// The partition.
+    pub partition: TopicPartition,
+    /// Leader epoch of who archived them; the records may be of earlier ones.
+    pub leader_epoch: i32,
+    /// Number of the file; together with the incarnation of the stream that this entry stands in and with the topic it
+    /// gives the key.
+    pub file: u64,
+    /// First offset that the first share stands for.
+    pub base_offset: Offset,
+    /// The shares, in offset order; never none.
+    pub shares: Vec<ArchivedShare>,
+}
+
+/// One share of a file of history; it stands for the offsets from the end of the one before it on, whether there are
+/// records of them or not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ArchivedShare {
+    /// Last offset that it stands for.
+    pub last_offset: Offset,
+    /// Row in the file, counted from 0, of its first record.
+    pub first_row: u32,
+    /// Bytes of the file that are its own, about.
+    pub len: u32,
+    /// Greatest timestamp (ms) of its records; -1 if none has one.
+    pub max_timestamp: i64,
+    /// Wall-clock time (ms) of the newest append in it.
+    pub append_time_ms: i64,
+}
+
+impl ArchivedShares {
+    /// Last offset that the last share stands for.
+    pub fn last_offset(&self) -> Offset {
+        self.shares.last().map_or(self.base_offset - 1, |s| s.last_offset)
+    }
+    /// Bytes of all shares.
+    pub fn byte_len(&self) -> u64 {
+        self.shares.iter().map(|s| u64::from(s.len)).sum()
+    }
+}
+
 /// What kind of object some bytes stand in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Level {
@@ -160,16 +238,18 @@ pub enum Level {
     L0,
     /// A merged object.
     L1,
+    /// A file of history.
+    L2,
 }
 
 /// Where something stands in the bucket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Place {
-    /// Segment or merged object.
+    /// Segment, merged object or file of history.
     pub level: Level,
-    /// The stream, or that of the broker start that merged.
+    /// The stream, or that of the broker start that merged or archived.
     pub incarnation: crate::Incarnation,
-    /// Position of the segment in the stream, or number of the merged object.
+    /// Position of the segment in the stream, or number of the merged object or file.
     pub seq: u64,
 }
 
@@ -187,6 +267,15 @@ impl Place {
     pub fn l1(incarnation: crate::Incarnation, number: u64) -> Place {
         Place {
             level: Level::L1,
+            incarnation,
+            seq: number,
+        }
+    }
+
+    /// A file of history. Its key holds the topic as well.
+    pub fn l2(incarnation: crate::Incarnation, number: u64) -> Place {
+        Place {
+            level: Level::L2,
             incarnation,
             seq: number,
         }

@@ -5,11 +5,11 @@ use futures::TryStreamExt;
 use object_store::{ObjectMeta, ObjectStoreExt};
 use serde_json::{Value, json};
 
-use crate::entry::{BatchEntry, Entry, MergedRanges};
+use crate::entry::{ArchivedShares, BatchEntry, Entry, Level, MergedRanges};
 use crate::format::segment::{SegmentHeader, decode_index};
 use crate::format::{IndexOrMore, ObjectKind, checkpoint, index_of, merged};
 use crate::keys;
-use crate::partition::image::PartitionImage;
+use crate::partition::image::{PartitionImage, StoredRange};
 use crate::store::Store;
 
 /// Keys that an overview lists at most.
@@ -117,7 +117,7 @@ fn merged_object_json(bytes: &Bytes) -> Result<Value, String> {
             Ok(json!({
                 "kind": "merged", "incarnation": h.incarnation, "number": h.number, "nonce": h.nonce,
                 "manifest_version": h.manifest_version, "written_ms": h.written_ms, "cluster_id": cluster,
-                "bytes": bytes.len(), "entries": index.entries.iter().map(merged_json).collect::<Vec<_>>(),
+                "bytes": bytes.len(), "entries": index.entries.iter().map(|m| merged_json("merged", m)).collect::<Vec<_>>(),
             }))
         }
     }
@@ -157,7 +157,9 @@ fn entry_json(e: &Entry) -> Value {
         } => json!({
             "kind": "release", "slot": slot, "leader_epoch": leader_epoch, "image_bytes": image.len(),
         }),
-        Entry::Merged(m) => merged_json(m),
+        Entry::Merged(m) => merged_json("merged", m),
+        Entry::Compacted(m) => merged_json("compacted", m),
+        Entry::Archived(a) => archived_json(a),
         Entry::Batches(r) => json!({
             "kind": "batches", "topic": r.partition.topic, "partition": r.partition.partition,
             "leader_epoch": r.leader_epoch, "position": r.position, "append_time_ms": r.append_time_ms,
@@ -166,13 +168,24 @@ fn entry_json(e: &Entry) -> Value {
     }
 }
 
-fn merged_json(m: &MergedRanges) -> Value {
+fn merged_json(kind: &str, m: &MergedRanges) -> Value {
     json!({
-        "kind": "merged", "topic": m.partition.topic, "partition": m.partition.partition,
+        "kind": kind, "topic": m.partition.topic, "partition": m.partition.partition,
         "leader_epoch": m.leader_epoch, "file": m.file, "position": m.position, "base_offset": m.base_offset,
         "ranges": m.ranges.iter().map(|r| json!({
             "last_offset": r.last_offset, "bytes": r.len, "max_timestamp": r.max_timestamp,
             "append_time_ms": r.append_time_ms,
+        })).collect::<Vec<_>>(),
+    })
+}
+
+fn archived_json(a: &ArchivedShares) -> Value {
+    json!({
+        "kind": "archived", "topic": a.partition.topic, "partition": a.partition.partition,
+        "leader_epoch": a.leader_epoch, "file": a.file, "base_offset": a.base_offset,
+        "shares": a.shares.iter().map(|s| json!({
+            "last_offset": s.last_offset, "first_row": s.first_row, "bytes": s.len,
+            "max_timestamp": s.max_timestamp, "append_time_ms": s.append_time_ms,
         })).collect::<Vec<_>>(),
     })
 }
@@ -219,9 +232,18 @@ fn image_json(i: &PartitionImage) -> Value {
     json!({
         "log_start_offset": i.state.log_start, "end_offset": i.state.end,
         "epochs": i.state.epochs, "producers": i.state.producers.len(), "bytes": i.bytes,
-        "ranges": i.ranges.iter().map(|r| json!({
-            "base_offset": r.base_offset, "last_offset": r.last_offset,
-            "key": keys::place(r.place), "position": r.position, "bytes": r.len,
-        })).collect::<Vec<_>>(),
+        "ranges": i.ranges.iter().map(range_json).collect::<Vec<_>>(),
     })
+}
+
+fn range_json(r: &StoredRange) -> Value {
+    let mut out = json!({
+        "base_offset": r.base_offset, "last_offset": r.last_offset, "key": keys::place(r.place), "bytes": r.len,
+    });
+    let at = match r.place.level {
+        Level::L2 => "first_row",
+        Level::L0 | Level::L1 => "position",
+    };
+    out[at] = json!(r.position);
+    out
 }

@@ -3,7 +3,7 @@
 use uuid::Uuid;
 
 use crate::entry::{Level, Place};
-use crate::{Incarnation, Seq};
+use crate::{Incarnation, Seq, TopicId};
 
 /// The folder of all streams.
 pub const STREAMS: &str = "wal";
@@ -65,11 +65,54 @@ pub fn merged(incarnation: Incarnation, number: u64) -> String {
     format!("merged/{incarnation}/{number:020}")
 }
 
-/// The object that a place names.
+/// The folder of all files of history.
+pub const ARCHIVE: &str = "archive";
+
+/// What the name of a file of history ends in.
+const ARCHIVE_FILE: &str = ".parquet";
+
+/// The folder of a topic's files of history, as a query engine sees it: a partition column `topic`. The start of the
+/// topic's id tells it from an earlier topic of the same name.
+pub fn archive_folder(name: &str, id: TopicId) -> String {
+    let mut encoded = String::with_capacity(name.len());
+    for b in name.bytes() {
+        match b {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'.' | b'_' | b'-' => encoded.push(char::from(b)),
+            // What Kafka allows in a name is not among it.
+            _ => encoded.push_str(&format!("%{b:02X}")),
+        }
+    }
+    format!("{ARCHIVE}/topic={encoded}-{}", &id.simple().to_string()[..8])
+}
+
+/// A file of history. Numbers count within a broker start, and one that was given up is not used again.
+pub fn archived(name: &str, id: TopicId, incarnation: Incarnation, number: u64) -> String {
+    let folder = archive_folder(name, id);
+    format!("{folder}/{}", archive_file(incarnation, number))
+}
+
+fn archive_file(incarnation: Incarnation, number: u64) -> String {
+    format!("{incarnation:020}-{number:020}{ARCHIVE_FILE}")
+}
+
+/// Folder (as [`archive_folder`] names it), incarnation and number of a file of history, from a key without the
+/// store's prefix; `None` if it is no such file.
+pub fn parse_archived(key: &str) -> Option<(&str, Incarnation, u64)> {
+    let (folder, file) = key.rsplit_once('/')?;
+    let topic = folder.strip_prefix(ARCHIVE)?.strip_prefix("/topic=")?;
+    let (incarnation, number) = file.strip_suffix(ARCHIVE_FILE)?.split_once('-')?;
+    let (incarnation, number) = (incarnation.parse().ok()?, number.parse().ok()?);
+    let ours = !topic.contains('/') && archive_file(incarnation, number) == file;
+    ours.then_some((folder, incarnation, number))
+}
+
+/// The object that a place names. Of a file of history only the name, for people: its folder is its topic's
+/// ([`archived`]).
 pub fn place(place: Place) -> String {
     match place.level {
         Level::L0 => segment(place.incarnation, place.seq),
         Level::L1 => merged(place.incarnation, place.seq),
+        Level::L2 => archive_file(place.incarnation, place.seq),
     }
 }
 
@@ -134,6 +177,35 @@ mod tests {
         }
         let short = format!("{}/9", stream(7));
         assert_eq!(parse_in_stream(&short), Some((7, InStream::Other)));
+    }
+
+    #[test]
+    fn a_key_of_history_is_taken_apart() {
+        let id = Uuid::from_u128(0x1234_5678_0000_0000_0000_0000_0000_0001);
+        let key = archived("orders.v1_x-y", id, 7, u64::MAX);
+        assert_eq!(
+            key,
+            "archive/topic=orders.v1_x-y-12345678/00000000000000000007-18446744073709551615.parquet"
+        );
+        let folder = archive_folder("orders.v1_x-y", id);
+        assert_eq!(parse_archived(&key), Some((folder.as_str(), 7, u64::MAX)));
+        let odd = archived("a/b c%é", id, 1, 2);
+        assert!(
+            odd.starts_with("archive/topic=a%2Fb%20c%25%C3%A9-12345678/"),
+            "{odd}"
+        );
+        assert!(parse_archived(&odd).is_some());
+        for other in [
+            "archive/topic=t-12345678/7-1.parquet",
+            "archive/topic=t-12345678/00000000000000000007-+0000000000000000001.parquet",
+            "archive/topic=t-12345678/part-0001.parquet",
+            "archive/topic=t-12345678/x/00000000000000000007-00000000000000000001.parquet",
+            "archive/00000000000000000007-00000000000000000001.parquet",
+            "other/topic=t-12345678/00000000000000000007-00000000000000000001.parquet",
+            &merged(7, 1),
+        ] {
+            assert_eq!(parse_archived(other), None, "{other}");
+        }
     }
 
     #[test]

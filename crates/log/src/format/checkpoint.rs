@@ -23,6 +23,8 @@ const INDEX_VERSION: u8 = 1;
 const BODY_OF_SEGMENTS: u8 = 1;
 /// Of a body in which each range says whether it stands in a segment or in a merged object.
 const BODY_WITH_LEVELS: u8 = 2;
+/// The same, with files of history among the places.
+const BODY_WITH_HISTORY: u8 = 3;
 const SOURCE_SELF: u64 = 0;
 
 /// A decoded checkpoint.
@@ -165,11 +167,12 @@ pub fn decode_slot(bytes: Bytes) -> Result<Vec<(TopicPartition, PartitionImage)>
 }
 
 fn encode_body(out: &mut BytesMut, slot: &SlotImage) {
-    // What holds no merged data can still be read by a build that knows none.
-    let mut ranges = slot.partitions.iter().flat_map(|(_, image)| &image.ranges);
-    let version = match ranges.any(|r| r.place.level != Level::L0) {
-        true => BODY_WITH_LEVELS,
-        false => BODY_OF_SEGMENTS,
+    // What holds no merged data can still be read by a build that knows none, and so on.
+    let ranges = slot.partitions.iter().flat_map(|(_, image)| &image.ranges);
+    let version = match ranges.map(|r| r.place.level).max() {
+        None | Some(Level::L0) => BODY_OF_SEGMENTS,
+        Some(Level::L1) => BODY_WITH_LEVELS,
+        Some(Level::L2) => BODY_WITH_HISTORY,
     };
     out.put_u8(version);
     put_unsigned(out, slot.partitions.len() as u64);
@@ -180,7 +183,7 @@ fn encode_body(out: &mut BytesMut, slot: &SlotImage) {
         put_unsigned(&mut one, tp.partition as u64);
         encode_state(&mut one, &image.state);
         encode_ranges(&mut one, &image.ranges, version);
-        // Room: open transactions, aborted index, L2 files, an opaque extension; all empty now.
+        // Room: open transactions, aborted index, an opaque extension; all empty now.
         put_unsigned(&mut one, 0);
         put_unsigned(out, one.len() as u64);
         out.put_slice(&one);
@@ -219,8 +222,12 @@ fn encode_ranges(out: &mut BytesMut, ranges: &VecDeque<StoredRange>, version: u8
     put_unsigned(out, ranges.len() as u64);
     let mut before = (0u64, 0u64, 0i64, 0i64, 0i64);
     for r in ranges {
-        if version == BODY_WITH_LEVELS {
-            out.put_u8(u8::from(r.place.level == Level::L1));
+        if version != BODY_OF_SEGMENTS {
+            out.put_u8(match r.place.level {
+                Level::L0 => 0,
+                Level::L1 => 1,
+                Level::L2 => 2,
+            });
         }
         put_signed(out, r.place.incarnation.wrapping_sub(before.0) as i64);
         put_signed(out, r.place.seq.wrapping_sub(before.1) as i64);
@@ -243,7 +250,7 @@ fn encode_ranges(out: &mut BytesMut, ranges: &VecDeque<StoredRange>, version: u8
 fn decode_body(body: Bytes) -> Result<Vec<(TopicPartition, PartitionImage)>, FormatError> {
     let mut r = Reader::new(body);
     let version = r.u8()?;
-    if !(BODY_OF_SEGMENTS..=BODY_WITH_LEVELS).contains(&version) {
+    if !(BODY_OF_SEGMENTS..=BODY_WITH_HISTORY).contains(&version) {
         return Err(FormatError::TooNew("checkpoint body".into()));
     }
     let mut partitions = vec![];
@@ -336,6 +343,7 @@ fn decode_ranges(r: &mut Reader, version: u8) -> Result<VecDeque<StoredRange>, F
         let level = match level {
             0 => Level::L0,
             1 => Level::L1,
+            2 if version == BODY_WITH_HISTORY => Level::L2,
             _ => return Err(FormatError::TooNew("level of a range".into())),
         };
         let incarnation = before.0.wrapping_add(r.signed()? as u64);
@@ -376,7 +384,7 @@ mod tests {
             (1i64..99, 1u64..4, 0u64..9, any::<u32>(), 0u32..99, any::<i64>()),
             0..9,
         );
-        let levels = prop_oneof![Just(0), 0u32..512];
+        let levels = prop_oneof![Just(0), 0u32..512, 0u32..512 * 512];
         let producers = proptest::collection::hash_map(0i64.., (0i16.., any::<i64>(), 0usize..6), 0..4);
         (
             ranges,
@@ -389,9 +397,10 @@ mod tests {
                 for (i, (n, incarnation, seq, position, len, t)) in described.into_iter().enumerate() {
                     let base_offset = state.end + n;
                     state.end = base_offset + n;
-                    let place = match levels >> i & 1 {
-                        0 => Place::l0(incarnation, seq),
-                        _ => Place::l1(incarnation, seq),
+                    let place = match (levels >> i & 1, levels >> (9 + i) & 1) {
+                        (_, 1) => Place::l2(incarnation, seq),
+                        (1, _) => Place::l1(incarnation, seq),
+                        _ => Place::l0(incarnation, seq),
                     };
                     ranges.push_back(StoredRange {
                         base_offset,
@@ -465,14 +474,19 @@ mod tests {
         }
 
         #[test]
-        fn a_body_without_merged_data_is_as_it_always_was(c in checkpoint()) {
+        fn a_body_without_merged_data_or_history_is_as_it_always_was(c in checkpoint()) {
             for slot in c.slots.values() {
                 let mut body = BytesMut::new();
                 encode_body(&mut body, slot);
-                let mut ranges = slot.partitions.iter().flat_map(|(_, i)| &i.ranges);
-                let merged = ranges.any(|r| r.place.level == Level::L1);
-                prop_assert_eq!(body[0], if merged { 2 } else { 1 });
-                body[0] = 3;
+                let ranges: Vec<&StoredRange> = slot.partitions.iter().flat_map(|(_, i)| &i.ranges).collect();
+                let any = |level| ranges.iter().any(|r| r.place.level == level);
+                prop_assert_eq!(body[0], if any(Level::L2) { 3 } else if any(Level::L1) { 2 } else { 1 });
+                if any(Level::L2) {
+                    let mut older = body.clone();
+                    older[0] = 2;
+                    prop_assert!(matches!(decode_body(older.freeze()), Err(FormatError::TooNew(_))));
+                }
+                body[0] = 4;
                 prop_assert!(matches!(decode_body(body.freeze()), Err(FormatError::TooNew(_))));
             }
         }

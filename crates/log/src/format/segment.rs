@@ -11,7 +11,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use uuid::Uuid;
 
 use super::*;
-use crate::entry::{BatchEntry, BatchProducer, BatchRange, Entry};
+use crate::entry::{ArchivedShare, ArchivedShares, BatchEntry, BatchProducer, BatchRange, Entry};
 use crate::partition::state::sequence_after;
 use crate::{Incarnation, Seq, TopicPartition};
 
@@ -23,6 +23,8 @@ const ENTRY_BATCHES: u8 = 1;
 const ENTRY_LOG_START: u8 = 2;
 const ENTRY_RELEASE: u8 = 3;
 const ENTRY_MERGED: u8 = 4;
+const ENTRY_COMPACTED: u8 = 5;
+const ENTRY_ARCHIVED: u8 = 6;
 /// Longest reason text in a seal.
 const MAX_REASON: usize = 120;
 
@@ -230,6 +232,14 @@ fn encode_entry(out: &mut BytesMut, e: &Entry, topics: &[Uuid], written_ms: i64)
             merged::put_ranges(out, m, written_ms);
             ENTRY_MERGED
         }
+        Entry::Compacted(m) => {
+            merged::put_ranges(out, m, written_ms);
+            ENTRY_COMPACTED
+        }
+        Entry::Archived(a) => {
+            put_shares(out, a, written_ms);
+            ENTRY_ARCHIVED
+        }
         Entry::Batches(r) => {
             put_unsigned(out, r.position);
             put_signed(out, written_ms.wrapping_sub(r.append_time_ms));
@@ -242,6 +252,21 @@ fn encode_entry(out: &mut BytesMut, e: &Entry, topics: &[Uuid], written_ms: i64)
             }
             ENTRY_BATCHES
         }
+    }
+}
+
+fn put_shares(out: &mut BytesMut, a: &ArchivedShares, written_ms: i64) {
+    put_unsigned(out, a.file);
+    put_unsigned(out, a.base_offset as u64);
+    put_unsigned(out, a.shares.len() as u64);
+    let (mut base_offset, mut row, mut time) = (a.base_offset, 0u32, written_ms);
+    for s in &a.shares {
+        put_unsigned(out, (s.last_offset - base_offset) as u64);
+        put_signed(out, i64::from(s.first_row) - i64::from(row));
+        put_unsigned(out, u64::from(s.len));
+        put_signed(out, time.wrapping_sub(s.append_time_ms));
+        put_signed(out, s.append_time_ms.wrapping_sub(s.max_timestamp));
+        (base_offset, row, time) = (s.last_offset + 1, s.first_row, s.append_time_ms);
     }
 }
 
@@ -316,6 +341,8 @@ fn decode_entry(code: u8, r: &mut Reader, topics: &[Uuid], written_ms: i64) -> R
             offset: r.offset("log start")?,
         }),
         ENTRY_MERGED => merged::ranges(r, partition, leader_epoch, written_ms).map(Entry::Merged),
+        ENTRY_COMPACTED => merged::ranges(r, partition, leader_epoch, written_ms).map(Entry::Compacted),
+        ENTRY_ARCHIVED => shares(r, partition, leader_epoch, written_ms).map(Entry::Archived),
         ENTRY_BATCHES => {
             let position = r.unsigned()?;
             let append_time_ms = written_ms.wrapping_sub(r.signed()?);
@@ -344,6 +371,47 @@ fn decode_entry(code: u8, r: &mut Reader, topics: &[Uuid], written_ms: i64) -> R
         // An entry that is not understood may change any partition: nothing can be skipped here.
         other => Err(FormatError::TooNew(format!("entry kind {other}"))),
     }
+}
+
+fn shares(
+    r: &mut Reader,
+    partition: TopicPartition,
+    leader_epoch: i32,
+    written_ms: i64,
+) -> Result<ArchivedShares, FormatError> {
+    const BAD: FormatError = FormatError::Invalid("share of a file");
+    let file = r.unsigned()?;
+    let base_offset = r.offset("base offset")?;
+    let count = r.count(5)?;
+    if count == 0 {
+        return Err(BAD);
+    }
+    let mut shares = Vec::with_capacity(count);
+    let (mut next, mut row, mut time) = (base_offset, 0i64, written_ms);
+    for _ in 0..count {
+        let last_offset = next.checked_add(r.offset("span")?).ok_or(BAD)?;
+        row = row.checked_add(r.signed()?).ok_or(BAD)?;
+        let first_row = u32::try_from(row).map_err(|_| BAD)?;
+        let len = r.u32v("length")?;
+        let append_time_ms = time.wrapping_sub(r.signed()?);
+        let max_timestamp = append_time_ms.wrapping_sub(r.signed()?);
+        next = last_offset.checked_add(1).ok_or(BAD)?;
+        time = append_time_ms;
+        shares.push(ArchivedShare {
+            last_offset,
+            first_row,
+            len,
+            max_timestamp,
+            append_time_ms,
+        });
+    }
+    Ok(ArchivedShares {
+        partition,
+        leader_epoch,
+        file,
+        base_offset,
+        shares,
+    })
 }
 
 fn decode_batch(r: &mut Reader, next: i64, append_ms: i64) -> Result<BatchEntry, FormatError> {
@@ -489,7 +557,24 @@ mod tests {
             offset,
         });
         let merged = merged::tests::ranges().prop_map(Entry::Merged);
-        proptest::collection::vec(prop_oneof![range, start, merged], 0..8)
+        let compacted = merged::tests::ranges().prop_map(Entry::Compacted);
+        let archived = (merged::tests::ranges(), any::<u32>()).prop_map(|(m, row)| {
+            let share = |(i, r): (usize, &crate::entry::MergedRange)| ArchivedShare {
+                last_offset: r.last_offset,
+                first_row: row.rotate_left(i as u32),
+                len: r.len,
+                max_timestamp: r.max_timestamp,
+                append_time_ms: r.append_time_ms,
+            };
+            Entry::Archived(ArchivedShares {
+                partition: m.partition,
+                leader_epoch: m.leader_epoch,
+                file: m.file,
+                base_offset: m.base_offset,
+                shares: m.ranges.iter().enumerate().map(share).collect(),
+            })
+        });
+        proptest::collection::vec(prop_oneof![range, start, merged, compacted, archived], 0..8)
     }
 
     proptest! {

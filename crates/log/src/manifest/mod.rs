@@ -20,10 +20,14 @@ use crate::{Incarnation, Seq, Slot, TopicId, TopicPartition};
 
 /// Slots of a new cluster; fixed from then on.
 pub const DEFAULT_SLOTS: u32 = 1024;
-/// Highest feature level that this build can write. 1: one broker's streams; 2: slots are released and data is merged.
-pub const FEATURE_LEVEL: u32 = 2;
+/// Highest feature level that this build can write. 1: one broker's streams; 2: slots are released and data is merged;
+/// 3: merged data is archived, and compacted.
+pub const FEATURE_LEVEL: u32 = 3;
 /// From this level on a broker may release slots and publish merged data: readers of level 1 do not know those entries.
 pub const LEVEL_OF_CLUSTERS: u32 = 2;
+/// From this level on a broker may publish files of history and compacted data: readers of level 2 do not know those
+/// entries.
+pub const LEVEL_OF_HISTORY: u32 = 3;
 const KIND: &str = "alluvium manifest";
 /// How the error begins that says that the bytes are no manifest, while others say that it is not for us.
 pub(crate) const DAMAGED: &str = "not a valid manifest";

@@ -5,7 +5,7 @@ use super::{FEATURE_LEVEL, LEVEL_OF_CLUSTERS, Manifest};
 use crate::Incarnation;
 
 /// Feature levels that this build knows, and what each allows to be written.
-pub const LEVELS: [(u32, &str); 2] = [
+pub const LEVELS: [(u32, &str); 3] = [
     (
         1,
         "segments, checkpoints, takeover: what one broker on a bucket writes",
@@ -14,6 +14,7 @@ pub const LEVELS: [(u32, &str); 2] = [
         2,
         "slots handed over while both brokers live, streams merged and given back",
     ),
+    (3, "history in Parquet files, internal topics compacted"),
 ];
 
 /// Why an operator's change is not made.
@@ -217,7 +218,8 @@ mod tests {
             m.raise_feature_level(1),
             Err(NotChanged::Lower { now: 2, asked: 1 })
         );
-        assert_eq!(m.feature_level, 2);
+        m.raise_feature_level(3).unwrap();
+        assert_eq!(m.feature_level, 3);
         let known: Vec<u32> = LEVELS.iter().map(|(level, _)| *level).collect();
         assert_eq!(known, (1..=FEATURE_LEVEL).collect::<Vec<_>>());
     }

@@ -25,7 +25,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::checkpointer::Checkpointer;
-use crate::entry::{MergedRanges, Place};
+use crate::entry::{Entry, MergedRanges, Place};
 use crate::format::merged::{MergedHeader, MergedIndex, put_head, put_tail, read_header};
 use crate::keys;
 use crate::log::AppendError;
@@ -34,7 +34,7 @@ use crate::manifest::keeper::ManifestKeeper;
 use crate::partition::image::StoredRange;
 use crate::store::conditional::{self, CreateOutcome, Patience};
 use crate::store::trouble::reason_of;
-use crate::stream::{Fate, Stream};
+use crate::stream::Stream;
 use crate::{Offset, Partition, TopicPartition};
 use plan::{Backlog, FileLimits, Layout, Part, Read, Run, Target, pointers, runs, verify};
 
@@ -337,19 +337,12 @@ impl Merger {
 
     async fn publish(&self, entries: Vec<MergedRanges>) -> Result<(), MergeError> {
         let bytes = entries.iter().map(MergedRanges::byte_len).sum();
-        let Some(mut fate) = self.stream.add_merged(entries)? else {
-            return Ok(());
-        };
+        let pointers = entries.into_iter().map(Entry::Merged).collect();
         // One merge at a time: what is planned next must know what this one did.
-        let settled = fate.wait_for(|f| *f != Fate::Pending).await;
-        match settled.as_deref() {
-            Ok(Fate::Failed(e)) => Err(MergeError::Ended(e.clone())),
-            Ok(Fate::Published(_)) => {
-                self.checkpointer.merged(bytes);
-                Ok(())
-            }
-            Ok(Fate::Pending) | Err(_) => Err(MergeError::Ended(AppendError::NotLeader)),
+        if self.stream.rewrite(pointers).await? > 0 {
+            self.checkpointer.merged(bytes);
         }
+        Ok(())
     }
 }
 

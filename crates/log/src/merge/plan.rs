@@ -304,14 +304,14 @@ impl Pointer {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::{BTreeMap, HashMap};
+    use std::collections::{BTreeMap, BTreeSet, HashMap};
 
     use proptest::prelude::*;
     use uuid::Uuid;
 
     use super::*;
     use crate::batch::BatchBuilder;
-    use crate::entry::{BatchRange, Entry};
+    use crate::entry::{ArchivedShare, ArchivedShares, BatchRange, Entry, Level};
     use crate::format::checkpoint::{SlotImage, decode_slot, encode_slot};
     use crate::stream::batch_entry;
 
@@ -390,7 +390,7 @@ mod tests {
         assert_eq!(targets, [0, 9_000_020, 20, 9_000_070]);
     }
 
-    /// A bucket, a log in it, and the same log without any merge.
+    /// A bucket, a log in it, and the same log without any rewrite.
     #[derive(Default)]
     struct World {
         objects: HashMap<Place, Vec<u8>>,
@@ -400,9 +400,18 @@ mod tests {
         merged: BTreeMap<i32, PartitionImage>,
         /// Everything that was published, in order.
         entries: Vec<(i32, Entry, Place)>,
-        /// Pointers that are on their way to be published.
+        /// Pointers to a merged object that was written.
         pending: Vec<MergedRanges>,
+        /// The same of objects that were archived or compacted.
+        archived: Option<Entry>,
+        compacted: Option<Entry>,
+        /// Pointers that were found to fit, and are not published yet.
+        submitted: Vec<Entry>,
         bad: Vec<(TopicPartition, Offset)>,
+        /// Batches that a compaction took away, by partition and first offset.
+        gone: BTreeSet<(i32, Offset)>,
+        /// The log as of the newest checkpoint, and how many entries it holds.
+        checkpoint: (BTreeMap<i32, PartitionImage>, usize),
     }
 
     #[derive(Clone, Debug)]
@@ -412,14 +421,20 @@ mod tests {
         LogStart(i32, i64),
         /// Plans and writes an object of segments up to so many bytes.
         Merge(u64),
-        PublishMerge,
+        /// Writes so many merged ranges of a partition into a file of history, after so many others.
+        Archive(i32, usize, usize),
+        /// Writes so many ranges of a partition anew without some of their batches, after so many others.
+        Compact(i32, usize, usize),
+        /// What was written last is judged: the merge, the archived file or the compacted object.
+        Submit(u8),
+        Publish,
         /// A checkpoint is written and read.
         Restart,
     }
 
     impl World {
         fn publish(&mut self, partition: i32, entry: Entry, place: Place) {
-            if !matches!(entry, Entry::Merged(_)) {
+            if entry.rewrite().is_none() {
                 self.plain
                     .entry(partition)
                     .or_default()
@@ -535,15 +550,130 @@ mod tests {
             self.objects.insert(Place::l1(9, self.next_file), object);
         }
 
-        fn publish_merge(&mut self) {
-            // As the stream does: pointers are judged once, and published later.
-            for m in std::mem::take(&mut self.pending) {
-                let p = m.partition.partition;
-                if let Some(_fits) = self.merged[&p].covered_by(&m).unwrap() {
-                    self.next_seq += 1;
-                    self.publish(p, Entry::Merged(m), Place::l0(9, self.next_seq));
+        /// Neighbouring ranges of a partition that `may` be rewritten, `n` after `skip` others.
+        fn chosen(
+            &self,
+            partition: i32,
+            skip: usize,
+            n: usize,
+            may: impl Fn(&StoredRange) -> bool,
+        ) -> Vec<StoredRange> {
+            let Some(image) = self.merged.get(&partition) else {
+                return vec![];
+            };
+            let good = |r: &&StoredRange| may(r) && !self.bad.contains(&(tp(partition), r.base_offset));
+            let mut chosen: Vec<StoredRange> = vec![];
+            for r in image.ranges.iter().filter(good).skip(skip).take(n) {
+                if chosen.last().is_some_and(|l| l.last_offset + 1 != r.base_offset) {
+                    break;
+                }
+                chosen.push(*r);
+            }
+            chosen
+        }
+
+        fn archive(&mut self, partition: i32, skip: usize, n: usize) {
+            let chosen = self.chosen(partition, skip, n, |r| r.place.level == Level::L1);
+            let Some(first) = chosen.first() else { return };
+            // In this world a byte is a row.
+            let mut object = vec![0; 5];
+            let mut shares: Vec<ArchivedShare> = vec![];
+            for (i, r) in chosen.iter().enumerate() {
+                let first_row = object.len() as u32;
+                object.extend_from_slice(&self.bytes(r));
+                match shares.last_mut().filter(|_| i % 2 == 1) {
+                    Some(s) => {
+                        *s = ArchivedShare {
+                            last_offset: r.last_offset,
+                            len: s.len + r.len,
+                            max_timestamp: s.max_timestamp.max(r.max_timestamp),
+                            append_time_ms: r.append_time_ms,
+                            ..*s
+                        }
+                    }
+                    None => shares.push(ArchivedShare {
+                        last_offset: r.last_offset,
+                        first_row,
+                        len: r.len,
+                        max_timestamp: r.max_timestamp,
+                        append_time_ms: r.append_time_ms,
+                    }),
                 }
             }
+            self.next_file += 1;
+            self.objects.insert(Place::l2(9, self.next_file), object);
+            self.archived = Some(Entry::Archived(ArchivedShares {
+                partition: tp(partition),
+                leader_epoch: 1,
+                file: self.next_file,
+                base_offset: first.base_offset,
+                shares,
+            }));
+        }
+
+        fn compact(&mut self, partition: i32, skip: usize, n: usize) {
+            let chosen = self.chosen(partition, skip, n, |r| r.place.level != Level::L2);
+            let Some(first) = chosen.first() else { return };
+            let mut object = vec![0; 9];
+            let mut ranges = vec![];
+            for r in &chosen {
+                let (chunks, before) = ([Bytes::from(self.bytes(r))], object.len());
+                let mut cursor = ChunkCursor::new(&chunks);
+                while let Some(b) = cursor.next_batch() {
+                    let b = b.unwrap();
+                    match b.header.base_offset % 3 {
+                        0 => drop(self.gone.insert((partition, b.header.base_offset))),
+                        _ => object.extend_from_slice(&b.chunks(&chunks).concat()),
+                    }
+                }
+                ranges.push(MergedRange {
+                    last_offset: r.last_offset,
+                    len: (object.len() - before) as u32,
+                    max_timestamp: r.max_timestamp,
+                    append_time_ms: r.append_time_ms,
+                });
+            }
+            self.next_file += 1;
+            self.objects.insert(Place::l1(9, self.next_file), object);
+            self.compacted = Some(Entry::Compacted(MergedRanges {
+                partition: tp(partition),
+                leader_epoch: 1,
+                file: self.next_file,
+                position: 9,
+                base_offset: first.base_offset,
+                ranges,
+            }));
+        }
+
+        /// As the stream does: pointers are judged once, when no others are on their way, and published later.
+        fn submit(&mut self, kind: u8) {
+            self.publish_submitted();
+            let pointers: Vec<Entry> = match kind {
+                0 => std::mem::take(&mut self.pending)
+                    .into_iter()
+                    .map(Entry::Merged)
+                    .collect(),
+                1 => self.archived.take().into_iter().collect(),
+                _ => self.compacted.take().into_iter().collect(),
+            };
+            let fits = |e: &Entry| {
+                let image = &self.merged[&e.scope().unwrap().0.partition];
+                matches!(image.covered_by(&e.rewrite().unwrap()), Ok(Some(_)))
+            };
+            self.submitted = pointers.into_iter().filter(fits).collect();
+        }
+
+        fn publish_submitted(&mut self) {
+            for e in std::mem::take(&mut self.submitted) {
+                self.next_seq += 1;
+                let partition = e.scope().unwrap().0.partition;
+                self.publish(partition, e, Place::l0(9, self.next_seq));
+            }
+        }
+
+        fn publish_merge(&mut self) {
+            self.submit(0);
+            self.publish_submitted();
         }
 
         fn restart(&mut self) {
@@ -555,6 +685,7 @@ mod tests {
             let back = decode_slot(encode_slot(&slot)).unwrap();
             assert_eq!(back, slot.partitions);
             self.merged = back.into_iter().map(|(tp, i)| (tp.partition, i)).collect();
+            self.checkpoint = (self.merged.clone(), self.entries.len());
         }
 
         /// Offsets from the log start on, with their bytes: the same, wherever they stand.
@@ -566,13 +697,15 @@ mod tests {
                 let mut expected = r.base_offset;
                 while let Some(b) = cursor.next_batch() {
                     let b = b.unwrap();
-                    assert_eq!(b.header.base_offset, expected);
+                    let whole = b.header.base_offset == expected;
+                    assert!(whole || b.header.base_offset > expected && r.place.level != Level::L0);
                     expected = b.header.last_offset() + 1;
                     if b.header.last_offset() >= image.state.log_start {
                         batches.push((b.header.base_offset, b.chunks(&chunks).concat()));
                     }
                 }
-                assert_eq!(expected, r.last_offset + 1);
+                let end = r.last_offset + 1;
+                assert!(expected == end || expected < end && r.place.level != Level::L0);
             }
             batches
         }
@@ -581,7 +714,11 @@ mod tests {
             for (p, merged) in &self.merged {
                 let plain = &self.plain[p];
                 assert_eq!(merged.state, plain.state);
-                assert_eq!(self.contents(merged), self.contents(plain));
+                let (contents, all) = (self.contents(merged), self.contents(plain));
+                assert!(contents.iter().all(|b| all.contains(b)), "nothing is new");
+                let may_be_gone = |(offset, _): &&(Offset, Vec<u8>)| self.gone.contains(&(*p, *offset));
+                let mut kept = all.iter().filter(|b| !may_be_gone(b));
+                assert!(kept.all(|b| contents.contains(b)), "nothing else is gone");
                 let counted = PartitionImage::new(merged.state.clone(), merged.ranges.clone());
                 assert_eq!(&counted, merged, "bytes are counted right");
                 let log_start = merged.state.log_start;
@@ -597,6 +734,11 @@ mod tests {
                 again.entry(*p).or_default().apply(entry, *place).unwrap();
             }
             assert_eq!(again, self.merged, "a recovery sees what readers saw");
+            let (mut again, from) = self.checkpoint.clone();
+            for (p, entry, place) in &self.entries[from..] {
+                again.entry(*p).or_default().apply(entry, *place).unwrap();
+            }
+            assert_eq!(again, self.merged, "and so does one that begins at a checkpoint");
         }
     }
 
@@ -606,23 +748,30 @@ mod tests {
             4 => proptest::collection::vec(record, 1..5).prop_map(Op::Append),
             1 => (0i32..3, 0i64..6).prop_map(|(p, by)| Op::LogStart(p, by)),
             2 => prop_oneof![1u64..2_000, Just(1 << 30)].prop_map(Op::Merge),
-            2 => Just(Op::PublishMerge),
+            2 => (0i32..3, 0usize..3, 1usize..5).prop_map(|(p, skip, n)| Op::Archive(p, skip, n)),
+            2 => (0i32..3, 0usize..3, 1usize..5).prop_map(|(p, skip, n)| Op::Compact(p, skip, n)),
+            4 => (0u8..3).prop_map(Op::Submit),
+            2 => Just(Op::Publish),
             1 => Just(Op::Restart),
         ]
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(48))]
-        /// Appends, log starts, merges and restarts in any order: what is merged reads as what is not.
+        #![proptest_config(ProptestConfig::with_cases(96))]
+        /// Appends, log starts, restarts and rewrites of all kinds side by side, in any order: what is rewritten reads as
+        /// what is not, but for what compaction took away, and a recovery always agrees with who saw it happen.
         #[test]
-        fn a_merged_log_is_the_same_log(ops in proptest::collection::vec(op(), 1..40)) {
+        fn a_rewritten_log_is_the_same_log(ops in proptest::collection::vec(op(), 1..40)) {
             let mut w = World::default();
             for op in ops {
                 match op {
                     Op::Append(records) => w.append(&records),
                     Op::LogStart(p, by) => w.log_start(p, by),
                     Op::Merge(bytes) => w.merge(bytes),
-                    Op::PublishMerge => w.publish_merge(),
+                    Op::Archive(p, skip, n) => w.archive(p, skip, n),
+                    Op::Compact(p, skip, n) => w.compact(p, skip, n),
+                    Op::Submit(kind) => w.submit(kind),
+                    Op::Publish => w.publish_submitted(),
                     Op::Restart => w.restart(),
                 }
                 w.check();
@@ -635,7 +784,8 @@ mod tests {
             }
             w.check();
             prop_assert!(w.merged.values().all(|i| i.unmerged == 0));
-            let fits = |i: &PartitionImage| i.ranges.iter().all(|r| u64::from(r.len) <= RANGE_BYTES || r.last_offset - r.base_offset < 3);
+            let small = |r: &StoredRange| u64::from(r.len) <= RANGE_BYTES || r.last_offset - r.base_offset < 3;
+            let fits = |i: &PartitionImage| i.merged_ranges().all(small);
             prop_assert!(w.merged.values().all(fits), "larger only if it is one batch");
         }
 
@@ -677,7 +827,8 @@ mod tests {
         w.merge(1 << 30);
         let good = w.pending.remove(0);
         let image = w.merged[&0].clone();
-        assert_eq!(image.covered_by(&good), Ok(Some(0..=3)));
+        let covered = |m: &MergedRanges| image.covered_by(&Entry::Merged(m.clone()).rewrite().unwrap());
+        assert_eq!(covered(&good), Ok(Some(0..=3)));
         let shifted = |base: i64, last: i64| {
             let mut m = good.clone();
             m.base_offset += base;
@@ -685,13 +836,37 @@ mod tests {
             m
         };
         for bad in [shifted(1, 0), shifted(0, -1), shifted(0, 1)] {
-            image.covered_by(&bad).unwrap_err();
+            covered(&bad).unwrap_err();
             assert!(image.clone().apply(&Entry::Merged(bad), Place::l0(9, 9)).is_err());
         }
         let mut done = image.clone();
         let merged = Entry::Merged(good.clone());
         done.apply(&merged, Place::l0(9, 9)).unwrap();
         assert!(done.apply(&merged, Place::l0(9, 9)).is_err(), "not twice");
+        let compacted = Entry::Compacted(good.clone());
+        done.apply(&compacted, Place::l0(9, 9)).unwrap();
+        done.apply(&compacted, Place::l0(10, 9)).unwrap();
+        let last = good.ranges.last().unwrap();
+        let archived = Entry::Archived(ArchivedShares {
+            partition: good.partition,
+            leader_epoch: 1,
+            file: 7,
+            base_offset: good.base_offset,
+            shares: vec![ArchivedShare {
+                last_offset: last.last_offset,
+                first_row: 3,
+                len: 8,
+                max_timestamp: last.max_timestamp,
+                append_time_ms: last.append_time_ms,
+            }],
+        });
+        done.apply(&archived, Place::l0(9, 9)).unwrap();
+        assert_eq!((done.ranges.len(), done.ranges[0].place), (1, Place::l2(9, 7)));
+        assert_eq!((done.bytes, done.unmerged, done.archived), (8, 0, 8));
+        for late in [&merged, &compacted, &archived] {
+            let refused = done.clone().apply(late, Place::l0(9, 9)).unwrap_err();
+            assert!(refused.to_string().contains("rewritten already"), "{refused}");
+        }
         let mut passed = image;
         let all = Entry::LogStart {
             partition: tp(0),

@@ -4,10 +4,10 @@ use std::collections::VecDeque;
 use std::ops::RangeInclusive;
 
 use super::state::{Misfit, PartitionState};
-use crate::entry::{BatchRange, Entry, Level, MergedRanges, Place};
+use crate::entry::{ArchivedShares, BatchRange, Entry, Level, MergedRanges, Place, Rewrite};
 use crate::{Incarnation, Offset, Seq};
 
-/// Where some contiguous offsets of a partition stand: batches side by side in one object.
+/// Where some contiguous offsets of a partition stand: batches side by side in one object, or rows in a file of history.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StoredRange {
     /// First offset.
@@ -16,9 +16,9 @@ pub struct StoredRange {
     pub last_offset: Offset,
     /// The object.
     pub place: Place,
-    /// Byte position in the object.
+    /// Byte position in the object; in a file of history the row of the first record.
     pub position: u32,
-    /// Bytes.
+    /// Bytes; in a file of history about.
     pub len: u32,
     /// Greatest timestamp (ms) of its records.
     pub max_timestamp: i64,
@@ -37,35 +37,45 @@ pub struct PartitionImage {
     pub bytes: u64,
     /// Bytes of those that stand in segments.
     pub unmerged: u64,
+    /// Bytes of those that stand in files of history.
+    pub archived: u64,
+    /// How many do not stand in files of history.
+    unarchived_ranges: usize,
 }
 
 impl PartitionImage {
     /// An image of `ranges`, in offset order.
     pub fn new(state: PartitionState, ranges: VecDeque<StoredRange>) -> PartitionImage {
-        let (bytes, unmerged) = (0, 0);
         let mut image = PartitionImage {
             state,
             ranges: VecDeque::with_capacity(ranges.len()),
-            bytes,
-            unmerged,
+            ..PartitionImage::default()
         };
         ranges.into_iter().for_each(|r| image.add(r));
         image
     }
 
     fn add(&mut self, range: StoredRange) {
-        self.bytes += u64::from(range.len);
-        if range.place.level == Level::L0 {
-            self.unmerged += u64::from(range.len);
+        let len = u64::from(range.len);
+        self.bytes += len;
+        match range.place.level {
+            Level::L0 => self.unmerged += len,
+            Level::L1 => {}
+            Level::L2 => self.archived += len,
         }
+        self.unarchived_ranges += usize::from(range.place.level != Level::L2);
         self.ranges.push_back(range);
     }
 
     fn count_out(&mut self, range: &StoredRange) {
-        self.bytes -= u64::from(range.len);
-        if range.place.level == Level::L0 {
-            self.unmerged -= u64::from(range.len);
+        let len = u64::from(range.len);
+        self.bytes -= len;
+        match range.place.level {
+            Level::L0 => self.unmerged -= len,
+            Level::L1 => {}
+            Level::L2 => self.archived -= len,
         }
+        self.unarchived_ranges -= usize::from(range.place.level != Level::L2);
     }
 
     /// Applies one entry that stands at `place`.
@@ -75,7 +85,8 @@ impl PartitionImage {
             Entry::Batches(range) => self.push(range, place)?,
             Entry::LogStart { .. } => self.drop_below_log_start(),
             Entry::Release { .. } => {}
-            Entry::Merged(m) => self.replace(m, place.incarnation)?,
+            Entry::Merged(m) | Entry::Compacted(m) => self.replace(entry, stored(m, place.incarnation))?,
+            Entry::Archived(a) => self.replace(entry, stored_shares(a, place.incarnation))?,
         }
         Ok(())
     }
@@ -111,51 +122,52 @@ impl PartitionImage {
         }
     }
 
-    /// Which ranges `merged` stands for, as positions in [`PartitionImage::ranges`]; `None` if the log start has
+    /// Which ranges `rewrite` stands for, as positions in [`PartitionImage::ranges`]; `None` if the log start has
     /// passed them all. They begin and end where it does, except that some at its front may be forgotten already,
-    /// and none of them is merged.
-    pub fn covered_by(&self, merged: &MergedRanges) -> Result<Option<RangeInclusive<usize>>, Misfit> {
+    /// and none of them stands higher than it may replace: what was merged is not merged again, and history stays.
+    pub fn covered_by(&self, rewrite: &Rewrite) -> Result<Option<RangeInclusive<usize>>, Misfit> {
         let misfit = |what| Misfit {
-            partition: merged.partition,
-            offset: merged.base_offset,
+            partition: rewrite.partition,
+            offset: rewrite.base_offset,
             end: self.state.end,
             what,
         };
-        if merged.last_offset() < self.state.log_start {
+        if rewrite.last_offset < self.state.log_start {
             return Ok(None);
         }
         let (first, last) = (
-            self.range_from(merged.base_offset),
-            self.range_from(merged.last_offset()),
+            self.range_from(rewrite.base_offset),
+            self.range_from(rewrite.last_offset),
         );
         let begins = self.ranges.get(first).is_some_and(|r| {
             let front_is_forgotten =
-                first == 0 && r.base_offset > merged.base_offset && r.base_offset <= self.state.log_start;
-            r.base_offset == merged.base_offset || front_is_forgotten
+                first == 0 && r.base_offset > rewrite.base_offset && r.base_offset <= self.state.log_start;
+            r.base_offset == rewrite.base_offset || front_is_forgotten
         });
         if !begins {
-            return Err(misfit("merged data that does not begin where a range does"));
+            return Err(misfit("a pointer that does not begin where a range does"));
         }
         let ends = self.ranges.get(last).map(|r| r.last_offset);
-        if ends != Some(merged.last_offset()) {
-            return Err(misfit("merged data that does not end where a range does"));
+        if ends != Some(rewrite.last_offset) {
+            return Err(misfit("a pointer that does not end where a range does"));
         }
         let mut covered = self.ranges.range(first..=last);
-        if covered.any(|r| r.place.level != Level::L0) {
-            return Err(misfit("merged data that is merged already"));
+        if covered.any(|r| r.place.level > rewrite.highest) {
+            return Err(misfit("a pointer to what was rewritten already"));
         }
         Ok(Some(first..=last))
     }
 
-    fn replace(&mut self, merged: &MergedRanges, writer: Incarnation) -> Result<(), Misfit> {
-        let Some(covered) = self.covered_by(merged)? else {
+    fn replace(&mut self, pointer: &Entry, stored: impl Iterator<Item = StoredRange>) -> Result<(), Misfit> {
+        let covered = pointer.rewrite().map(|r| self.covered_by(&r)).transpose()?;
+        let Some(covered) = covered.flatten() else {
             return Ok(());
         };
         let after = self.ranges.split_off(covered.end() + 1);
         let replaced = self.ranges.split_off(*covered.start());
         replaced.iter().for_each(|r| self.count_out(r));
         let log_start = self.state.log_start;
-        let still_needed = stored(merged, writer).filter(|r| r.last_offset >= log_start);
+        let still_needed = stored.filter(|r| r.last_offset >= log_start);
         still_needed.for_each(|r| self.add(r));
         self.ranges.extend(after);
         Ok(())
@@ -191,6 +203,17 @@ impl PartitionImage {
         }
         let ranges = self.ranges.range(from..);
         ranges.filter(|r| r.place.level == Level::L0)
+    }
+
+    /// Ranges that stand in merged objects, in offset order. They are nearly always those between history and segments.
+    pub fn merged_ranges(&self) -> impl Iterator<Item = &StoredRange> {
+        let (mut left, mut from) = (self.unarchived_ranges, self.ranges.len());
+        while left > 0 && from > 0 {
+            from -= 1;
+            left -= usize::from(self.ranges[from].place.level != Level::L2);
+        }
+        let ranges = self.ranges.range(from..);
+        ranges.filter(|r| r.place.level == Level::L1)
     }
 
     /// Where retention lets the log start now: whole ranges go, oldest first, while they are older than
@@ -232,6 +255,27 @@ pub fn stored(merged: &MergedRanges, writer: Incarnation) -> impl Iterator<Item 
             append_time_ms: r.append_time_ms,
         };
         (base_offset, position) = (r.last_offset + 1, position.saturating_add(r.len));
+        range
+    })
+}
+
+/// The ranges of `archived`, which `writer` wrote.
+pub fn stored_shares(
+    archived: &ArchivedShares,
+    writer: Incarnation,
+) -> impl Iterator<Item = StoredRange> + '_ {
+    let mut base_offset = archived.base_offset;
+    archived.shares.iter().map(move |s| {
+        let range = StoredRange {
+            base_offset,
+            last_offset: s.last_offset,
+            place: Place::l2(writer, archived.file),
+            position: s.first_row,
+            len: s.len,
+            max_timestamp: s.max_timestamp,
+            append_time_ms: s.append_time_ms,
+        };
+        base_offset = s.last_offset + 1;
         range
     })
 }

@@ -171,10 +171,10 @@ impl PartitionState {
             }
             // It speaks of a slot and changes no partition.
             Entry::Release { .. } => {}
-            // Bytes have moved; what they are has not changed.
-            Entry::Merged(m) => {
-                if m.last_offset() >= self.end {
-                    return Err(self.misfit(m.partition, m.last_offset(), "merged data beyond the end"));
+            // Bytes have moved, and records may be gone by compaction; which offsets are taken has not changed.
+            Entry::Merged(_) | Entry::Compacted(_) | Entry::Archived(_) => {
+                if let Some(r) = entry.rewrite().filter(|r| r.last_offset >= self.end) {
+                    return Err(self.misfit(r.partition, r.last_offset, "a pointer beyond the end"));
                 }
             }
         }

@@ -22,10 +22,10 @@ use uuid::Uuid;
 
 use crate::batch::RecordBatch;
 use crate::clock::Clock;
-use crate::entry::{Entry, MergedRanges, Place};
+use crate::entry::{Entry, Place};
 use crate::format::segment::{Seal, SegmentHeader, encode_seal, read_header};
 use crate::keys;
-use crate::log::{AppendError, Appended, PendingAppend};
+use crate::log::{AppendError, Appended, PendingAppend, wait_published};
 use crate::metrics::LogMetrics;
 use crate::mutation::{self, Mutation};
 use crate::partition::Standing;
@@ -144,6 +144,8 @@ pub(crate) struct Stream {
     policy: FlushPolicy,
     assigning: Mutex<Assigning>,
     wake: Notify,
+    /// Held from the judgement about pointers until their publication; with the fate of the newest.
+    rewriting: tokio::sync::Mutex<Option<watch::Receiver<Fate>>>,
     /// First seq that is not published. Held while a segment is being published, so that a snapshot taken under
     /// it is as of one position of the stream.
     pub(crate) published_next: Mutex<Seq>,
@@ -187,6 +189,7 @@ impl Stream {
                 newest: None,
             }),
             wake: Notify::new(),
+            rewriting: tokio::sync::Mutex::default(),
             published_next: Mutex::new(0),
             checkpoint_next: AtomicU64::new(0),
             manifest_version: AtomicU64::new(0),
@@ -340,27 +343,45 @@ impl Stream {
         Ok(pending)
     }
 
-    /// Adds pointers to merged data, which MUST be durable; `None` if there is nothing left to point to.
+    /// Publishes pointers to data that was merged, compacted or archived, and MUST be durable. Returns how many of them
+    /// took effect: one that does not fit any more, because something else has rewritten the same offsets since it was
+    /// planned, is left out, and so is one whose partition has gone.
     ///
-    /// What fits what is published now fits for good: appends come behind it, and what a log start passes meanwhile
-    /// is forgotten on both sides. So none is left that could not be applied at its publication. Only one call may be
-    /// under way at a time.
-    pub(crate) fn add_merged(
+    /// What fits what is published now fits for good: appends come behind it, what a log start passes meanwhile is
+    /// forgotten on both sides, and nobody else's pointers come between, since one call judges after the other is
+    /// published. So none is written that could not be applied at its publication, or at a recovery.
+    pub(crate) async fn rewrite(&self, pointers: Vec<Entry>) -> Result<usize, AppendError> {
+        let mut newest = self.rewriting.lock().await;
+        // Whoever waited for the one before may have been dropped.
+        wait_published(newest.take()).await?;
+        let Some((fate, fitting)) = self.add_pointers(pointers)? else {
+            return Ok(0);
+        };
+        *newest = Some(fate.clone());
+        wait_published(Some(fate)).await?;
+        Ok(fitting)
+    }
+
+    /// Adds those pointers that fit; `None` if none does. For [`Stream::rewrite`] alone.
+    fn add_pointers(
         &self,
-        merged: Vec<MergedRanges>,
-    ) -> Result<Option<watch::Receiver<Fate>>, AppendError> {
-        let mut fitting = Vec::with_capacity(merged.len());
-        for m in merged {
-            // A topic may be deleted, or its slot have moved, since the merge was planned.
-            let partition = self.partitions.read().get(&m.partition).cloned();
-            let Some(p) = partition.filter(|p| p.leader_epoch() == m.leader_epoch) else {
+        pointers: Vec<Entry>,
+    ) -> Result<Option<(watch::Receiver<Fate>, usize)>, AppendError> {
+        let mut fitting = Vec::with_capacity(pointers.len());
+        for pointer in pointers {
+            let (Some((tp, epoch)), Some(rewrite)) = (pointer.scope(), pointer.rewrite()) else {
                 continue;
             };
-            let covered = p.published.lock().covered_by(&m);
+            // A topic may be deleted, or its slot have moved, since this was planned.
+            let partition = self.partitions.read().get(&tp).cloned();
+            let Some(p) = partition.filter(|p| p.leader_epoch() == epoch) else {
+                continue;
+            };
+            let covered = p.published.lock().covered_by(&rewrite);
             match covered {
-                Ok(Some(_)) => fitting.push((p, m)),
+                Ok(Some(_)) => fitting.push((p, pointer)),
                 Ok(None) => {}
-                Err(misfit) => tracing::error!(%misfit, "merged data does not fit; it is left out"),
+                Err(misfit) => tracing::warn!(%misfit, "a rewrite came too late; it is left out"),
             }
         }
         let mut assigning = self.assigning.lock();
@@ -369,11 +390,13 @@ impl Stream {
         if fitting.is_empty() {
             return Ok(None);
         }
-        let bytes = fitting.iter().map(|(_, m)| 32 + m.ranges.len() * 12).sum();
-        Ok(Some(assigning.add(bytes, &self.wake, &self.policy, |open| {
+        let bytes = fitting.iter().map(|(_, pointer)| pointer_bytes(pointer)).sum();
+        let count = fitting.len();
+        let fate = assigning.add(bytes, &self.wake, &self.policy, |open| {
             open.others
-                .extend(fitting.into_iter().map(|(_, m)| Entry::Merged(m)));
-        })))
+                .extend(fitting.into_iter().map(|(_, pointer)| pointer));
+        });
+        Ok(Some((fate, count)))
     }
 
     /// Closes and publishes segments until the stream is stopped or fenced.
@@ -542,8 +565,8 @@ impl Stream {
                     tracing::error!(%misfit, "a durable entry does not fit");
                     broken = Some(format!("a durable entry does not fit: {misfit}"));
                 }
-                // Merged data moves nothing that anybody waits for.
-                if !matches!(e, Entry::Merged(_)) {
+                // A pointer moves nothing that anybody waits for.
+                if e.rewrite().is_none() {
                     touched.push(p.clone());
                 }
             }
@@ -660,6 +683,16 @@ impl Stream {
         let mut proven = self.proven.lock();
         *proven = (*proven).max(started);
     }
+}
+
+/// About how many bytes a pointer takes in an index.
+fn pointer_bytes(pointer: &Entry) -> usize {
+    let ranges = match pointer {
+        Entry::Merged(m) | Entry::Compacted(m) => m.ranges.len(),
+        Entry::Archived(a) => a.shares.len(),
+        Entry::Batches(_) | Entry::LogStart { .. } | Entry::Release { .. } => 0,
+    };
+    32 + ranges * 12
 }
 
 impl Fenced {

@@ -167,7 +167,7 @@ impl OneStream {
                     }
                 }
                 Entry::LogStart { offset, .. } => s.shown_start = s.shown_start.max(*offset),
-                Entry::Merged(_) | Entry::Release { .. } => {}
+                Entry::Merged(_) | Entry::Compacted(_) | Entry::Archived(_) | Entry::Release { .. } => {}
             }
         }
     }

@@ -91,7 +91,7 @@ async fn a_directory_is_seen_while_a_broker_has_it_and_changed_while_none_has() 
     let seen = status::look(&here).await.unwrap();
     assert_eq!((seen.slots, seen.topics), (1024, 0));
     ran(&["feature-level", &here]).await.unwrap();
-    let line = ran(&["feature-level", &here, "--set", "2", "--yes"])
+    let line = ran(&["feature-level", &here, "--set", "3", "--yes"])
         .await
         .unwrap_err();
     assert!(
@@ -99,7 +99,7 @@ async fn a_directory_is_seen_while_a_broker_has_it_and_changed_while_none_has() 
         "{line}"
     );
     drop(held);
-    ran(&["feature-level", &here, "--set", "2", "--yes"])
+    ran(&["feature-level", &here, "--set", "3", "--yes"])
         .await
         .unwrap();
 }
