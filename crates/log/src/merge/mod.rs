@@ -99,8 +99,6 @@ pub(crate) struct Merger {
     keeper: Arc<ManifestKeeper>,
     checkpointer: Arc<Checkpointer>,
     options: MergeOptions,
-    /// The next object's number. One that was given up is not used again.
-    next_file: u64,
     /// Ranges that could not be read as they were written, by their first offset.
     damaged: HashSet<(TopicPartition, Offset)>,
 }
@@ -117,7 +115,6 @@ impl Merger {
             keeper,
             checkpointer,
             options,
-            next_file: 0,
             damaged: HashSet::new(),
         }
     }
@@ -223,12 +220,11 @@ impl Merger {
         let layout = Arc::new(Layout::new(chosen));
         let header = MergedHeader {
             incarnation: self.stream.incarnation,
-            number: self.next_file,
+            number: self.stream.next_merged.fetch_add(1, Ordering::Relaxed),
             nonce: Uuid::new_v4(),
             manifest_version: self.stream.manifest_version.load(Ordering::Relaxed),
             written_ms: self.stream.clock.now_ms(),
         };
-        self.next_file += 1;
         let mut object = BytesMut::with_capacity(layout.data_len as usize + (64 << 10));
         put_head(&mut object, &header, self.stream.cluster, layout.data_len);
         let data_start = object.len();

@@ -367,7 +367,7 @@ async fn a_merge_of_a_broker_that_was_taken_over_changes_nothing_and_it_deletes_
         "{merged:?}"
     );
     let mut again = merger(&old);
-    again.next_file = 7;
+    again.stream.next_merged.store(7, Ordering::Relaxed);
     let merged = again.round().await;
     assert_eq!(merged, Err(MergeError::Ended(AppendError::NotLeader)));
     assert!(durable.floor > 0);
@@ -849,7 +849,7 @@ async fn the_stream_of_a_dead_broker_drains_and_what_it_still_tries_does_no_harm
     a_while().await;
     assert_eq!(read_all(&heir, &id).await, all);
     let mut late = merger(&dead);
-    late.next_file = 9;
+    late.stream.next_merged.store(9, Ordering::Relaxed);
     assert!(late.round().await.is_err());
     assert_eq!(cleaner(&dead).clean_own(&known).await, Err(NotCleaned::Fenced));
     merger(&heir).round().await.unwrap();

@@ -152,6 +152,8 @@ pub(crate) struct Stream {
     /// `next + 1` of the newest durable checkpoint; 0 before the first.
     pub(crate) checkpoint_next: AtomicU64,
     pub(crate) manifest_version: AtomicU64,
+    /// Number of the next merged object. One that was given up is not used again.
+    pub(crate) next_merged: AtomicU64,
     /// Bytes of all segments that were published.
     pub(crate) published_bytes: AtomicU64,
     /// Why this stream was lost.
@@ -193,6 +195,7 @@ impl Stream {
             published_next: Mutex::new(0),
             checkpoint_next: AtomicU64::new(0),
             manifest_version: AtomicU64::new(0),
+            next_merged: AtomicU64::new(0),
             published_bytes: AtomicU64::new(0),
             fenced: watch::Sender::new(None),
             node_id,
@@ -688,7 +691,8 @@ impl Stream {
 /// About how many bytes a pointer takes in an index.
 fn pointer_bytes(pointer: &Entry) -> usize {
     let ranges = match pointer {
-        Entry::Merged(m) | Entry::Compacted(m) => m.ranges.len(),
+        Entry::Merged(m) => m.ranges.len(),
+        Entry::Compacted(c) => c.merged.ranges.len(),
         Entry::Archived(a) => a.shares.len(),
         Entry::Batches(_) | Entry::LogStart { .. } | Entry::Release { .. } => 0,
     };
