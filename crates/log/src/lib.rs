@@ -13,7 +13,8 @@
 //! the tail ring, the block cache or a ranged GET ([`read`]).
 //!
 //! **Behind both:** [`merge`] moves what is published into objects sorted by partition, the checkpointer writes down
-//! where everything is and raises the floor, [`clean`] deletes what lies below it.
+//! where everything is and raises the floor, [`clean`] deletes what lies below it. [`compact`] takes superseded records
+//! out of what was merged.
 //!
 //! **Start:** [`takeover`] ends the predecessor's stream with a seal, one manifest change takes its slots,
 //! [`recover`] rebuilds every partition from checkpoint and tail.
@@ -27,6 +28,7 @@ mod clean;
 mod clock;
 pub mod cluster;
 pub mod codec;
+mod compact;
 pub mod entry;
 pub mod format;
 mod grants;
@@ -51,11 +53,13 @@ mod start;
 pub mod store;
 pub mod stream;
 pub mod takeover;
+mod worker;
 #[cfg(test)]
 mod tests;
 
 pub use batch::{BatchError, BatchHeader, RecordBatch};
 pub use clock::{Clock, SystemClock};
+pub use compact::{CompactionOptions, CompactionPolicy, CompactionSettings};
 pub use log::{AppendError, Appended, Log, LogOptions, OpenError, PendingAppend};
 pub use merge::MergeOptions;
 pub use partition::{ActiveProducer, AppendWaiter, Partition, Watermarks};

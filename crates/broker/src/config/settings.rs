@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use alluvium_log::manifest::Endpoint;
 use alluvium_log::store::StoreKind;
-use alluvium_log::{LogOptions, MergeOptions};
+use alluvium_log::{CompactionOptions, LogOptions, MergeOptions};
 
 use super::broker_keys::{BrokerKey, broker_key, broker_keys};
 use super::key::{Preset, Value, parse, quote};
@@ -86,6 +86,8 @@ pub struct Settings {
     pub log_level: String,
     /// `log.format`
     pub log_format: LogFormat,
+    /// `log.cleaner.*`; `None` if nothing is compacted.
+    pub compaction: Option<CompactionOptions>,
     /// Settings of the engine.
     pub log: LogOptions,
     /// What was set and where; what is not in here has its default.
@@ -303,6 +305,12 @@ fn build(layered: Layered, surroundings: &Surroundings<'_>) -> Result<(Settings,
         offset_metadata_max_bytes: read.parsed("offset.metadata.max.bytes"),
         log_retention_check_interval: read.millis("log.retention.check.interval.ms"),
         shutdown_timeout: read.millis("shutdown.timeout.ms"),
+        compaction: read.parsed::<bool>("log.cleaner.enable").then(|| CompactionOptions {
+            look: read.millis("log.cleaner.backoff.ms"),
+            map_bytes: read.parsed("log.cleaner.dedupe.buffer.size"),
+            bytes_per_second: read.parsed("log.cleaner.io.max.bytes.per.second"),
+            ..CompactionOptions::default()
+        }),
         log_level: read.parsed("log.level"),
         log_format: match read.text("log.format").as_deref() {
             Some("json") => LogFormat::Json,

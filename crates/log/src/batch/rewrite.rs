@@ -116,13 +116,7 @@ mod tests {
     use crate::batch::{BatchBuilder, Record, records};
     use proptest::prelude::*;
 
-    const CODECS: [Codec; 5] = [
-        Codec::None,
-        Codec::Gzip,
-        Codec::Snappy,
-        Codec::Lz4,
-        Codec::Zstd,
-    ];
+    const CODECS: [Codec; 5] = [Codec::None, Codec::Gzip, Codec::Snappy, Codec::Lz4, Codec::Zstd];
 
     fn all(batch: &RecordBatch) -> Vec<Record> {
         RecordBatch::from_stored(batch.bytes().clone()).unwrap();
@@ -182,7 +176,10 @@ mod tests {
     fn an_empty_batch_stands_for_offsets() {
         let empty = empty_batch(10, 19, 3);
         assert_eq!((empty.len(), all(&empty)), (HEADER_LEN, vec![]));
-        assert_eq!((empty.header().last_offset(), empty.header().leader_epoch), (19, 3));
+        assert_eq!(
+            (empty.header().last_offset(), empty.header().leader_epoch),
+            (19, 3)
+        );
         assert_eq!(empty.header().delete_horizon_ms(), None);
         let most = empty_batch(1, i64::MAX, 3);
         assert_eq!(most.header().last_offset(), 1 + i64::from(i32::MAX));

@@ -343,7 +343,7 @@ impl Merger {
 }
 
 /// Bytes of one range, or why they are not what was written.
-type Brought = Result<Vec<Bytes>, String>;
+pub(crate) type Brought = Result<Vec<Bytes>, String>;
 
 /// Brings the parts of one read, verified.
 async fn bring(stream: &Stream, read: &Read, layout: &Layout) -> Result<Vec<Brought>, MergeError> {
@@ -389,8 +389,12 @@ async fn again(stream: &Stream, part: &Part, layout: &Layout) -> Result<Brought,
     })
 }
 
-/// Some bytes of a segment, in one piece or as it came; inside, that they are not there.
-async fn get(stream: &Stream, place: Place, bytes: std::ops::Range<u64>) -> Result<Brought, MergeError> {
+/// Some bytes of a segment or merged object, in one piece or as it came; inside, that they are not there.
+pub(crate) async fn get(
+    stream: &Stream,
+    place: Place,
+    bytes: std::ops::Range<u64>,
+) -> Result<Brought, MergeError> {
     let key = stream.store.key(&keys::place(place));
     let end = bytes.end;
     let options = GetOptions {
