@@ -195,7 +195,7 @@ impl FailedReads {
                     tracing::warn!(topic, partition, offset, %error, "cannot read for a client{more}");
                 }
             }
-            ReadError::Corrupt(_) | ReadError::Missing(_) => {
+            ReadError::Corrupt(_) | ReadError::Missing(_) | ReadError::NoHistory(_) => {
                 if let Some(more) = self.data.due(now) {
                     let more = left_out(more);
                     tracing::error!(topic, partition, offset, "{error}{more}");

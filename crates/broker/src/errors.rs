@@ -85,7 +85,7 @@ impl From<&ReadError> for ErrorCode {
             ReadError::NotLeader => ErrorCode::NotLeaderOrFollower,
             ReadError::OffsetOutOfRange { .. } => ErrorCode::OffsetOutOfRange,
             // Retriable for every client, unlike UNKNOWN_SERVER_ERROR.
-            ReadError::Store(_) => ErrorCode::KafkaStorageError,
+            ReadError::Store(_) | ReadError::NoHistory(_) => ErrorCode::KafkaStorageError,
             ReadError::Corrupt(_) | ReadError::Missing(_) => ErrorCode::CorruptMessage,
         }
     }

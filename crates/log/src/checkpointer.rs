@@ -132,7 +132,7 @@ impl Checkpointer {
         }
     }
 
-    /// Data was merged: a checkpoint lets the floor pass where it was.
+    /// Data was merged or archived: a checkpoint lets the floor pass where it was, and says that the rest needs it no more.
     pub(crate) fn merged(&self, bytes: u64) {
         self.merged.fetch_add(bytes, Ordering::Relaxed);
     }

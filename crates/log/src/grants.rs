@@ -216,7 +216,8 @@ fn lead(
     epoch_of: impl Fn(Slot, &TopicPartition) -> Option<i32>,
 ) -> Vec<Arc<Partition>> {
     let mut led = vec![];
-    for topic in manifest.topics.values() {
+    for (name, topic) in &manifest.topics {
+        let name: Arc<str> = name.as_str().into();
         for partition in 0..topic.partitions as i32 {
             let tp = TopicPartition {
                 topic: topic.id,
@@ -224,7 +225,7 @@ fn lead(
             };
             if let Some(epoch) = epoch_of(manifest.slot_of(&tp), &tp) {
                 let image = images.remove(&tp).unwrap_or_default();
-                led.push(Arc::new(Partition::new(tp, epoch, image)));
+                led.push(Arc::new(Partition::new(tp, name.clone(), epoch, image)));
             }
         }
     }

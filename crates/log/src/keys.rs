@@ -68,6 +68,9 @@ pub fn merged(incarnation: Incarnation, number: u64) -> String {
 /// The folder of all files of history.
 pub const ARCHIVE: &str = "archive";
 
+/// So much of a topic's name stands in the name of its folder.
+const ARCHIVE_NAME_MAX: usize = 240;
+
 /// What the name of a file of history ends in.
 const ARCHIVE_FILE: &str = ".parquet";
 
@@ -82,6 +85,8 @@ pub fn archive_folder(name: &str, id: TopicId) -> String {
             _ => encoded.push_str(&format!("%{b:02X}")),
         }
     }
+    // A part of a key has at most 255 bytes in a directory.
+    encoded.truncate(ARCHIVE_NAME_MAX);
     format!("{ARCHIVE}/topic={encoded}-{}", &id.simple().to_string()[..8])
 }
 
@@ -195,6 +200,8 @@ mod tests {
             "{odd}"
         );
         assert!(parse_archived(&odd).is_some());
+        let long = archive_folder(&"n".repeat(249), id);
+        assert_eq!(long.len() - "archive/".len(), 255);
         for other in [
             "archive/topic=t-12345678/7-1.parquet",
             "archive/topic=t-12345678/00000000000000000007-+0000000000000000001.parquet",

@@ -13,8 +13,8 @@
 //! the tail ring, the block cache or a ranged GET ([`read`]).
 //!
 //! **Behind both:** [`merge`] moves what is published into objects sorted by partition, the checkpointer writes down
-//! where everything is and raises the floor, [`clean`] deletes what lies below it. [`compact`] takes superseded records
-//! out of what was merged.
+//! where everything is and raises the floor, [`clean`] deletes what lies below it, and [`archive`] turns what is merged
+//! into [`history`], and [`compact`] takes superseded records out of it.
 //!
 //! **Start:** [`takeover`] ends the predecessor's stream with a seal, one manifest change takes its slots,
 //! [`recover`] rebuilds every partition from checkpoint and tail.
@@ -22,6 +22,7 @@
 //! Decisions are pure functions, tested without a runtime; errors carry key and reason. Object layout:
 //! [`format`] and [`keys`]. No Kafka messages and no Arrow here: only record batches.
 
+mod archive;
 pub mod batch;
 mod checkpointer;
 mod clean;
@@ -57,6 +58,7 @@ mod worker;
 #[cfg(test)]
 mod tests;
 
+pub use archive::{ArchiveOptions, ArchivePolicies, ArchivePolicy, ArchivedPartition, NotArchived};
 pub use batch::{BatchError, BatchHeader, RecordBatch};
 pub use clock::{Clock, SystemClock};
 pub use compact::{CompactionOptions, CompactionPolicy, CompactionSettings};

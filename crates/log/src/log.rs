@@ -6,16 +6,18 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use prometheus_client::registry::Registry;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use crate::archive::{self, ArchiveOptions, ArchivePolicies, ArchivedPartition, Flush, NotArchived};
 use crate::checkpointer::Checkpointer;
 use crate::handover::Member;
+use crate::history::History;
 use crate::manifest::keeper::{ManifestError, ManifestKeeper};
-use crate::manifest::{Change, Endpoint, Manifest, Rejection};
+use crate::manifest::{Change, Endpoint, LEVEL_OF_HISTORY, Manifest, Rejection};
 use crate::membership::{Membership, MembershipMetrics, MembershipOptions, Peers, StoreSigns};
-use crate::merge::MergeOptions;
+use crate::merge::{AskedMerge, MergeOptions};
 use crate::mutation::{self, Mutation};
 use crate::partition::Partition;
 use crate::read::{self, FoundOffset, Isolation, OffsetLookup, ReadError, ReadResult};
@@ -61,6 +63,12 @@ pub struct LogOptions {
     pub producer_id_expiration: Duration,
     /// `merge.*`
     pub merge: MergeOptions,
+    /// Knows the format of history; without one there is none, and what was archived cannot be read.
+    pub history: Option<Arc<dyn History>>,
+    /// Which topics are archived, and how; without it none is.
+    pub archive_policies: Option<Arc<dyn ArchivePolicies>>,
+    /// `archive.*`
+    pub archive: ArchiveOptions,
     /// `log.segment.delete.delay.ms`: what nobody needs any more is deleted after this time.
     pub delete_delay: Duration,
 }
@@ -84,6 +92,9 @@ impl LogOptions {
             read_concurrency: 32,
             producer_id_expiration: Duration::from_secs(24 * 3600),
             merge: MergeOptions::default(),
+            history: None,
+            archive_policies: None,
+            archive: ArchiveOptions::default(),
             delete_delay: Duration::from_secs(60),
         }
     }
@@ -214,8 +225,18 @@ pub(crate) struct Inner {
     pub(crate) handing_over: tokio::sync::Mutex<()>,
     /// The other brokers, once there is a way to reach them.
     pub(crate) membership: std::sync::OnceLock<Arc<Membership>>,
+    /// The tasks that rewrite, once they run.
+    pub(crate) rewriters: std::sync::OnceLock<Rewriters>,
     /// Tasks that end with the log.
     pub(crate) background: parking_lot::Mutex<Vec<tokio::task::JoinHandle<()>>>,
+}
+
+/// How to ask the tasks that rewrite.
+#[derive(Debug)]
+pub(crate) struct Rewriters {
+    pub(crate) merge: mpsc::Sender<AskedMerge>,
+    /// With who says which topics are archived, if any is.
+    pub(crate) archive: Option<(mpsc::Sender<Flush>, Arc<dyn ArchivePolicies>)>,
 }
 
 impl Log {
@@ -362,6 +383,45 @@ impl Log {
         let fate = self.inner.stream.advance_log_start(partition, to)?;
         wait_published(fate).await?;
         Ok(partition.watermarks().log_start_offset)
+    }
+
+    /// Archives now what is published of a topic's partitions that this broker leads, and returns how far that went.
+    /// Dropping the future stops nothing.
+    pub async fn archive_now(&self, topic: &TopicId) -> Result<Vec<ArchivedPartition>, NotArchived> {
+        let manifest = self.manifest();
+        let (name, found) = manifest.topic_by_id(topic).ok_or(NotArchived::NotLed)?;
+        let rewriters = self.inner.rewriters.get().ok_or(NotArchived::Ended)?;
+        let (archiver, policies) = rewriters.archive.as_ref().ok_or(NotArchived::NoFormat)?;
+        if manifest.feature_level < LEVEL_OF_HISTORY {
+            return Err(NotArchived::Level(manifest.feature_level));
+        }
+        policies.policy(name, found).ok_or(NotArchived::NotThisTopic)?;
+        let mut led: Vec<(Arc<Partition>, Offset)> = self
+            .partitions()
+            .into_iter()
+            .filter(|p| p.topic() == *topic)
+            .map(|p| {
+                let end = p.watermarks().high_watermark;
+                (p, end)
+            })
+            .collect();
+        if led.is_empty() {
+            return Err(NotArchived::NotLed);
+        }
+        led.sort_by_key(|(p, _)| p.index());
+        let ended = |_| NotArchived::Ended;
+        let (done, merged) = oneshot::channel();
+        rewriters.merge.send(done).await.map_err(|_| NotArchived::Ended)?;
+        merged.await.map_err(ended)?.map_err(NotArchived::Failed)?;
+        let (done, archived) = oneshot::channel();
+        let flush = Flush {
+            topic: *topic,
+            ends: led.iter().map(|(p, end)| (p.index(), *end)).collect(),
+            done,
+        };
+        archiver.send(flush).await.map_err(|_| NotArchived::Ended)?;
+        archived.await.map_err(ended)??;
+        Ok(led.iter().map(|(p, end)| archive::archived_to(p, *end)).collect())
     }
 
     /// Makes the changes in one compare-and-swap; each gets its own verdict. Returns once they are durable and in

@@ -39,6 +39,14 @@ pub(crate) struct LogMetrics {
     pub(crate) merged_bytes: Counter,
     pub(crate) merge_seconds: Histogram,
     pub(crate) unmergeable_ranges: Counter,
+    pub(crate) archived_files: Counter,
+    pub(crate) archived_bytes: Counter,
+    pub(crate) archived_rows: Counter,
+    pub(crate) archive_seconds: Histogram,
+    pub(crate) archive_due_bytes: Gauge,
+    pub(crate) archive_due_age_seconds: Gauge<f64, std::sync::atomic::AtomicU64>,
+    pub(crate) archive_paused_seconds: Counter<f64, std::sync::atomic::AtomicU64>,
+    pub(crate) unarchivable_ranges: Counter,
     pub(crate) deleted_objects: Counter,
     pub(crate) deleted_bytes: Counter,
 }
@@ -78,6 +86,14 @@ impl LogMetrics {
             merged_bytes: Counter::default(),
             merge_seconds: seconds(),
             unmergeable_ranges: Counter::default(),
+            archived_files: Counter::default(),
+            archived_bytes: Counter::default(),
+            archived_rows: Counter::default(),
+            archive_seconds: Histogram::new(exponential_buckets(0.01, 2.0, 18)),
+            archive_due_bytes: Gauge::default(),
+            archive_due_age_seconds: Gauge::default(),
+            archive_paused_seconds: Counter::default(),
+            unarchivable_ranges: Counter::default(),
             deleted_objects: Counter::default(),
             deleted_bytes: Counter::default(),
         };
@@ -188,7 +204,51 @@ impl LogMetrics {
             m.takeovers.clone(),
         );
         m.register_merging(r);
+        m.register_archiving(r);
         m
+    }
+
+    fn register_archiving(&self, r: &mut Registry) {
+        r.register(
+            "archived_files",
+            "Files of history written",
+            self.archived_files.clone(),
+        );
+        r.register(
+            "archived_bytes",
+            "Bytes of files of history",
+            self.archived_bytes.clone(),
+        );
+        r.register(
+            "archived_rows",
+            "Records in files of history",
+            self.archived_rows.clone(),
+        );
+        r.register(
+            "archive_seconds",
+            "From the plan of a file of history to its end in the store",
+            self.archive_seconds.clone(),
+        );
+        r.register(
+            "archive_due_bytes",
+            "Merged bytes of topics of which a file of history is due",
+            self.archive_due_bytes.clone(),
+        );
+        r.register(
+            "archive_due_age_seconds",
+            "Age of the oldest data of which a file of history is due",
+            self.archive_due_age_seconds.clone(),
+        );
+        r.register(
+            "archive_paused_seconds",
+            "Time for which archiving has paused because producers waited",
+            self.archive_paused_seconds.clone(),
+        );
+        r.register(
+            "unarchivable_ranges",
+            "Ranges of merged data that hold something damaged, found while archiving",
+            self.unarchivable_ranges.clone(),
+        );
     }
 
     fn register_merging(&self, r: &mut Registry) {

@@ -11,10 +11,11 @@ use bytes::Bytes;
 use futures::StreamExt;
 use object_store::{GetOptions, GetRange, ObjectStoreExt};
 use prometheus_client::registry::Registry;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use crate::archive::Archiver;
 use crate::checkpointer::{Checkpointer, Durable};
 use crate::clean::Cleaner;
 use crate::clock::Clock;
@@ -24,7 +25,7 @@ use crate::format::segment::{Seal, SegmentHeader, SegmentIndex, decode_index, en
 use crate::format::{IndexOrMore, ObjectKind, SUFFIX_GUESS, checkpoint, index_of};
 use crate::head::Head;
 use crate::keys;
-use crate::log::{Inner, Log, LogOptions, OpenError};
+use crate::log::{Inner, Log, LogOptions, OpenError, Rewriters};
 use crate::manifest::Manifest;
 use crate::manifest::change::TakeoverRefused;
 use crate::manifest::keeper::{ManifestError, ManifestKeeper};
@@ -50,6 +51,8 @@ const READ_TIMEOUT_MIN: Duration = Duration::from_secs(3);
 const READ_TIMEOUT_MAX: Duration = Duration::from_secs(60);
 /// How often the manifest is looked at.
 const POLL: Duration = Duration::from_secs(1);
+/// Wishes to have something rewritten that may wait.
+const WISHES: usize = 16;
 /// How often links are looked at without a new checkpoint.
 const LINKS_AGAIN: Duration = Duration::from_secs(60);
 
@@ -68,6 +71,8 @@ impl Log {
         let keeper = Arc::new(ManifestKeeper::open(store.clone()).await.map_err(unusable)?);
         let joined = join(&store, &keeper, &options, clock.as_ref()).await?;
         let (merge, delete_delay) = (options.merge, options.delete_delay);
+        let (history, policies) = (options.history.clone(), options.archive_policies.clone());
+        let archive = options.archive;
         let inner = Inner::assemble(store, options, clock, metrics, keeper, joined);
         // First, so that others see it live: a recovery may take longer than they wait for a sign of life.
         let checkpointer = &inner.checkpointer;
@@ -94,13 +99,29 @@ impl Log {
         }
         let (stream, keeper) = (&inner.stream, &inner.keeper);
         let merger = Merger::new(stream.clone(), keeper.clone(), checkpointer.clone(), merge);
+        let (ask_merger, asked_merger) = mpsc::channel(WISHES);
+        let archiver = history.zip(policies).map(|(format, policies)| {
+            let (ask, asked) = mpsc::channel(WISHES);
+            let (stream, keeper, checkpointer) = (stream.clone(), keeper.clone(), checkpointer.clone());
+            let archiver = Archiver::new(stream, keeper, checkpointer, format, policies.clone(), archive);
+            (archiver, asked, (ask, policies))
+        });
         let cleaner = Arc::new(Cleaner::new(stream.clone(), keeper.clone(), delete_delay));
         let tasks = [
-            tokio::spawn(merger.run()),
+            tokio::spawn(merger.run(asked_merger)),
             tokio::spawn(cleaner.run(for_cleaner)),
             tokio::spawn(drop_links(Arc::downgrade(&inner), for_links)),
         ];
         inner.background.lock().extend(tasks);
+        let ask_archiver = archiver.map(|(archiver, asked, ask)| {
+            inner.background.lock().push(tokio::spawn(archiver.run(asked)));
+            ask
+        });
+        // Set once: there is one open for each.
+        let _ = inner.rewriters.set(Rewriters {
+            merge: ask_merger,
+            archive: ask_archiver,
+        });
         Ok(Log { inner })
     }
 }
@@ -226,6 +247,7 @@ impl Inner {
             tail,
             cache,
             concurrency,
+            options.history.clone(),
             metrics.clone(),
         ));
         let stream = Arc::new(Stream::new(
@@ -249,6 +271,7 @@ impl Inner {
             last_failure: parking_lot::Mutex::default(),
             handing_over: tokio::sync::Mutex::default(),
             membership: std::sync::OnceLock::new(),
+            rewriters: std::sync::OnceLock::new(),
             background: parking_lot::Mutex::default(),
             stream,
         })

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use alluvium_log::manifest::Endpoint;
 use alluvium_log::store::StoreKind;
-use alluvium_log::{CompactionOptions, LogOptions, MergeOptions};
+use alluvium_log::{ArchiveOptions, CompactionOptions, LogOptions, MergeOptions};
 
 use super::broker_keys::{BrokerKey, broker_key, broker_keys};
 use super::key::{Preset, Value, parse, quote};
@@ -272,6 +272,9 @@ fn build(layered: Layered, surroundings: &Surroundings<'_>) -> Result<(Settings,
             file_bytes: read.parsed("merge.file.bytes"),
             bytes_per_second: read.parsed("merge.bytes.per.second"),
         },
+        history: None,
+        archive_policies: None,
+        archive: ArchiveOptions::default(),
         delete_delay: read.millis("log.segment.delete.delay.ms"),
     };
     let settings = Settings {

@@ -31,7 +31,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::batch::slice_chunks;
-use crate::entry::{CompactedRanges, Entry, Level, MergedRanges};
+use crate::entry::{CompactedRanges, Entry, Level, MergedRanges, Place};
 use crate::format::merged::{MergedHeader, MergedIndex, put_head, put_tail, read_header};
 use crate::keys;
 use crate::log::AppendError;
@@ -588,10 +588,9 @@ impl Compactor {
 
     /// Fails if the range is not where it was when the pass was planned: then it is no wonder that it cannot be read.
     fn check_held(&self, p: &Partition, r: &StoredRange) -> Result<(), CompactError> {
-        let image = p.published.lock();
-        match image.ranges.get(image.range_from(r.base_offset)) {
-            Some(now) if now == r => Ok(()),
-            _ => Err(CompactError::Odd(
+        match self.stream.holds(&p.id(), r) {
+            true => Ok(()),
+            false => Err(CompactError::Odd(
                 "the log start has passed what was to be compacted, or it was rewritten".into(),
             )),
         }
@@ -700,6 +699,11 @@ fn finish(
     let object_so_far = object.freeze();
     for merged in &entries {
         for r in stored(merged, header.incarnation) {
+            // As strictly as what was just appended: there are no gaps.
+            let r = StoredRange {
+                place: Place::l0(r.place.incarnation, 0),
+                ..r
+            };
             let bytes = bytes_of(&r);
             let bytes = object_so_far.slice(bytes.start as usize..bytes.end as usize);
             verify(&r, std::slice::from_ref(&bytes)).map_err(|e| e.to_string())?;

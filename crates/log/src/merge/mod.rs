@@ -21,6 +21,7 @@ use bytes::{Bytes, BytesMut};
 use futures::{StreamExt, stream};
 use hashbrown::HashSet;
 use object_store::{GetOptions, GetRange, ObjectStoreExt};
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -92,6 +93,9 @@ pub(crate) enum MergeError {
     Ended(#[from] AppendError),
 }
 
+/// Somebody who waits for a round of merging.
+pub(crate) type AskedMerge = oneshot::Sender<Result<(), String>>;
+
 /// Merges the published data of one open log.
 #[derive(Debug)]
 pub(crate) struct Merger {
@@ -119,22 +123,30 @@ impl Merger {
         }
     }
 
-    /// Runs until the task is aborted or the stream ends.
-    pub(crate) async fn run(mut self) {
+    /// Runs until the task is aborted or the stream ends. Merges at once when it is asked to.
+    pub(crate) async fn run(mut self, mut asked: mpsc::Receiver<AskedMerge>) {
         // What was inherited keeps other streams alive, so the first round comes early.
         let mut due = Instant::now() + self.options.interval / 4;
         let mut measured = Instant::now();
         let mut merged_to = 0;
         loop {
-            tokio::time::sleep(LOOK).await;
+            let waiting = tokio::select! {
+                () = tokio::time::sleep(LOOK) => None,
+                Some(waiting) = asked.recv() => Some(waiting),
+            };
             if self.stream.is_fenced() {
                 return;
             }
             let published = self.stream.published_bytes.load(Ordering::Relaxed);
-            let full = published - merged_to >= self.options.bytes;
+            let full = published - merged_to >= self.options.bytes || waiting.is_some();
             let allowed = self.keeper.current().feature_level >= LEVEL_OF_CLUSTERS;
             if allowed && (full || Instant::now() >= due) {
-                match self.round().await {
+                let merged = self.round().await;
+                if let Some(waiting) = waiting {
+                    // Whoever has gone away need not know.
+                    let _ = waiting.send(merged.clone().map_err(|why| why.to_string()));
+                }
+                match merged {
                     Ok(()) => {}
                     Err(MergeError::Ended(_)) => return,
                     Err(why) => tracing::warn!(%why, "data could not be merged; trying again later"),
@@ -294,12 +306,7 @@ impl Merger {
 
     /// Leaves a range where it is, for good as far as this broker start is concerned.
     fn set_aside(&mut self, partition: TopicPartition, r: &StoredRange, why: &str) {
-        let held = self.stream.partitions.read().get(&partition).is_some_and(|p| {
-            let image = p.published.lock();
-            let now = image.ranges.get(image.range_from(r.base_offset));
-            now == Some(r)
-        });
-        if !held {
+        if !self.stream.holds(&partition, r) {
             // The log start has passed it, or its topic is gone: nobody needs it any more.
             return;
         }
@@ -346,7 +353,7 @@ impl Merger {
 pub(crate) type Brought = Result<Vec<Bytes>, String>;
 
 /// Brings the parts of one read, verified.
-async fn bring(stream: &Stream, read: &Read, layout: &Layout) -> Result<Vec<Brought>, MergeError> {
+pub(crate) async fn bring(stream: &Stream, read: &Read, layout: &Layout) -> Result<Vec<Brought>, MergeError> {
     let newest = stream.blocks.tail.lock().get(read.place);
     let whole = match newest {
         Some(_) => Ok(vec![]),
@@ -389,7 +396,7 @@ async fn again(stream: &Stream, part: &Part, layout: &Layout) -> Result<Brought,
     })
 }
 
-/// Some bytes of a segment or merged object, in one piece or as it came; inside, that they are not there.
+/// Some bytes of an object, in one piece or as it came; inside, that they are not there.
 pub(crate) async fn get(
     stream: &Stream,
     place: Place,

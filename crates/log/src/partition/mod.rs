@@ -20,6 +20,7 @@ use state::PartitionState;
 #[derive(Debug)]
 pub struct Partition {
     tp: TopicPartition,
+    topic_name: Arc<str>,
     leader_epoch: i32,
     /// State after every append that got its offset; ahead of what is published. Locked inside the stream's lock.
     pub(crate) assigned: Mutex<PartitionState>,
@@ -72,9 +73,15 @@ pub struct ActiveProducer {
 }
 
 impl Partition {
-    pub(crate) fn new(tp: TopicPartition, leader_epoch: i32, image: PartitionImage) -> Partition {
+    pub(crate) fn new(
+        tp: TopicPartition,
+        topic_name: Arc<str>,
+        leader_epoch: i32,
+        image: PartitionImage,
+    ) -> Partition {
         Partition {
             tp,
+            topic_name,
             leader_epoch,
             assigned: Mutex::new(image.state.clone()),
             published: Mutex::new(image),
@@ -91,6 +98,11 @@ impl Partition {
     /// Topic id.
     pub fn topic(&self) -> TopicId {
         self.tp.topic
+    }
+
+    /// Name of the topic.
+    pub fn topic_name(&self) -> &str {
+        &self.topic_name
     }
 
     /// Partition number.

@@ -13,8 +13,10 @@ use tokio::sync::Semaphore;
 
 use super::ReadError;
 use super::ahead::ReadAhead;
+use super::history::HistoryFiles;
 use super::tail::TailRing;
 use crate::entry::Place;
+use crate::history::History;
 use crate::keys;
 use crate::metrics::LogMetrics;
 use crate::partition::image::StoredRange;
@@ -34,6 +36,8 @@ pub(crate) struct Blocks {
     cache: Cache<BlockId, Bytes>,
     cache_bytes: u64,
     cold: Semaphore,
+    /// What stands in no object that has blocks.
+    pub(crate) history: HistoryFiles,
     pub(crate) ahead: Mutex<ReadAhead>,
     /// Fewer than `cold`, so that reading ahead never makes somebody wait who waits already.
     ahead_permits: Arc<Semaphore>,
@@ -56,6 +60,7 @@ impl Blocks {
         tail: TailRing,
         cache_bytes: u64,
         read_concurrency: usize,
+        history: Option<Arc<dyn History>>,
         metrics: LogMetrics,
     ) -> Blocks {
         let cache = Cache::builder()
@@ -65,6 +70,7 @@ impl Blocks {
             .weigher(|_, block: &Bytes| u32::try_from(block.len()).unwrap_or(u32::MAX))
             .build();
         Blocks {
+            history: HistoryFiles::new(store.clone(), history, read_concurrency),
             store,
             tail: Mutex::new(tail),
             cache,
@@ -76,8 +82,12 @@ impl Blocks {
         }
     }
 
-    /// The bytes of a range, and whether they came from the store and must be verified.
+    /// The bytes of a range of a segment or merged object, and whether they came from the store and must be verified.
     pub(crate) async fn range(&self, r: &StoredRange) -> Result<(Vec<Bytes>, bool), ReadError> {
+        if r.len == 0 {
+            // Compaction has left no record of it.
+            return Ok((vec![], true));
+        }
         let (from, to) = (u64::from(r.position), u64::from(r.position) + u64::from(r.len));
         let newest = self.tail.lock().get(r.place);
         if let Some(segment) = newest {

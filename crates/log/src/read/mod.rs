@@ -2,6 +2,7 @@
 
 mod ahead;
 pub(crate) mod blocks;
+pub(crate) mod history;
 pub(crate) mod tail;
 
 use std::sync::Arc;
@@ -11,6 +12,7 @@ use futures::stream::{self, StreamExt};
 use tokio::time::Instant;
 
 use crate::batch::{BatchError, BatchView, ChunkCursor, RecordBatch, slice_chunks};
+use crate::entry::Level;
 use crate::keys;
 use crate::partition::image::{PartitionImage, StoredRange};
 use crate::{Offset, Partition, Watermarks};
@@ -50,6 +52,16 @@ pub struct ReadResult {
     pub aborted: Vec<(i64, Offset)>,
 }
 
+impl ReadResult {
+    /// Where a reader of this kind finds nothing more.
+    fn end(&self, isolation: Isolation) -> Offset {
+        match isolation {
+            Isolation::ReadUncommitted => self.watermarks.high_watermark,
+            Isolation::ReadCommitted => self.watermarks.last_stable_offset,
+        }
+    }
+}
+
 /// Why a read fails.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ReadError {
@@ -75,6 +87,9 @@ pub enum ReadError {
     /// An object that the log refers to, by its key, is not in the store.
     #[error("data is missing: {0} is not in the store")]
     Missing(String),
+    /// A file of history, by its key, and this log was opened without knowledge of the format.
+    #[error("{0} is a file of history, which this program does not read")]
+    NoHistory(String),
 }
 
 /// What to look an offset up by (ListOffsets).
@@ -101,12 +116,23 @@ pub struct FoundOffset {
     pub leader_epoch: i32,
 }
 
-/// Ranges that hold `offset` and what follows, until they are about `max_bytes`.
+/// Whether a range stands in a file of history.
+fn is_history(r: &StoredRange) -> bool {
+    r.place.level == Level::L2
+}
+
+/// Ranges that hold `offset` and what follows, until they are about `max_bytes`: all of them history or none.
 fn plan(image: &PartitionImage, offset: Offset, end: Offset, max_bytes: usize) -> Vec<StoredRange> {
     let mut bytes = 0u64;
-    let mut ranges = vec![];
+    let mut ranges: Vec<StoredRange> = vec![];
     for r in image.ranges.range(image.range_from(offset)..) {
         if r.base_offset >= end || bytes >= max_bytes.max(1) as u64 || ranges.len() == RANGES_PER_READ {
+            break;
+        }
+        if ranges
+            .first()
+            .is_some_and(|first| is_history(first) != is_history(r))
+        {
             break;
         }
         bytes += bytes_from(r, offset);
@@ -127,7 +153,8 @@ fn read_ahead(blocks: &Arc<Blocks>, reader: &mut Reader, next: &[StoredRange]) {
     let mut window = reader.window;
     for r in next {
         let count = blocks_of(r).count();
-        if window < count || !blocks.is_cold(r) {
+        // What is read ahead of history is the business of its format.
+        if window < count || is_history(r) || !blocks.is_cold(r) {
             break;
         }
         window -= count;
@@ -170,6 +197,18 @@ struct Want {
     at_least_one: bool,
 }
 
+/// Where the bytes of a range come from, and so what has to be looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Origin {
+    /// This broker wrote them and has them still.
+    Memory,
+    /// The store: they are compared with the index, which alone says which offsets these are, and what is given is
+    /// compared with its checksum.
+    Stored,
+    /// A file of history, whose format has verified them.
+    History,
+}
+
 /// What it gets.
 struct Cut {
     chunks: Vec<Bytes>,
@@ -179,41 +218,50 @@ struct Cut {
     next: Offset,
 }
 
-/// Cuts what a reader gets out of one range: whole batches. What came from the store is compared with the index,
-/// which alone says which offsets these are, and what is given is compared with its checksum.
-fn cut(r: &StoredRange, chunks: &[Bytes], stored: bool, want: Want) -> Result<Cut, BatchError> {
+/// Cuts what a reader gets out of one range: whole batches.
+///
+/// Merged data may have gaps, which compaction leaves. A base offset lies outside the checksum of its batch, so that
+/// one that is damaged could pass for a gap: it would not fit to what follows, or to the end of the range. So all
+/// headers of such a range are looked at, also behind what is given.
+fn cut(r: &StoredRange, chunks: &[Bytes], origin: Origin, want: Want) -> Result<Cut, BatchError> {
+    const BAD: BatchError = BatchError::Invalid("its base offset is not what the index says");
+    let gaps = r.place.level != Level::L0;
+    let to_the_end = gaps && origin == Origin::Stored;
     let (mut from, mut to, mut full) = (None, 0, false);
     let (mut expected, mut next) = (r.base_offset, want.offset);
     walk(chunks, false, |b| {
-        if stored && b.header.base_offset != expected {
-            return Err(BatchError::Invalid("its base offset is not what the index says"));
+        let (base_offset, after) = (b.header.base_offset, b.header.last_offset().wrapping_add(1));
+        let fits = base_offset == expected || gaps && base_offset > expected;
+        if origin != Origin::Memory && !fits {
+            return Err(BAD);
         }
-        expected = b.header.last_offset() + 1;
-        if b.header.last_offset() < want.offset {
+        expected = after;
+        if full || after <= want.offset {
             return Ok(true);
-        }
-        if b.header.base_offset >= want.end {
-            full = true;
-            return Ok(false);
         }
         let start = from.unwrap_or(b.start);
         let first = from.is_none() && want.at_least_one;
-        if b.start + b.len - start > want.room && !first {
+        if base_offset >= want.end || b.start + b.len - start > want.room && !first {
             full = true;
-            return Ok(false);
+            return Ok(to_the_end);
         }
-        if stored {
+        if origin == Origin::Stored {
             b.verify(chunks)?;
         }
         from = Some(start);
         to = b.start + b.len;
-        next = expected;
+        next = after;
         Ok(true)
     })?;
+    if to_the_end && expected > r.last_offset + 1 {
+        return Err(BAD);
+    }
+    // The format gives a part of a range, and says so by giving anything that does not reach its end.
+    full |= origin == Origin::History && !chunks.is_empty() && expected <= r.last_offset;
     Ok(Cut {
         chunks: from.map_or_else(Vec::new, |from| slice_chunks(chunks, from..to)),
+        next: if full { next } else { next.max(r.last_offset + 1) },
         full,
-        next,
     })
 }
 
@@ -241,10 +289,14 @@ pub(crate) async fn read(
     max_bytes: usize,
     isolation: Isolation,
 ) -> Result<ReadResult, ReadError> {
-    let mut plans = 1;
+    let (mut plans, mut from) = (1, offset);
     loop {
-        match read_as_planned(blocks, partition, offset, max_bytes, isolation).await {
-            Ok(result) => return Ok(result),
+        match read_as_planned(blocks, partition, from, max_bytes, isolation).await {
+            // There was no record in what was planned, only offsets that compaction or archiving emptied.
+            Ok((result, next)) if result.bytes == 0 && from < next && next < result.end(isolation) => {
+                from = next;
+            }
+            Ok((result, _)) => return Ok(result),
             Err(Failed(ReadError::Missing(_), Some(r)))
                 if plans < PLANS && moved(partition, &r).is_some() =>
             {
@@ -255,13 +307,14 @@ pub(crate) async fn read(
     }
 }
 
+/// One read; also where the next one begins.
 async fn read_as_planned(
     blocks: &Arc<Blocks>,
     partition: &Partition,
     offset: Offset,
     max_bytes: usize,
     isolation: Isolation,
-) -> Result<ReadResult, Failed> {
+) -> Result<(ReadResult, Offset), Failed> {
     let (watermarks, ranges, end, reader) = {
         let image = partition.published.lock();
         let end = partition.check_offset(&image, offset, isolation)?;
@@ -279,62 +332,118 @@ async fn read_as_planned(
         read_ahead(blocks, &mut reader, &next);
         reader
     });
-    let mut result = ReadResult {
-        watermarks,
-        chunks: vec![],
-        bytes: 0,
-        aborted: vec![],
+    let mut reading = Reading {
+        blocks,
+        partition,
+        max_bytes,
+        want: Want {
+            offset,
+            end,
+            room: max_bytes,
+            at_least_one: true,
+        },
+        result: ReadResult {
+            watermarks,
+            chunks: vec![],
+            bytes: 0,
+            aborted: vec![],
+        },
     };
-    let mut want = Want {
-        offset,
-        end,
-        room: max_bytes,
-        at_least_one: true,
-    };
-    let at_once = if reader.is_some() { COLD_RANGES_AT_ONCE } else { 1 };
-    let mut reads = stream::iter(ranges)
-        .map(|r| async move { (r, blocks.range(&r).await) })
-        .buffered(at_once);
-    while let Some((r, read)) = reads.next().await {
-        let cutting = read.and_then(|(chunks, stored)| {
-            cut(&r, &chunks, stored, want)
+    if ranges.first().is_some_and(is_history) {
+        // One after the other: a share is large, and how much of it is wanted depends on the one before.
+        for r in ranges {
+            let read = reading.bring(&r).await;
+            if !reading.take(r, read).await? {
+                break;
+            }
+        }
+    } else {
+        let at_once = if reader.is_some() { COLD_RANGES_AT_ONCE } else { 1 };
+        let mut reads = stream::iter(ranges)
+            .map(|r| async move { (r, blocks.range(&r).await.map(of_object)) })
+            .buffered(at_once);
+        while let Some((r, read)) = reads.next().await {
+            if !reading.take(r, read).await? {
+                break;
+            }
+        }
+    }
+    let next = reading.want.offset;
+    if let Some(reader) = reader {
+        blocks.ahead.lock().end(partition.id(), next, reader);
+    }
+    Ok((reading.result, next))
+}
+
+/// Bytes of a range, and where they come from.
+type Brought = (Vec<Bytes>, Origin);
+
+fn of_object((chunks, stored): (Vec<Bytes>, bool)) -> Brought {
+    let origin = if stored { Origin::Stored } else { Origin::Memory };
+    (chunks, origin)
+}
+
+/// A read under way.
+struct Reading<'a> {
+    blocks: &'a Arc<Blocks>,
+    partition: &'a Partition,
+    max_bytes: usize,
+    want: Want,
+    result: ReadResult,
+}
+
+impl Reading<'_> {
+    async fn bring(&self, r: &StoredRange) -> Result<Brought, ReadError> {
+        if !is_history(r) {
+            return self.blocks.range(r).await.map(of_object);
+        }
+        let (offset, room) = (self.want.offset.max(r.base_offset), self.want.room);
+        let batches = self.blocks.history.read(self.partition, r, offset, room).await?;
+        Ok((batches, Origin::History))
+    }
+
+    /// Takes what is wanted of a range; whether more is.
+    async fn take(&mut self, r: StoredRange, read: Result<Brought, ReadError>) -> Result<bool, Failed> {
+        let cutting = read.and_then(|(chunks, origin)| {
+            cut(&r, &chunks, origin, self.want)
                 .map_err(|e| ReadError::Corrupt(format!("{}: {e}", keys::place(r.place))))
         });
         let cut = match cutting {
             Ok(cut) => cut,
             // What was read so far is good; the reader will ask again from here.
-            Err(_) if result.bytes > 0 => break,
+            Err(_) if self.result.bytes > 0 => return Ok(false),
             Err(ReadError::Corrupt(what)) => {
-                let again = reread(blocks, &r, want, &what).await;
+                let again = self.reread(&r, &what).await;
                 again.map_err(|e| Failed(e, Some(r)))?
             }
             Err(e) => return Err(Failed(e, Some(r))),
         };
-        result.bytes += cut.chunks.iter().map(Bytes::len).sum::<usize>();
-        result.chunks.extend(cut.chunks);
-        want.room = max_bytes.saturating_sub(result.bytes);
-        want.at_least_one = result.bytes == 0;
-        want.offset = cut.next;
-        if cut.full {
-            break;
-        }
+        self.result.bytes += cut.chunks.iter().map(Bytes::len).sum::<usize>();
+        self.result.chunks.extend(cut.chunks);
+        self.want.room = self.max_bytes.saturating_sub(self.result.bytes);
+        self.want.at_least_one = self.result.bytes == 0;
+        self.want.offset = cut.next;
+        Ok(!cut.full)
     }
-    if let Some(reader) = reader {
-        blocks.ahead.lock().end(partition.id(), want.offset, reader);
-    }
-    Ok(result)
-}
 
-/// Reads a range again whose bytes are not what they should be.
-async fn reread(blocks: &Blocks, r: &StoredRange, want: Want, what: &str) -> Result<Cut, ReadError> {
-    blocks.forget(r).await;
-    tracing::warn!(what, "stored bytes do not match; reading the range again");
-    let (chunks, stored) = blocks.range(r).await?;
-    cut(r, &chunks, stored, want).map_err(|e| {
-        let what = format!("{e} at offset {} in {}", r.base_offset, keys::place(r.place));
-        tracing::error!(what, "stored bytes are damaged");
-        ReadError::Corrupt(what)
-    })
+    /// Reads a range again whose bytes are not what they should be.
+    async fn reread(&self, r: &StoredRange, what: &str) -> Result<Cut, ReadError> {
+        if is_history(r) {
+            self.blocks.history.forget(self.partition, r).await;
+        }
+        self.blocks.forget(r).await;
+        tracing::warn!(what, "stored bytes do not match; reading the range again");
+        let (chunks, origin) = self.bring(r).await.inspect_err(|e| {
+            if let ReadError::Corrupt(what) = e {
+                tracing::error!(what, "stored bytes are damaged");
+            }
+        })?;
+        cut(r, &chunks, origin, self.want).map_err(|e| {
+            let what = format!("{e} at offset {} in {}", r.base_offset, keys::place(r.place));
+            tracing::error!(what, "stored bytes are damaged");
+            ReadError::Corrupt(what)
+        })
+    }
 }
 
 /// Looks up an offset.
@@ -386,7 +495,7 @@ pub(crate) async fn lookup(
     let (mut from, mut plans) = (range, 1);
     let log_start = partition.watermarks().log_start_offset;
     loop {
-        let (chunks, verify) = match blocks.range(&from).await {
+        let found = match found_in(blocks, partition, &from, at_least, log_start).await {
             Ok(found) => found,
             Err(ReadError::Missing(key)) => {
                 let now = moved(partition, &from).filter(|_| plans < PLANS);
@@ -396,8 +505,8 @@ pub(crate) async fn lookup(
             }
             Err(e) => return Err(e),
         };
-        match first_at_or_after(&chunks, verify, at_least, log_start) {
-            Ok(Some((offset, timestamp))) => {
+        match found {
+            Some((offset, timestamp)) => {
                 let leader_epoch = partition.published.lock().state.epoch_of(offset);
                 return Ok(Some(FoundOffset {
                     offset,
@@ -405,8 +514,8 @@ pub(crate) async fn lookup(
                     leader_epoch,
                 }));
             }
-            // All that match lie below the log start: go on with the next range.
-            Ok(None) => {
+            // All that match lie below the log start, or are compacted away: go on with the next range.
+            None => {
                 let image = partition.published.lock();
                 let rest = image.ranges.range(image.range_from(from.last_offset + 1)..);
                 match rest.copied().find(|r| r.max_timestamp >= at_least) {
@@ -414,10 +523,31 @@ pub(crate) async fn lookup(
                     None => return Ok(None),
                 }
             }
-            Err(e) => {
-                blocks.forget(&from).await;
-                return Err(ReadError::Corrupt(format!("{e} in {}", keys::place(from.place))));
-            }
+        }
+    }
+}
+
+/// Offset and timestamp of the first record of a range at or above `log_start` whose timestamp is not below `at_least`.
+async fn found_in(
+    blocks: &Blocks,
+    partition: &Partition,
+    r: &StoredRange,
+    at_least: i64,
+    log_start: Offset,
+) -> Result<Option<(Offset, i64)>, ReadError> {
+    if is_history(r) {
+        let from = log_start.max(r.base_offset);
+        return blocks
+            .history
+            .first_at_or_after(partition, r, at_least, from)
+            .await;
+    }
+    let (chunks, verify) = blocks.range(r).await?;
+    match first_at_or_after(&chunks, verify, at_least, log_start) {
+        Ok(found) => Ok(found),
+        Err(e) => {
+            blocks.forget(r).await;
+            Err(ReadError::Corrupt(format!("{e} in {}", keys::place(r.place))))
         }
     }
 }

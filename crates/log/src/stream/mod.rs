@@ -29,6 +29,7 @@ use crate::log::{AppendError, Appended, PendingAppend, wait_published};
 use crate::metrics::LogMetrics;
 use crate::mutation::{self, Mutation};
 use crate::partition::Standing;
+use crate::partition::image::StoredRange;
 use crate::partition::state::{Verdict, producer_of};
 use crate::read::blocks::Blocks;
 use crate::store::Store;
@@ -144,6 +145,8 @@ pub(crate) struct Stream {
     policy: FlushPolicy,
     assigning: Mutex<Assigning>,
     wake: Notify,
+    /// Oldest append in the segments that are being written.
+    oldest_under_way: Mutex<Option<Instant>>,
     /// Held from the judgement about pointers until their publication; with the fate of the newest.
     rewriting: tokio::sync::Mutex<Option<watch::Receiver<Fate>>>,
     /// First seq that is not published. Held while a segment is being published, so that a snapshot taken under
@@ -191,6 +194,7 @@ impl Stream {
                 newest: None,
             }),
             wake: Notify::new(),
+            oldest_under_way: Mutex::default(),
             rewriting: tokio::sync::Mutex::default(),
             published_next: Mutex::new(0),
             checkpoint_next: AtomicU64::new(0),
@@ -365,6 +369,30 @@ impl Stream {
         Ok(fitting)
     }
 
+    /// Whether a range is published, and stands where `r` says.
+    pub(crate) fn holds(&self, partition: &TopicPartition, r: &StoredRange) -> bool {
+        let partition = self.partitions.read().get(partition).cloned();
+        partition.is_some_and(|p| {
+            let image = p.published.lock();
+            image.ranges.get(image.range_from(r.base_offset)) == Some(r)
+        })
+    }
+
+    /// How long the oldest append that is not published waits: a measure of what producers suffer.
+    pub(crate) fn oldest_wait(&self) -> Duration {
+        let gathering = self
+            .assigning
+            .lock()
+            .open
+            .as_ref()
+            .map(|open| open.gathering.oldest);
+        let oldest = [gathering, *self.oldest_under_way.lock()]
+            .into_iter()
+            .flatten()
+            .min();
+        oldest.map_or(Duration::ZERO, |oldest| oldest.elapsed())
+    }
+
     /// Adds those pointers that fit; `None` if none does. For [`Stream::rewrite`] alone.
     fn add_pointers(
         &self,
@@ -416,6 +444,7 @@ impl Stream {
                     Some(FlushDecision::Now) => self.flush(&mut window, &mut tokens, &outcomes),
                 }
             };
+            *self.oldest_under_way.lock() = window.iter().next().map(|w| w.oldest);
             if window.is_empty() && wait.is_none() && self.finished() {
                 return;
             }

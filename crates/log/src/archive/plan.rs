@@ -1,0 +1,443 @@
+//! What is archived next, and what is said of it: the pure part.
+//!
+//! A file takes merged ranges of one topic, the oldest first over all partitions, until it is full. As append times
+//! never go back in a partition, that is a front of each partition's merged data; in the file it stands by partition
+//! and offset.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use crate::entry::{ArchivedShare, ArchivedShares};
+use crate::history::Share;
+use crate::merge::plan::{Run, neighbours};
+use crate::partition::image::{PartitionImage, StoredRange};
+use crate::{Offset, TopicPartition};
+
+use super::ArchivePolicy;
+
+/// What one file takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FileLimits {
+    /// Bytes of merged data; at least one range, however large.
+    pub(crate) bytes: u64,
+    pub(crate) ranges: usize,
+    /// Each takes a row group of its own, which makes a file of many small ones slow to open.
+    pub(crate) partitions: usize,
+}
+
+/// What of a topic is merged and not archived.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Lag {
+    pub(crate) bytes: u64,
+    /// Append time (ms) of the oldest.
+    pub(crate) oldest_ms: Option<i64>,
+    /// Whether any of it was asked for now.
+    pub(crate) asked: bool,
+}
+
+impl Lag {
+    /// Counts a range, which somebody asked for if it begins below `asked_to`.
+    pub(crate) fn add(&mut self, r: &StoredRange, asked_to: Option<Offset>) {
+        self.bytes += u64::from(r.len);
+        let oldest = self.oldest_ms.unwrap_or(i64::MAX);
+        self.oldest_ms = Some(oldest.min(r.append_time_ms));
+        self.asked |= r.len > 0 && asked_to.is_some_and(|to| r.base_offset < to);
+    }
+
+    /// How long the oldest waits.
+    pub(crate) fn age(&self, now_ms: i64) -> Duration {
+        let age_ms = self.oldest_ms.map_or(0, |oldest| now_ms.saturating_sub(oldest));
+        Duration::from_millis(u64::try_from(age_ms).unwrap_or(0))
+    }
+
+    /// Whether a file is to be written.
+    pub(crate) fn is_due(&self, policy: &ArchivePolicy, now_ms: i64) -> bool {
+        // Without bytes there is no record: compaction has left nothing.
+        self.bytes > 0
+            && (self.asked || self.bytes >= policy.file_bytes || self.age(now_ms) >= policy.interval)
+    }
+}
+
+/// Ranges of a partition that may be archived: merged, and below `stable`, from which on transactions may be open.
+pub(crate) fn archivable(image: &PartitionImage, stable: Offset) -> impl Iterator<Item = &StoredRange> {
+    image.merged_ranges().filter(move |r| r.last_offset < stable)
+}
+
+/// What one partition has for a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Offered {
+    pub(crate) partition: TopicPartition,
+    pub(crate) leader_epoch: i32,
+    /// In offset order.
+    pub(crate) ranges: Vec<StoredRange>,
+}
+
+/// What goes into the next file, by partition and offset.
+pub(crate) fn choose(offered: Vec<Offered>, limits: FileLimits) -> Vec<Run> {
+    let mut order: Vec<(i64, usize, usize)> = vec![];
+    for (p, of_partition) in offered.iter().enumerate() {
+        // Never back, also if times should be.
+        let mut time = i64::MIN;
+        for (i, r) in of_partition.ranges.iter().enumerate() {
+            time = time.max(r.append_time_ms);
+            order.push((time, p, i));
+        }
+    }
+    order.sort_unstable();
+    // Of each partition, how many ranges from the front are taken.
+    let mut taken = vec![0usize; offered.len()];
+    let (mut bytes, mut ranges, mut partitions) = (0u64, 0usize, 0usize);
+    for (_, p, i) in order {
+        let len = u64::from(offered[p].ranges[i].len);
+        if ranges > 0 && (bytes + len > limits.bytes || ranges == limits.ranges) {
+            break;
+        }
+        if taken[p] == 0 {
+            if partitions == limits.partitions {
+                break;
+            }
+            partitions += 1;
+        }
+        bytes += len;
+        ranges += 1;
+        taken[p] = i + 1;
+    }
+    let mut runs: Vec<Run> = vec![];
+    for (of_partition, taken) in offered.iter().zip(taken) {
+        let chosen = of_partition.ranges.iter().take(taken);
+        runs.extend(neighbours(
+            of_partition.partition,
+            of_partition.leader_epoch,
+            chosen,
+        ));
+    }
+    // The ranges of a partition are in order already.
+    runs.sort_by_key(|run| (run.partition, run.ranges.first().map_or(0, |r| r.base_offset)));
+    runs
+}
+
+/// Cuts runs into pieces that are read at once, in order; a piece is larger only if it is a single range.
+pub(crate) fn pieces(runs: &[Run], bytes: u64) -> Vec<Vec<Run>> {
+    let (mut pieces, mut piece, mut filled) = (vec![], Vec::<Run>::new(), 0u64);
+    for run in runs {
+        let begin = || Run {
+            ranges: vec![],
+            ..run.clone()
+        };
+        let mut part = begin();
+        for r in &run.ranges {
+            let len = u64::from(r.len);
+            if filled > 0 && filled + len > bytes {
+                if !part.ranges.is_empty() {
+                    piece.push(std::mem::replace(&mut part, begin()));
+                }
+                pieces.push(std::mem::take(&mut piece));
+                filled = 0;
+            }
+            part.ranges.push(*r);
+            filled += len;
+        }
+        if !part.ranges.is_empty() {
+            piece.push(part);
+        }
+    }
+    if !piece.is_empty() {
+        pieces.push(piece);
+    }
+    pieces
+}
+
+/// Ranges that did not go into a file, by partition and first offset.
+pub(crate) type LeftOut = BTreeSet<(TopicPartition, Offset)>;
+
+/// Offsets of batches that were given to a file one after the other, without a gap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Given {
+    /// Partition number.
+    pub(crate) partition: i32,
+    pub(crate) base_offset: Offset,
+    pub(crate) last_offset: Offset,
+}
+
+impl Given {
+    /// Notes the next batch.
+    pub(crate) fn note(given: &mut Vec<Given>, partition: i32, base_offset: Offset, last_offset: Offset) {
+        let goes_on = |g: &&mut Given| (g.partition, g.last_offset + 1) == (partition, base_offset);
+        match given.last_mut().filter(goes_on) {
+            Some(g) => g.last_offset = last_offset,
+            None => given.push(Given {
+                partition,
+                base_offset,
+                last_offset,
+            }),
+        }
+    }
+}
+
+/// Compares what a writer says that stands in a file with what it was given; an error in words.
+pub(crate) fn check_shares(given: &[Given], shares: &[Share]) -> Result<(), String> {
+    let mut shares = shares.iter();
+    for g in given {
+        let mut next = g.base_offset;
+        while next <= g.last_offset {
+            let fits = |s: &&Share| {
+                s.partition == g.partition
+                    && s.base_offset == next
+                    && (next..=g.last_offset).contains(&s.last_offset)
+            };
+            let Some(share) = shares.next().filter(fits) else {
+                return Err(format!(
+                    "partition {}: the file's shares do not go on at offset {next}",
+                    g.partition
+                ));
+            };
+            next = share.last_offset + 1;
+        }
+    }
+    match shares.next() {
+        None => Ok(()),
+        Some(more) => Err(format!(
+            "partition {}: the file has a share at offset {} that nobody gave it",
+            more.partition, more.base_offset
+        )),
+    }
+}
+
+/// What entries say of a file that holds `shares`, by partition and offset, of `runs`, without those ranges that were left out. Where compaction
+/// has left gaps, shares stand for them as well: a pointer covers whole ranges. Ranges without any record are not
+/// pointed to.
+pub(crate) fn pointers(runs: &[Run], left_out: &LeftOut, file: u64, shares: &[Share]) -> Vec<ArchivedShares> {
+    let mut pointers = vec![];
+    for span in runs.iter().flat_map(|run| without(run, left_out)) {
+        let (Some(first), Some(last)) = (span.ranges.first(), span.ranges.last()) else {
+            continue;
+        };
+        let (base_offset, last_offset) = (first.base_offset, last.last_offset);
+        let partition = span.partition.partition;
+        let from = shares.partition_point(|s| (s.partition, s.base_offset) < (partition, base_offset));
+        let inside = |s: &&Share| s.partition == partition && s.last_offset <= last_offset;
+        let mine: Vec<&Share> = shares[from..].iter().take_while(inside).collect();
+        if mine.is_empty() {
+            continue;
+        }
+        let ends = mine.iter().skip(1).map(|next| next.base_offset - 1);
+        let one = |(share, last_offset): (&&Share, Offset)| ArchivedShare {
+            last_offset,
+            first_row: share.first_row,
+            len: share.len,
+            max_timestamp: share.max_timestamp,
+            append_time_ms: share.append_time_ms,
+        };
+        pointers.push(ArchivedShares {
+            partition: span.partition,
+            leader_epoch: span.leader_epoch,
+            file,
+            base_offset,
+            shares: mine.iter().zip(ends.chain([last_offset])).map(one).collect(),
+        });
+    }
+    pointers
+}
+
+/// A run without the ranges that were left out: it falls apart there.
+fn without(run: &Run, left_out: &LeftOut) -> Vec<Run> {
+    let kept = |r: &&StoredRange| !left_out.contains(&(run.partition, r.base_offset));
+    neighbours(run.partition, run.leader_epoch, run.ranges.iter().filter(kept))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::entry::Place;
+
+    fn tp(partition: i32) -> TopicPartition {
+        TopicPartition {
+            topic: Uuid::from_u128(1),
+            partition,
+        }
+    }
+
+    fn range(base_offset: Offset, n: i64, len: u32, append_time_ms: i64) -> StoredRange {
+        StoredRange {
+            base_offset,
+            last_offset: base_offset + n - 1,
+            place: Place::l1(1, 1),
+            position: 0,
+            len,
+            max_timestamp: 0,
+            append_time_ms,
+        }
+    }
+
+    fn policy(file_bytes: u64, interval: u64) -> ArchivePolicy {
+        ArchivePolicy {
+            file_bytes,
+            interval: Duration::from_millis(interval),
+            text_values: false,
+        }
+    }
+
+    #[test]
+    fn a_file_is_due_by_size_by_age_and_when_asked_for() {
+        let mut lag = Lag::default();
+        assert!(!lag.is_due(&policy(0, 0), 1_000), "there is nothing");
+        lag.add(&range(10, 5, 100, 600), None);
+        lag.add(&range(15, 5, 100, 500), None);
+        let due = |lag: &Lag, bytes, interval| lag.is_due(&policy(bytes, interval), 1_000);
+        assert!(due(&lag, 200, 10_000) && !due(&lag, 201, 10_000));
+        assert!(due(&lag, 1_000, 500) && !due(&lag, 1_000, 501), "{lag:?}");
+        lag.add(&range(20, 5, 1, 700), Some(20));
+        assert!(!due(&lag, 1_000, 10_000), "what was asked for is below");
+        lag.add(&range(20, 5, 1, 700), Some(21));
+        assert!(due(&lag, 1_000, 10_000));
+    }
+
+    fn offered() -> impl Strategy<Value = Vec<Offered>> {
+        let range = (1i64..9, 0u32..400, 0i64..50, 0i64..3);
+        let partition = proptest::collection::vec(range, 0..12);
+        proptest::collection::vec(partition, 0..6).prop_map(|partitions| {
+            let one = |(p, ranges): (usize, Vec<(i64, u32, i64, i64)>)| {
+                let (mut next, mut time) = (0, 0);
+                let ranges = ranges.into_iter().map(|(n, len, later, gap)| {
+                    let r = range_at(next + gap, n, len, time + later);
+                    (next, time) = (r.last_offset + 1, r.append_time_ms);
+                    r
+                });
+                Offered {
+                    // Not in order, as a table of partitions gives them.
+                    partition: tp((p as i32 * 5) % 7),
+                    leader_epoch: 3,
+                    ranges: ranges.collect(),
+                }
+            };
+            partitions.into_iter().enumerate().map(one).collect()
+        })
+    }
+
+    fn range_at(base_offset: Offset, n: i64, len: u32, time: i64) -> StoredRange {
+        range(base_offset, n, len, time)
+    }
+
+    proptest! {
+        #[test]
+        fn a_file_takes_the_oldest_fronts_within_its_limits(
+            offered in offered(), bytes in 1u64..1_500, ranges in 1usize..20, partitions in 1usize..5,
+        ) {
+            let limits = FileLimits { bytes, ranges, partitions };
+            let runs = choose(offered.clone(), limits);
+            let chosen: Vec<(TopicPartition, StoredRange)> =
+                runs.iter().flat_map(|run| run.ranges.iter().map(|r| (run.partition, *r))).collect();
+            let sum: u64 = chosen.iter().map(|(_, r)| u64::from(r.len)).sum();
+            let all: usize = offered.iter().map(|o| o.ranges.len()).sum();
+            prop_assert_eq!(chosen.is_empty(), all == 0, "something, if there is anything");
+            prop_assert!(chosen.len() == 1 || sum <= bytes);
+            prop_assert!(chosen.len() <= ranges);
+            let of: BTreeSet<TopicPartition> = chosen.iter().map(|(p, _)| *p).collect();
+            prop_assert!(of.len() <= partitions);
+            prop_assert!(chosen.windows(2).all(|w| (w[0].0, w[0].1.base_offset) < (w[1].0, w[1].1.base_offset)));
+            let newest = chosen.iter().map(|(_, r)| r.append_time_ms).max().unwrap_or(0);
+            for o in &offered {
+                let mine: Vec<StoredRange> =
+                    chosen.iter().filter(|(p, _)| *p == o.partition).map(|(_, r)| *r).collect();
+                prop_assert!(o.ranges.starts_with(&mine), "a front");
+                let left = o.ranges.get(mine.len());
+                prop_assert!(left.is_none_or(|r| r.append_time_ms >= newest || chosen.len() == 1 || sum + u64::from(r.len) > bytes
+                    || chosen.len() == ranges || of.len() == partitions));
+            }
+            for run in &runs {
+                prop_assert!(run.ranges.windows(2).all(|w| w[0].last_offset + 1 == w[1].base_offset));
+            }
+
+            // In pieces it is the same.
+            let cut = pieces(&runs, 500);
+            let again: Vec<(TopicPartition, StoredRange)> =
+                cut.iter().flatten().flat_map(|run| run.ranges.iter().map(|r| (run.partition, *r))).collect();
+            prop_assert_eq!(&again, &chosen);
+            for piece in &cut {
+                let ranges: Vec<&StoredRange> = piece.iter().flat_map(|run| &run.ranges).collect();
+                prop_assert!(!ranges.is_empty());
+                let sum: u64 = ranges.iter().map(|r| u64::from(r.len)).sum();
+                let first_ones = ranges.iter().filter(|r| r.len > 0).count();
+                prop_assert!(sum <= 500 || first_ones == 1);
+            }
+        }
+
+        /// What the writer says is taken over, with gaps where there are no records, and refused if it is not about what
+        /// the writer was given.
+        #[test]
+        fn pointers_say_what_stands_in_the_file(
+            offered in offered(), out in proptest::collection::vec(any::<prop::sample::Index>(), 0..4),
+            at: prop::sample::Index, compacted: bool,
+        ) {
+            let limits = FileLimits { bytes: u64::MAX, ranges: usize::MAX, partitions: usize::MAX };
+            let runs = choose(offered, limits);
+            let all: Vec<(TopicPartition, Offset)> =
+                runs.iter().flat_map(|run| run.ranges.iter().map(|r| (run.partition, r.base_offset))).collect();
+            prop_assume!(!all.is_empty());
+            let left_out: LeftOut = out.iter().map(|i| all[i.index(all.len())]).collect();
+            let (mut shares, mut row, mut given) = (Vec::<Share>::new(), 0, vec![]);
+            for run in &runs {
+                for r in run.ranges.iter().filter(|r| !left_out.contains(&(run.partition, r.base_offset))) {
+                    let partition = run.partition.partition;
+                    let (mut base_offset, mut last_offset) = (r.base_offset, r.last_offset);
+                    if compacted {
+                        // Gaps at either end, and sometimes nothing is left.
+                        base_offset += r.len as i64 % 3;
+                        last_offset -= r.len as i64 % 2;
+                    }
+                    if base_offset > last_offset {
+                        continue;
+                    }
+                    Given::note(&mut given, partition, base_offset, last_offset);
+                    // Sometimes two ranges share a row group.
+                    let joins = |s: &&mut Share| s.partition == partition && s.last_offset + 1 == base_offset && r.len % 2 == 0;
+                    match shares.last_mut().filter(joins) {
+                        Some(s) => s.last_offset = last_offset,
+                        None => shares.push(Share {
+                            partition, base_offset, last_offset, first_row: row, len: r.len,
+                            max_timestamp: 7, append_time_ms: r.append_time_ms,
+                        }),
+                    }
+                    row += 1;
+                }
+            }
+            prop_assert_eq!(check_shares(&given, &shares), Ok(()));
+            let pointed = pointers(&runs, &left_out, 4, &shares);
+            let named: usize = pointed.iter().map(|p| p.shares.len()).sum();
+            prop_assert_eq!(named, shares.len());
+            let ranges: Vec<(TopicPartition, StoredRange)> = runs.iter()
+                .flat_map(|run| run.ranges.iter().map(|r| (run.partition, *r)))
+                .filter(|(tp, r)| !left_out.contains(&(*tp, r.base_offset))).collect();
+            for p in &pointed {
+                let mine = |tp: &TopicPartition, r: &StoredRange| {
+                    *tp == p.partition && r.base_offset >= p.base_offset && r.last_offset <= p.last_offset()
+                };
+                let covered: i64 = ranges.iter().filter(|(tp, r)| mine(tp, r))
+                    .map(|(_, r)| r.last_offset - r.base_offset + 1).sum();
+                prop_assert_eq!(covered, p.last_offset() - p.base_offset + 1, "whole ranges, and none that was left out");
+                let ends: Vec<Offset> = p.shares.iter().map(|s| s.last_offset).collect();
+                prop_assert!(ends.windows(2).all(|w| w[0] < w[1]) && ends[0] >= p.base_offset);
+            }
+            if !compacted {
+                let stood: i64 = pointed.iter().map(|p| p.last_offset() - p.base_offset + 1).sum();
+                let all: i64 = ranges.iter().map(|(_, r)| r.last_offset - r.base_offset + 1).sum();
+                prop_assert_eq!(stood, all);
+            }
+            if !shares.is_empty() {
+                let at = at.index(shares.len());
+                let mut wrong = shares.clone();
+                wrong.remove(at);
+                prop_assert!(check_shares(&given, &wrong).is_err());
+                let mut wrong = shares.clone();
+                wrong[at].last_offset += 1;
+                prop_assert!(check_shares(&given, &wrong).is_err());
+                let mut wrong = shares.clone();
+                wrong.push(shares[at]);
+                prop_assert!(check_shares(&given, &wrong).is_err());
+            }
+        }
+    }
+}
