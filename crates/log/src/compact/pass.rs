@@ -44,24 +44,21 @@ enum Inside {
 
 /// Opens one batch whose checksum is right.
 fn open(view: &BatchView, chunks: &[Bytes]) -> Inside {
-    let whole = || {
-        let mut pieces = view.chunks(chunks);
-        let bytes = match pieces.len() {
-            1 => pieces.swap_remove(0),
-            _ => Bytes::from(pieces.concat()),
-        };
-        RecordBatch {
-            bytes,
-            header: view.header,
-        }
+    let mut pieces = view.chunks(chunks);
+    let bytes = match pieces.len() {
+        1 => pieces.swap_remove(0),
+        _ => Bytes::from(pieces.concat()),
     };
-    let batch = whole();
+    let batch = RecordBatch {
+        bytes,
+        header: view.header,
+    };
     if view.header.is_control() {
         return Inside::Control(batch);
     }
     let walked = batch.records(BATCH_BYTES).and_then(|records| {
         // All of them, before anything follows from one.
-        records.iter().try_for_each(|record| record.map(drop))?;
+        records.iter().try_for_each(|record| record.map(|_| ()))?;
         Ok(records)
     });
     match walked {
