@@ -22,7 +22,7 @@ use crate::store::trouble::reason_of;
 use crate::stream::Stream;
 
 use super::pace::Pace;
-use super::plan::{Given, LeftOut, check_shares, pieces, pointers};
+use super::plan::{LeftOut, has_gaps, pieces, pointers};
 use super::thread::{self, Loaded, Made, Manner, Work};
 use super::upload::Upload;
 
@@ -44,7 +44,7 @@ pub(crate) enum FileError {
     #[error("{0}")]
     Format(String),
     /// The inside of a batch is bad: again, without its range.
-    #[error("{}: offset {}: {why}", keys::place(range.place), range.base_offset)]
+    #[error("{}: offset {}: {why}", keys::place(.range.place), .range.base_offset)]
     Bad {
         /// Partition number.
         partition: i32,
@@ -60,18 +60,35 @@ impl From<MergeError> for FileError {
 }
 
 /// A file that stands in the store.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Written {
     /// Where everything is; empty if nothing was good enough to be written, and then there is no file either.
     pub(crate) pointers: Vec<ArchivedShares>,
-    /// Ranges that are not in it, and why.
-    pub(crate) left_out: Vec<(TopicPartition, StoredRange, String)>,
+    /// Ranges that are not in it.
+    pub(crate) left_out: Vec<Left>,
     pub(crate) rows: u64,
     pub(crate) bytes: u64,
 }
 
-/// What a thread ends with: the file and what it was given, or that there is none.
-type End = Option<(FinishedFile, Vec<Given>)>;
+/// A range that did not go into a file, and stays where it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Left {
+    pub(crate) partition: TopicPartition,
+    pub(crate) range: StoredRange,
+    pub(crate) why: Why,
+}
+
+/// Why a range stays where it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Why {
+    /// It is not as it was written, or holds something that cannot be opened.
+    Damaged(String),
+    /// It was compacted, which leaves gaps; such data stays as it is.
+    Compacted,
+}
+
+/// What was left out so far, by the one who reads and by the one who hears of the thread.
+type LeftSoFar = Mutex<Vec<Left>>;
 
 /// What a file is made of, and how.
 pub(crate) struct Order<'a> {
@@ -88,7 +105,7 @@ pub(crate) struct Order<'a> {
 impl Order<'_> {
     /// Writes the file. It stands in the store when this returns, and nobody points to it yet.
     pub(crate) async fn carry_out(self) -> Result<Written, FileError> {
-        let left_out = Mutex::new(vec![]);
+        let left_out = LeftSoFar::default();
         let (work, for_thread) = mpsc::channel(1);
         let (from_thread, made) = mpsc::channel(MADE_AT_ONCE);
         thread::start(
@@ -101,31 +118,13 @@ impl Order<'_> {
         .map_err(|e| FileError::Store(format!("no thread could be started: {e}")))?;
         let fed = self.feed(work, &left_out);
         let collected = self.collect(made, &left_out);
-        let ((), finished) = futures::future::try_join(fed, collected).await?;
-        let left_out = left_out.into_inner();
-        let Some((finished, bytes)) = finished else {
-            return Ok(Written {
-                pointers: vec![],
-                left_out,
-                rows: 0,
-                bytes: 0,
-            });
-        };
-        let names: LeftOut = left_out.iter().map(|(tp, r, _)| (*tp, r.base_offset)).collect();
-        Ok(Written {
-            pointers: pointers(self.runs, &names, self.number, &finished.shares),
-            left_out,
-            rows: finished.rows,
-            bytes,
-        })
+        let ((), mut written) = futures::future::try_join(fed, collected).await?;
+        written.left_out = left_out.into_inner();
+        Ok(written)
     }
 
     /// Reads everything, piece by piece, and gives it to the thread.
-    async fn feed(
-        &self,
-        work: mpsc::Sender<Work>,
-        left_out: &Mutex<Vec<(TopicPartition, StoredRange, String)>>,
-    ) -> Result<(), FileError> {
+    async fn feed(&self, work: mpsc::Sender<Work>, left_out: &LeftSoFar) -> Result<(), FileError> {
         for piece in pieces(self.runs, PIECE_BYTES) {
             let bytes = piece.iter().flat_map(|run| &run.ranges).map(|r| u64::from(r.len));
             self.pace.wait(self.stream, bytes.sum()).await;
@@ -140,16 +139,7 @@ impl Order<'_> {
     }
 
     /// Reads a piece, verified. What is not as it was written is left out.
-    async fn load(
-        &self,
-        piece: Vec<Run>,
-        left_out: &Mutex<Vec<(TopicPartition, StoredRange, String)>>,
-    ) -> Result<Vec<Loaded>, FileError> {
-        let mut piece = piece;
-        for run in &mut piece {
-            // What compaction has left nothing of is nothing to read.
-            run.ranges.retain(|r| r.len > 0);
-        }
+    async fn load(&self, piece: Vec<Run>, left_out: &LeftSoFar) -> Result<Vec<Loaded>, FileError> {
         let layout = Arc::new(Layout::new(piece));
         let (from, plan) = (self.stream.clone(), layout.clone());
         let mut reads = stream::iter(0..layout.reads.len())
@@ -161,15 +151,24 @@ impl Order<'_> {
         let mut loaded: Vec<Loaded> = vec![];
         while let Some((i, brought)) = reads.next().await {
             for (part, found) in layout.reads[i].parts.iter().zip(brought?) {
-                let (tp, range) = (layout.runs[part.run].partition, *layout.range(part));
-                match found {
-                    Ok(chunks) => loaded.push(Loaded {
-                        partition: tp.partition,
-                        range,
-                        chunks,
-                    }),
-                    Err(why) => left_out.lock().push((tp, range, why)),
-                }
+                let (partition, range) = (layout.runs[part.run].partition, *layout.range(part));
+                let why = match found {
+                    Ok(chunks) if has_gaps(&range, &chunks) => Why::Compacted,
+                    Ok(chunks) => {
+                        loaded.push(Loaded {
+                            partition: partition.partition,
+                            range,
+                            chunks,
+                        });
+                        continue;
+                    }
+                    Err(why) => Why::Damaged(why),
+                };
+                left_out.lock().push(Left {
+                    partition,
+                    range,
+                    why,
+                });
             }
         }
         // Reads are in the order of the objects that they are of.
@@ -177,12 +176,12 @@ impl Order<'_> {
         Ok(loaded)
     }
 
-    /// Uploads what the thread makes. `None` if it has made nothing.
+    /// Uploads what the thread makes, if it makes anything.
     async fn collect(
         &self,
         mut made: mpsc::Receiver<Made>,
-        left_out: &Mutex<Vec<(TopicPartition, StoredRange, String)>>,
-    ) -> Result<Option<(FinishedFile, u64)>, FileError> {
+        left_out: &LeftSoFar,
+    ) -> Result<Written, FileError> {
         let store = &self.stream.store;
         let (name, id, incarnation) = (&self.topic.name, self.topic.id, self.stream.incarnation);
         let key = store.key(&keys::archived(name, id, incarnation, self.number));
@@ -197,14 +196,21 @@ impl Order<'_> {
                 }
                 ControlFlow::Break(finished) => finished,
             };
-            let Some((finished, given)) = finished else {
-                return Ok(None);
+            let Some(finished) = finished else {
+                return Ok(Written::default());
             };
-            // Before it is uploaded for nothing.
-            check_shares(&given, &finished.shares).map_err(FileError::Format)?;
-            upload.add(finished.rest.clone()).await.map_err(failed)?;
-            let bytes = upload.finish().await.map_err(failed)?;
-            return Ok(Some((finished, bytes)));
+            // Everything is read by now. What the format says is checked before the file is there for nothing.
+            let name = |left: &Left| (left.partition, left.range.base_offset);
+            let names: LeftOut = left_out.lock().iter().map(name).collect();
+            let pointers = pointers(self.runs, &names, self.number, &finished.shares);
+            let pointers = pointers.map_err(FileError::Format)?;
+            upload.add(finished.rest).await.map_err(failed)?;
+            return Ok(Written {
+                pointers,
+                left_out: vec![],
+                rows: finished.rows,
+                bytes: upload.finish().await.map_err(failed)?,
+            });
         }
         Err(FileError::Format("the thread that wrote it has ended".to_owned()))
     }
@@ -213,19 +219,23 @@ impl Order<'_> {
     fn heard(
         &self,
         made: Made,
-        left_out: &Mutex<Vec<(TopicPartition, StoredRange, String)>>,
-    ) -> Result<ControlFlow<End, Option<Bytes>>, FileError> {
+        left_out: &LeftSoFar,
+    ) -> Result<ControlFlow<Option<FinishedFile>, Option<Bytes>>, FileError> {
         match made {
             Made::Bytes(bytes) => Ok(ControlFlow::Continue(Some(bytes))),
-            Made::Finished(finished, given) => Ok(ControlFlow::Break(Some((finished, given)))),
+            Made::Finished(finished) => Ok(ControlFlow::Break(Some(finished))),
             Made::Nothing => Ok(ControlFlow::Break(None)),
             Made::Failed(e) => Err(FileError::Format(e.to_string())),
             Made::Bad(partition, range, why) if self.manner == Manner::Careful => {
-                let tp = TopicPartition {
+                let partition = TopicPartition {
                     topic: self.topic.id,
                     partition,
                 };
-                left_out.lock().push((tp, range, why.to_string()));
+                left_out.lock().push(Left {
+                    partition,
+                    range,
+                    why: Why::Damaged(why.to_string()),
+                });
                 Ok(ControlFlow::Continue(None))
             }
             Made::Bad(partition, range, why) => Err(FileError::Bad {

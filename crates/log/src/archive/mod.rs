@@ -6,7 +6,7 @@
 //!
 //! A batch that is not as it was written, or whose inside is bad, is *quarantined*: the log tells, a metric counts it,
 //! and the range of merged data that it stands in (about 1 MiB) stays as it is, where consumers get it byte for byte. What
-//! lies around it is archived.
+//! lies around it is archived. Data that was once compacted has gaps and stays as well, though nothing is wrong with it.
 //!
 //! A file whose fate is unknown is given up together with its number, and is garbage.
 //!
@@ -41,7 +41,7 @@ use crate::manifest::{LEVEL_OF_HISTORY, Topic};
 use crate::partition::image::StoredRange;
 use crate::stream::Stream;
 use crate::{Offset, Partition, TopicId, TopicPartition};
-use file::{FileError, Order, Written};
+use file::{FileError, Left, Order, Why, Written};
 use pace::Pace;
 use plan::{FileLimits, Lag, Offered, archivable, choose};
 use thread::Manner;
@@ -55,8 +55,8 @@ const FILE_RANGES: usize = 20_000;
 const FILE_PARTITIONS: usize = 1_000;
 /// Partitions that are looked at between two points at which others may go on.
 const PARTITIONS_AT_ONCE: usize = 500;
-/// Quarantined ranges that are remembered. Beyond that they are looked at again with every file.
-const QUARANTINED_MAX: usize = 100_000;
+/// Ranges to be left alone that are remembered. Beyond that they are looked at again with every file.
+const SET_ASIDE_MAX: usize = 100_000;
 
 /// Settings of archiving.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -155,8 +155,8 @@ struct Shared {
     pace: Pace,
     /// The next file's number. One that was given up is not used again.
     next_file: AtomicU64,
-    /// Ranges that hold something bad, by their first offset.
-    quarantined: Mutex<HashSet<(TopicPartition, Offset)>>,
+    /// Ranges that stay where they are, by their first offset.
+    set_aside: Mutex<HashSet<(TopicPartition, Offset)>>,
 }
 
 /// Archives the merged data of one open log.
@@ -216,7 +216,7 @@ impl Archiver {
                 format,
                 pace: Pace::new(options.bytes_per_second, options.pause_above),
                 next_file: AtomicU64::new(0),
-                quarantined: Mutex::default(),
+                set_aside: Mutex::default(),
             }),
             policies,
             threads,
@@ -236,13 +236,15 @@ impl Archiver {
                     () = tokio::time::sleep(LOOK) => {}
                     Some(flush) = asked.recv() => self.flushes.push(flush),
                     Some(ended) = files.join_next(), if !files.is_empty() => {
-                        match ended {
-                            Ok((topic, outcome)) if self.settle(topic, outcome) => {}
-                            Ok(_) => return,
+                        let goes_on = match ended {
+                            Ok((topic, outcome)) => self.settle(topic, outcome),
                             Err(e) => {
                                 tracing::error!(error = %e, "archiving has failed, and ends");
-                                return;
+                                false
                             }
+                        };
+                        if !goes_on {
+                            return;
                         }
                     }
                 }
@@ -288,7 +290,7 @@ impl Archiver {
         let mut candidates = self.survey().await;
         let now_ms = self.shared.stream.clock.now_ms();
         let waits = |topic: &TopicId| {
-            let pending = |c: &Candidate| c.topic.id == *topic && c.lag.asked && c.lag.bytes > 0;
+            let pending = |c: &Candidate| c.topic.id == *topic && c.lag.asked;
             candidates.iter().any(pending)
         };
         let answered: HashSet<TopicId> = self
@@ -379,10 +381,10 @@ impl Shared {
         if p.check_appendable().is_err() {
             return;
         }
-        let quarantined = self.quarantined.lock();
+        let set_aside = self.set_aside.lock();
         let image = p.published.lock();
         let stable = p.watermarks_of(&image).last_stable_offset;
-        let bad = |r: &StoredRange| !quarantined.is_empty() && quarantined.contains(&(p.id(), r.base_offset));
+        let bad = |r: &StoredRange| !set_aside.is_empty() && set_aside.contains(&(p.id(), r.base_offset));
         archivable(&image, stable).filter(|r| !bad(r)).for_each(&mut each);
     }
 
@@ -433,11 +435,16 @@ impl Shared {
                     range,
                     why,
                 }) => {
-                    let tp = TopicPartition {
+                    let partition = TopicPartition {
                         topic: candidate.topic.id,
                         partition,
                     };
-                    self.quarantine(tp, &range, &why.to_string());
+                    let why = Why::Damaged(why.to_string());
+                    self.set_aside(&Left {
+                        partition,
+                        range,
+                        why,
+                    });
                     // Where there is one there may be many, and each would cost a file.
                     manner = Manner::Careful;
                 }
@@ -448,9 +455,7 @@ impl Shared {
 
     /// Publishes where everything is that a file holds.
     async fn publish(&self, written: Written) -> Outcome {
-        for (tp, range, why) in &written.left_out {
-            self.quarantine(*tp, range, why);
-        }
+        written.left_out.iter().for_each(|left| self.set_aside(left));
         if written.pointers.is_empty() {
             return Ok(());
         }
@@ -467,22 +472,25 @@ impl Shared {
     }
 
     /// Leaves a range where it is, for good as far as this broker start is concerned.
-    fn quarantine(&self, partition: TopicPartition, r: &StoredRange, why: &str) {
-        if !self.stream.holds(&partition, r) {
+    fn set_aside(&self, left: &Left) {
+        let (tp, r) = (left.partition, left.range);
+        if !self.stream.holds(&tp, &r) {
             // The log start has passed it, or its topic is gone: nobody needs it any more.
             return;
         }
-        let mut quarantined = self.quarantined.lock();
-        if quarantined.len() < QUARANTINED_MAX && !quarantined.insert((partition, r.base_offset)) {
+        let mut set_aside = self.set_aside.lock();
+        if set_aside.len() < SET_ASIDE_MAX && !set_aside.insert((tp, r.base_offset)) {
             return;
         }
-        drop(quarantined);
-        let key = keys::place(r.place);
-        tracing::error!(
-            topic = %partition.topic, partition = partition.partition, offset = r.base_offset,
-            last_offset = r.last_offset, key, why, "stored records cannot be archived; they stay where they are"
-        );
-        self.stream.metrics.unarchivable_ranges.inc();
+        drop(set_aside);
+        if let Why::Damaged(why) = &left.why {
+            let key = keys::place(r.place);
+            tracing::error!(
+                topic = %tp.topic, partition = tp.partition, offset = r.base_offset, last_offset = r.last_offset, key,
+                why, "stored records cannot be archived; they stay where they are"
+            );
+            self.stream.metrics.unarchivable_ranges.inc();
+        }
     }
 }
 

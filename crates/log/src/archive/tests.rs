@@ -304,6 +304,44 @@ async fn an_archive_of_a_broker_that_was_taken_over_changes_nothing() {
 }
 
 #[tokio::test]
+async fn of_two_rewrites_of_the_same_data_one_counts() {
+    let (store, format) = (memory().await, FakeHistory::new(1_000));
+    let log = open(&store, &format).await;
+    let id = topic(&log, "t", 3).await;
+    let mut all = produce(&log, &id, 4).await;
+    let mut merger_ = merger(&log);
+    merger_.round().await.unwrap();
+    let archivers = [0, 100].map(|first| {
+        let archiver = archiver(&log, &format, eager(64 << 20));
+        archiver.shared.next_file.store(first, Ordering::Relaxed);
+        archiver
+    });
+    // What is merged meanwhile is none of their business.
+    for p in 0..3 {
+        append(&log, &log.partition(&id, p).unwrap(), &["more"]).await;
+        all[p as usize].push((8, "more".into()));
+    }
+    let candidates = async |archiver: &Archiver| archiver.survey().await.remove(0);
+    let [a, b] = [candidates(&archivers[0]).await, candidates(&archivers[1]).await];
+    let outcomes = futures::join!(
+        archivers[0].shared.archive(a),
+        archivers[1].shared.archive(b),
+        merger_.round()
+    );
+    assert_eq!(outcomes, (Ok(()), Ok(()), Ok(())));
+    assert_eq!(files(&store).await.len(), 2);
+    assert_eq!(read_all(&log, &id).await, all);
+    assert!(!log.inner.stream.is_fenced());
+    for partition in 0..3 {
+        let p = log.partition(&id, partition).unwrap();
+        let places: HashSet<_> = p.published.lock().ranges.iter().map(|r| r.place).collect();
+        assert_eq!(places.len(), 2, "one file, and what was merged: {places:?}");
+    }
+    let log = open(&store, &format).await;
+    assert_eq!(read_all(&log, &id).await, all);
+}
+
+#[tokio::test]
 async fn a_format_that_refuses_costs_a_number_and_nothing_else() {
     let (store, format) = (memory().await, FakeHistory::new(1_000));
     let log = open(&store, &format).await;

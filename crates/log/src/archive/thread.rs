@@ -13,8 +13,6 @@ use crate::batch::{BatchError, ChunkCursor};
 use crate::history::{FinishedFile, History, HistoryError, HistoryTopic, HistoryWriter};
 use crate::partition::image::StoredRange;
 
-use super::plan::Given;
-
 /// How nice its threads are to others, as `nice` counts.
 const NICE: i32 = 10;
 
@@ -44,8 +42,8 @@ pub(crate) enum Made {
     /// A range holds a batch whose inside is bad. With [`Manner::Careful`] none of it went into the file; else the
     /// file is to be given up, and this is the last word.
     Bad(i32, StoredRange, BatchError),
-    /// The file's last bytes and what it holds, and what was put in.
-    Finished(FinishedFile, Vec<Given>),
+    /// The file's last bytes, and what it holds.
+    Finished(FinishedFile),
     /// There was nothing to put in: there is no file.
     Nothing,
     /// The file is to be given up.
@@ -100,28 +98,27 @@ fn write(
     made: &mpsc::Sender<Made>,
 ) -> Result<(), Made> {
     let mut writer = format.begin(topic).map_err(Made::Failed)?;
-    let mut given = vec![];
     while let Some(work) = work.blocking_recv() {
         let ranges = match work {
             Work::Ranges(ranges) => ranges,
             Work::Finish if writer.is_empty() => return Err(Made::Nothing),
             Work::Finish => {
                 let finished = writer.finish().map_err(Made::Failed)?;
-                return Err(Made::Finished(finished, given));
+                return Err(Made::Finished(finished));
             }
         };
         for loaded in &ranges {
             let (partition, range) = (loaded.partition, loaded.range);
             if manner == Manner::Careful {
                 let mut scratch = format.begin(topic).map_err(Made::Failed)?;
-                if let Err(why) = add(scratch.as_mut(), loaded, &mut vec![]).map_err(Made::Failed)? {
+                if let Err(why) = add(scratch.as_mut(), loaded).map_err(Made::Failed)? {
                     if made.blocking_send(Made::Bad(partition, range, why)).is_err() {
                         return Ok(());
                     }
                     continue;
                 }
             }
-            match add(writer.as_mut(), loaded, &mut given).map_err(Made::Failed)? {
+            match add(writer.as_mut(), loaded).map_err(Made::Failed)? {
                 Ok(()) => {}
                 Err(why) if manner == Manner::Careful => {
                     let what = format!("what was taken once is not taken again: {why}");
@@ -139,11 +136,7 @@ fn write(
 }
 
 /// Adds the batches of a range, up to the first whose inside is bad.
-fn add(
-    writer: &mut dyn HistoryWriter,
-    loaded: &Loaded,
-    given: &mut Vec<Given>,
-) -> Result<Result<(), BatchError>, HistoryError> {
+fn add(writer: &mut dyn HistoryWriter, loaded: &Loaded) -> Result<Result<(), BatchError>, HistoryError> {
     let mut cursor = ChunkCursor::new(&loaded.chunks);
     while let Some(view) = cursor.next_batch() {
         let view = match view {
@@ -154,8 +147,6 @@ fn add(
         if let Err(e) = writer.add(loaded.partition, loaded.range.append_time_ms, &batch)? {
             return Ok(Err(e));
         }
-        let (base_offset, last_offset) = (view.header.base_offset, view.header.last_offset());
-        Given::note(given, loaded.partition, base_offset, last_offset);
     }
     Ok(Ok(()))
 }
