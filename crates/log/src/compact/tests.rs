@@ -171,7 +171,9 @@ async fn rows(log: &Log, p: &Arc<Partition>) -> Vec<Row> {
 /// The newest of each key.
 fn newest(rows: &[Row]) -> Vec<Row> {
     let mut of: BTreeMap<&str, &Row> = BTreeMap::new();
-    rows.iter().for_each(|row| drop(of.insert(&row.1, row)));
+    for row in rows {
+        of.insert(&row.1, row);
+    }
     let mut newest: Vec<Row> = of.into_values().cloned().collect();
     newest.sort();
     newest
