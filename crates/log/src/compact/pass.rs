@@ -125,12 +125,6 @@ pub(crate) struct Run {
     pub(crate) ranges: Vec<MergedRange>,
 }
 
-impl Run {
-    pub(crate) fn last_offset(&self) -> Offset {
-        self.ranges.last().map_or(self.base_offset - 1, |r| r.last_offset)
-    }
-}
-
 /// What one object will hold.
 #[derive(Debug, Default)]
 pub(crate) struct Piece {
