@@ -10,6 +10,13 @@ fn settings() -> TopicSettings {
         retention_bytes: -1,
         cleanup_compact: false,
         cleanup_delete: true,
+        compaction: alluvium_log::CompactionSettings {
+            delete_retention_ms: 0,
+            min_lag_ms: 0,
+            max_lag_ms: i64::MAX,
+            min_dirty_ratio: 0.5,
+            segment_ms: i64::MAX,
+        },
     }
 }
 
