@@ -54,9 +54,9 @@ mod start;
 pub mod store;
 pub mod stream;
 pub mod takeover;
-mod worker;
 #[cfg(test)]
 mod tests;
+mod worker;
 
 pub use archive::{ArchiveOptions, ArchivePolicies, ArchivePolicy, ArchivedPartition, NotArchived};
 pub use batch::{BatchError, BatchHeader, RecordBatch};

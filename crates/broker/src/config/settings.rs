@@ -308,12 +308,14 @@ fn build(layered: Layered, surroundings: &Surroundings<'_>) -> Result<(Settings,
         offset_metadata_max_bytes: read.parsed("offset.metadata.max.bytes"),
         log_retention_check_interval: read.millis("log.retention.check.interval.ms"),
         shutdown_timeout: read.millis("shutdown.timeout.ms"),
-        compaction: read.parsed::<bool>("log.cleaner.enable").then(|| CompactionOptions {
-            look: read.millis("log.cleaner.backoff.ms"),
-            map_bytes: read.parsed("log.cleaner.dedupe.buffer.size"),
-            bytes_per_second: read.parsed("log.cleaner.io.max.bytes.per.second"),
-            ..CompactionOptions::default()
-        }),
+        compaction: read
+            .parsed::<bool>("log.cleaner.enable")
+            .then(|| CompactionOptions {
+                look: read.millis("log.cleaner.backoff.ms"),
+                map_bytes: read.parsed("log.cleaner.dedupe.buffer.size"),
+                bytes_per_second: read.parsed("log.cleaner.io.max.bytes.per.second"),
+                ..CompactionOptions::default()
+            }),
         log_level: read.parsed("log.level"),
         log_format: match read.text("log.format").as_deref() {
             Some("json") => LogFormat::Json,
