@@ -2,10 +2,16 @@
 
 use std::sync::mpsc as blocking;
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use futures::StreamExt;
+use futures::stream::BoxStream;
 use object_store::memory::InMemory;
-use object_store::{ObjectStore, ObjectStoreExt};
+use object_store::path::Path;
+use object_store::{
+    CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, ObjectStoreExt,
+    PutMultipartOptions, PutOptions, PutPayload, PutResult, Result as StoreResult,
+};
 use prometheus_client::registry::Registry;
 
 use super::fake::FakeHistory;
@@ -126,7 +132,7 @@ async fn produce(log: &Log, id: &TopicId, rounds: usize) -> Vec<Vec<(i64, String
         for partition in 0..3 {
             let p = log.partition(id, partition).unwrap();
             let value = format!("v{round}-{partition}");
-            let second = if (round + partition as usize) % 3 == 0 {
+            let second = if (round + partition as usize).is_multiple_of(3) {
                 large.as_str()
             } else {
                 "y"
@@ -646,6 +652,100 @@ async fn a_topic_is_archived_when_somebody_asks_for_it() {
     assert!(done.iter().all(|p| (p.archived_to, p.end) == (8, 8)), "{done:?}");
     log.close().await.unwrap();
     assert_eq!(log.archive_now(&id).await, Err(NotArchived::Ended));
+}
+
+/// A store in which no segment becomes durable while it is held.
+#[derive(Debug)]
+struct Held {
+    inner: InMemory,
+    held: tokio::sync::watch::Receiver<bool>,
+}
+
+impl fmt::Display for Held {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("held")
+    }
+}
+
+#[async_trait]
+impl ObjectStore for Held {
+    async fn put_opts(&self, key: &Path, payload: PutPayload, options: PutOptions) -> StoreResult<PutResult> {
+        if key.as_ref().starts_with(keys::STREAMS) {
+            self.held.clone().wait_for(|held| !held).await.unwrap();
+        }
+        self.inner.put_opts(key, payload, options).await
+    }
+
+    async fn put_multipart_opts(
+        &self,
+        key: &Path,
+        options: PutMultipartOptions,
+    ) -> StoreResult<Box<dyn MultipartUpload>> {
+        self.inner.put_multipart_opts(key, options).await
+    }
+
+    async fn get_opts(&self, key: &Path, options: GetOptions) -> StoreResult<GetResult> {
+        self.inner.get_opts(key, options).await
+    }
+
+    fn delete_stream(
+        &self,
+        keys: BoxStream<'static, StoreResult<Path>>,
+    ) -> BoxStream<'static, StoreResult<Path>> {
+        self.inner.delete_stream(keys)
+    }
+
+    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, StoreResult<ObjectMeta>> {
+        self.inner.list(prefix)
+    }
+
+    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> StoreResult<ListResult> {
+        self.inner.list_with_delimiter(prefix).await
+    }
+
+    async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> StoreResult<()> {
+        self.inner.copy_opts(from, to, options).await
+    }
+}
+
+#[tokio::test]
+async fn while_producers_wait_nothing_is_read_for_history() {
+    let (hold, held) = tokio::sync::watch::channel(false);
+    let bucket: Arc<dyn ObjectStore> = Arc::new(Held {
+        inner: InMemory::new(),
+        held,
+    });
+    let store = Store::from_parts(
+        bucket.clone(),
+        bucket,
+        Default::default(),
+        "held".into(),
+        StoreKind::Memory,
+        StoreOptions::default(),
+    );
+    let format = FakeHistory::new(1_000);
+    let log = open(&store, &format).await;
+    let id = topic(&log, "t", 3).await;
+    produce(&log, &id, 2).await;
+    merger(&log).round().await.unwrap();
+    let pause_above = Duration::from_millis(50);
+    let mut archiver = archiver(&log, &format, eager(64 << 20));
+    Arc::get_mut(&mut archiver.shared).unwrap().pace = Pace::new(u64::MAX, pause_above);
+    hold.send(true).unwrap();
+    let waits = log
+        .append(&log.partition(&id, 0).unwrap(), batch(&["slow"], None), false)
+        .unwrap();
+    until(|| log.inner.stream.oldest_wait() > pause_above).await;
+    let archived = tokio::spawn(async move { round(&archiver).await });
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(files(&store).await.is_empty() && !archived.is_finished());
+    hold.send(false).unwrap();
+    waits.published().await.unwrap();
+    archived.await.unwrap().unwrap();
+    assert_eq!(log.inner.stream.oldest_wait(), Duration::ZERO);
+    assert_eq!(files(&store).await.len(), 1);
+    let paused = log.inner.stream.metrics.archive_paused_seconds.get();
+    assert!(paused >= 0.25, "{paused}");
 }
 
 /// A bucket that several brokers share.

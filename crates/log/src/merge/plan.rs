@@ -626,8 +626,9 @@ mod tests {
         }
 
         fn compact(&mut self, partition: i32, skip: usize, n: usize) {
-            // A range of a segment may be larger than one of a merged object.
-            let chosen = self.chosen(partition, skip, n, |r| r.place.level == Level::L1);
+            // It does not cut ranges up, as a merge does.
+            let small = |r: &StoredRange| u64::from(r.len) <= RANGE_BYTES;
+            let chosen = self.chosen(partition, skip, n, |r| r.place.level != Level::L2 && small(r));
             let Some(first) = chosen.first() else { return };
             let mut object = vec![0; 9];
             let mut ranges = vec![];
