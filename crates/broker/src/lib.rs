@@ -14,6 +14,7 @@ pub mod broker;
 mod budget;
 pub mod cli;
 mod cluster;
+mod compaction;
 pub mod config;
 mod config_change;
 mod connection;

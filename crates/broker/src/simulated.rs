@@ -11,7 +11,7 @@ use std::time::Duration;
 use alluvium_log::manifest::Endpoint;
 use alluvium_log::membership::MembershipOptions;
 use alluvium_log::store::Store;
-use alluvium_log::{Clock, Log};
+use alluvium_log::{Clock, CompactionOptions, Log};
 use prometheus_client::registry::Registry;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
@@ -23,7 +23,7 @@ use crate::dispatch::{Dispatcher, Peer};
 use crate::frame::{ConnectionLimits, FrameBudgets, FrameReader};
 use crate::groups::{Coordinator, WallClock};
 use crate::peers::{PeerClient, PeerMetrics, Wire};
-use crate::{retention, server};
+use crate::{compaction, retention, server};
 
 /// One broker process.
 pub struct Simulated {
@@ -65,6 +65,12 @@ impl Simulated {
         let wall: WallClock = Arc::new(move || clock.now_ms());
         let groups = Coordinator::new(log.clone(), config.clone(), wall.clone(), &mut registry);
         retention::spawn(log.clone(), config.clone(), wall.clone(), &mut registry);
+        // A thread would not know of the simulation's time.
+        let options = CompactionOptions {
+            own_thread: false,
+            ..config.settings.compaction.unwrap_or_default()
+        };
+        compaction::start(&log, &config, options, &mut registry).map_err(|e| e.to_string())?;
         let broker = Arc::new(Broker::new(log, config, groups, wall, &mut registry));
         let settings = &broker.config.settings;
         Ok(Simulated {

@@ -31,7 +31,7 @@ pub enum Entry {
     Merged(MergedRanges),
     /// What stood in segments or merged objects now stands in a merged object without the records that compaction took
     /// away. The ranges stand for the same offsets as before, also where no record is left.
-    Compacted(MergedRanges),
+    Compacted(CompactedRanges),
     /// What stood in segments or merged objects now stands in a file of history.
     Archived(ArchivedShares),
 }
@@ -42,7 +42,8 @@ impl Entry {
     pub fn scope(&self) -> Option<(TopicPartition, i32)> {
         match self {
             Entry::Batches(r) => Some((r.partition, r.leader_epoch)),
-            Entry::Merged(m) | Entry::Compacted(m) => Some((m.partition, m.leader_epoch)),
+            Entry::Merged(m) => Some((m.partition, m.leader_epoch)),
+            Entry::Compacted(c) => Some((c.merged.partition, c.merged.leader_epoch)),
             Entry::Archived(a) => Some((a.partition, a.leader_epoch)),
             Entry::LogStart {
                 partition,
@@ -57,7 +58,9 @@ impl Entry {
     pub fn rewrite(&self) -> Option<Rewrite> {
         let (partition, base_offset, last_offset, highest) = match self {
             Entry::Merged(m) => (m.partition, m.base_offset, m.last_offset(), Level::L0),
-            Entry::Compacted(m) => (m.partition, m.base_offset, m.last_offset(), Level::L1),
+            Entry::Compacted(CompactedRanges { merged: m, .. }) => {
+                (m.partition, m.base_offset, m.last_offset(), Level::L1)
+            }
             Entry::Archived(a) => (a.partition, a.base_offset, a.last_offset(), Level::L1),
             Entry::Batches(_) | Entry::LogStart { .. } | Entry::Release { .. } => return None,
         };
@@ -186,6 +189,16 @@ impl MergedRanges {
     pub fn byte_len(&self) -> u64 {
         self.ranges.iter().map(|r| u64::from(r.len)).sum()
     }
+}
+
+/// Merged data from which compaction took what is superseded.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct CompactedRanges {
+    /// Where it stands.
+    pub merged: MergedRanges,
+    /// Below this offset compaction has gone through everything that there is: no key has two records there, and nothing
+    /// that a deletion mark there deletes is left. What is there already is not made less by it.
+    pub clean_to: Offset,
 }
 
 /// Neighbouring shares of one partition in one file of history (L2): offsets go on without a gap.

@@ -160,7 +160,11 @@ fn entry_json(e: &Entry) -> Value {
             "kind": "release", "slot": slot, "leader_epoch": leader_epoch, "image_bytes": image.len(),
         }),
         Entry::Merged(m) => merged_json("merged", m),
-        Entry::Compacted(m) => merged_json("compacted", m),
+        Entry::Compacted(c) => {
+            let mut out = merged_json("compacted", &c.merged);
+            out["clean_to"] = json!(c.clean_to);
+            out
+        }
         Entry::Archived(a) => archived_json(a),
         Entry::Batches(r) => json!({
             "kind": "batches", "topic": r.partition.topic, "partition": r.partition.partition,
@@ -234,6 +238,7 @@ fn image_json(i: &PartitionImage) -> Value {
     json!({
         "log_start_offset": i.state.log_start, "end_offset": i.state.end,
         "epochs": i.state.epochs, "producers": i.state.producers.len(), "bytes": i.bytes,
+        "clean_to": i.clean_to,
         "ranges": i.ranges.iter().map(range_json).collect::<Vec<_>>(),
     })
 }

@@ -13,8 +13,9 @@
 //! the tail ring, the block cache or a ranged GET ([`read`]).
 //!
 //! **Behind both:** [`merge`] moves what is published into objects sorted by partition, the checkpointer writes down
-//! where everything is and raises the floor, [`archive`] turns what is merged into [`history`], [`clean`] deletes what lies
-//! below the floor, and of all these files those that [`garbage`] finds to be needed by nobody.
+//! where everything is and raises the floor, [`compact`] takes superseded records out of what is merged, [`archive`] turns
+//! it into [`history`], [`clean`] deletes what lies below the floor, and of all these files those that [`garbage`] finds to
+//! be needed by nobody.
 //!
 //! **Start:** [`takeover`] ends the predecessor's stream with a seal, one manifest change takes its slots,
 //! [`recover`] rebuilds every partition from checkpoint and tail.
@@ -29,6 +30,7 @@ mod clean;
 mod clock;
 pub mod cluster;
 pub mod codec;
+mod compact;
 pub mod entry;
 pub mod format;
 pub mod fsck;
@@ -57,10 +59,12 @@ pub mod stream;
 pub mod takeover;
 #[cfg(test)]
 mod tests;
+mod worker;
 
 pub use archive::{ArchiveOptions, ArchivePolicies, ArchivePolicy, ArchivedPartition, NotArchived};
 pub use batch::{BatchError, BatchHeader, RecordBatch};
 pub use clock::{Clock, SystemClock};
+pub use compact::{CompactionOptions, CompactionPolicy, CompactionSettings};
 pub use log::{AppendError, Appended, Log, LogOptions, OpenError, PendingAppend};
 pub use merge::MergeOptions;
 pub use partition::{ActiveProducer, AppendWaiter, Partition, Watermarks};

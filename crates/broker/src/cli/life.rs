@@ -22,7 +22,7 @@ use crate::config::{Config, Settings};
 use crate::groups::{Coordinator, WallClock};
 use crate::peers::{PeerClient, PeerMetrics};
 use crate::server::{Bound, Server};
-use crate::{history, http, process_metrics, retention};
+use crate::{compaction, history, http, process_metrics, retention};
 
 /// The first pause before a broker that lost its stream comes back, and the longest.
 const PAUSE_MIN: Duration = Duration::from_secs(1);
@@ -85,6 +85,9 @@ impl Life {
         let edge = registry.sub_registry_with_prefix("alluvium");
         cluster::register(edge, &log);
         let groups = Coordinator::new(log.clone(), config.clone(), wall.clone(), edge);
+        let options = config.settings.compaction.unwrap_or_default();
+        compaction::start(&log, &config, options, &mut registry)
+            .map_err(|e| format!("no thread for compaction: {e}"))?;
         let retention = retention::spawn(log.clone(), config.clone(), wall.clone(), &mut registry);
         let broker = Arc::new(Broker::new(log, config, groups, wall, &mut registry));
         ground.shown.started(broker.clone(), registry);

@@ -188,7 +188,7 @@ static TOPICS: &[BrokerKey] = &[
     key("log.retention.minutes", Int, Rule::UnlimitedOrPositive, "", "As log.retention.ms, in minutes, if that is unset.").unset().unit(Unit::Minutes),
     key("log.retention.hours", Int, Rule::UnlimitedOrPositive, "168", "As log.retention.ms, in hours, if neither that nor log.retention.minutes is set.").unit(Unit::Hours),
     key("log.retention.bytes", Long, Rule::Any, "-1", "Size of a partition above which its oldest records go: default of retention.bytes. Negative: no limit.").bytes().dynamic(),
-    key("log.cleanup.policy", List, CLEANUP_POLICIES, "delete", "Default of cleanup.policy. Compaction is not performed yet.").dynamic(),
+    key("log.cleanup.policy", List, CLEANUP_POLICIES, "delete", "Default of cleanup.policy.").dynamic(),
     key("message.max.bytes", Int, AT_LEAST_0, "1048588", "Largest record batch that a producer may send: default of max.message.bytes.").bytes().dynamic(),
     key("log.message.timestamp.type", Text, TIMESTAMP_TYPES, "CreateTime", "Default of message.timestamp.type.").dynamic(),
     key("log.message.timestamp.before.max.ms", Long, AT_LEAST_0, "9223372036854775807", "Default of message.timestamp.before.max.ms.").ms().dynamic(),
@@ -205,6 +205,17 @@ static HISTORY: &[BrokerKey] = &[
     key("archive.pause.above.ms", Long, AT_LEAST_1, "1000", "No more data is read for Parquet while a produced record has waited this long to become durable, for up to 30 s.").ms(),
     key("archive.cache.bytes", Long, Rule::Whole(0, 1 << 40), "134217728", "Memory for records that were read back from Parquet, from which other consumers are served.").bytes(),
     key("archive.metadata.cache.bytes", Long, Rule::Whole(0, 1 << 40), "67108864", "Memory for what is known of Parquet files: where each partition's records are.").bytes(),
+];
+
+static COMPACTION: &[BrokerKey] = &[
+    key("log.cleaner.enable", Boolean, Rule::Any, "true", "Whether this broker compacts the partitions that it leads, of topics whose cleanup.policy has compact. Without it __consumer_offsets grows with every commit."),
+    key("log.cleaner.min.cleanable.ratio", Double, Rule::Decimal(0.0, 1.0), "0.5", "Default of min.cleanable.dirty.ratio.").dynamic(),
+    key("log.cleaner.min.compaction.lag.ms", Long, AT_LEAST_0, "0", "Default of min.compaction.lag.ms.").ms().dynamic(),
+    key("log.cleaner.max.compaction.lag.ms", Long, AT_LEAST_1, "9223372036854775807", "Default of max.compaction.lag.ms.").ms().dynamic(),
+    key("log.cleaner.delete.retention.ms", Long, AT_LEAST_0, "86400000", "Default of delete.retention.ms.").ms().dynamic(),
+    key("log.cleaner.dedupe.buffer.size", Long, Rule::Whole(1024 * 1024, 1 << 36), "33554432", "Memory for the keys of one pass, at 32 bytes each, taken only while one is under way and as far as it is needed. A partition with more new keys takes several passes.").bytes(),
+    key("log.cleaner.io.max.bytes.per.second", Double, Rule::Decimal(65_536.0, f64::INFINITY), "33554432.0", "Bytes per second that compaction reads and writes at most, so that producers and consumers do not feel it."),
+    key("log.cleaner.backoff.ms", Long, Rule::Whole(100, 3_600_000), "15000", "How often it is checked what there is to compact.").ms(),
 ];
 
 static GROUPS: &[BrokerKey] = &[
@@ -331,40 +342,12 @@ static WITHOUT_EFFECT: &[BrokerKey] = &[
     )
     .dynamic(),
     key(
-        "log.cleaner.delete.retention.ms",
-        Long,
+        "log.cleaner.threads",
+        Int,
         AT_LEAST_0,
-        "86400000",
-        "Default of delete.retention.ms. Without effect.",
-    )
-    .ms()
-    .dynamic(),
-    key(
-        "log.cleaner.max.compaction.lag.ms",
-        Long,
-        AT_LEAST_1,
-        "9223372036854775807",
-        "Default of max.compaction.lag.ms. Without effect.",
-    )
-    .ms()
-    .dynamic(),
-    key(
-        "log.cleaner.min.cleanable.ratio",
-        Double,
-        Rule::Decimal(0.0, 1.0),
-        "0.5",
-        "Default of min.cleanable.dirty.ratio. Without effect.",
-    )
-    .dynamic(),
-    key(
-        "log.cleaner.min.compaction.lag.ms",
-        Long,
-        AT_LEAST_0,
-        "0",
-        "Default of min.compaction.lag.ms. Without effect.",
-    )
-    .ms()
-    .dynamic(),
+        "1",
+        "Threads that compact. Without effect: there is one, which stands back for everything else.",
+    ),
     key(
         "log.flush.interval.messages",
         Long,
@@ -440,7 +423,7 @@ static WITHOUT_EFFECT: &[BrokerKey] = &[
         Int,
         AT_LEAST_1,
         "168",
-        "Default of segment.ms if log.roll.ms is unset. Without effect.",
+        "Default of segment.ms if log.roll.ms is unset. Without effect but for compaction.",
     )
     .unit(Unit::Hours),
     key(
@@ -466,7 +449,7 @@ static WITHOUT_EFFECT: &[BrokerKey] = &[
         Long,
         AT_LEAST_1,
         "",
-        "Default of segment.ms. Without effect.",
+        "Default of segment.ms. Without effect but for compaction.",
     )
     .unset()
     .ms()
@@ -519,6 +502,10 @@ pub(crate) static SECTIONS: &[Section] = &[
     Section {
         title: "History",
         keys: HISTORY,
+    },
+    Section {
+        title: "Compaction",
+        keys: COMPACTION,
     },
     Section {
         title: "Consumer groups",

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use alluvium_log::CompactionSettings;
 use alluvium_log::manifest::Manifest;
 use alluvium_log::store::StoreKind;
 use parking_lot::RwLock;
@@ -28,7 +29,7 @@ mod source {
 const CLUSTER: &str = "";
 
 /// Effective settings of one topic: topic config over dynamic broker config over static broker setting.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct TopicSettings {
     /// `max.message.bytes`
     pub max_message_bytes: usize,
@@ -54,6 +55,8 @@ pub struct TopicSettings {
     pub archive_interval_ms: i64,
     /// `archive.value.type` is string.
     pub archive_text_values: bool,
+    /// How it is compacted, if `cleanup.policy` has compact.
+    pub compaction: CompactionSettings,
 }
 
 /// One row of DescribeConfigs. Enums are Kafka's wire numbers.
@@ -378,6 +381,16 @@ impl Config {
             archive_file_bytes: u64::try_from(whole("archive.file.bytes")).unwrap_or(0),
             archive_interval_ms: whole("archive.interval.ms"),
             archive_text_values: value("archive.value.type") == Some(Value::Text("string".into())),
+            compaction: CompactionSettings {
+                delete_retention_ms: whole("delete.retention.ms").max(0),
+                min_lag_ms: whole("min.compaction.lag.ms").max(0),
+                max_lag_ms: whole("max.compaction.lag.ms"),
+                min_dirty_ratio: match value("min.cleanable.dirty.ratio") {
+                    Some(Value::Double(ratio)) => ratio,
+                    _ => 1.0,
+                },
+                segment_ms: whole("segment.ms"),
+            },
         }
     }
 

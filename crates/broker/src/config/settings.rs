@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use alluvium_log::manifest::Endpoint;
 use alluvium_log::store::StoreKind;
-use alluvium_log::{ArchiveOptions, LogOptions, MergeOptions};
+use alluvium_log::{ArchiveOptions, CompactionOptions, LogOptions, MergeOptions};
 
 use super::broker_keys::{BrokerKey, broker_key, broker_keys};
 use super::key::{Preset, Value, parse, quote};
@@ -90,6 +90,8 @@ pub struct Settings {
     pub log_level: String,
     /// `log.format`
     pub log_format: LogFormat,
+    /// `log.cleaner.*`; `None` if nothing is compacted.
+    pub compaction: Option<CompactionOptions>,
     /// Settings of the engine.
     pub log: LogOptions,
     /// What was set and where; what is not in here has its default.
@@ -322,6 +324,14 @@ fn build(layered: Layered, surroundings: &Surroundings<'_>) -> Result<(Settings,
         archive_cache_bytes: read.parsed("archive.cache.bytes"),
         archive_metadata_cache_bytes: read.parsed("archive.metadata.cache.bytes"),
         shutdown_timeout: read.millis("shutdown.timeout.ms"),
+        compaction: read
+            .parsed::<bool>("log.cleaner.enable")
+            .then(|| CompactionOptions {
+                look: read.millis("log.cleaner.backoff.ms"),
+                map_bytes: read.parsed("log.cleaner.dedupe.buffer.size"),
+                bytes_per_second: read.parsed("log.cleaner.io.max.bytes.per.second"),
+                ..CompactionOptions::default()
+            }),
         log_level: read.parsed("log.level"),
         log_format: match read.text("log.format").as_deref() {
             Some("json") => LogFormat::Json,

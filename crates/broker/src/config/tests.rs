@@ -489,7 +489,7 @@ fn a_server_properties_of_kafka_starts_a_broker() {
          num.recovery.threads.per.data.dir=1\noffsets.topic.replication.factor=1\n\
          share.coordinator.state.topic.replication.factor=1\ntransaction.state.log.min.isr=1\n\
          log.retention.hours=168\nlog.segment.bytes=1073741824\nlog.retention.check.interval.ms=300000\n\
-         zookeeper.connect=localhost:2181\nlog.cleaner.threads=1\n",
+         zookeeper.connect=localhost:2181\nlog.cleaner.threads=1\nlog.cleaner.io.buffer.size=1\n",
     );
     assert_eq!(settings.node_id, Some(3));
     let listeners: Vec<_> = settings.listeners.iter().map(Listener::to_string).collect();
@@ -515,7 +515,7 @@ fn a_server_properties_of_kafka_starts_a_broker() {
     for key in [
         "num.io.threads:10,",
         "zookeeper.connect",
-        "log.cleaner.threads",
+        "log.cleaner.io.buffer.size",
         "share.coordinator",
     ] {
         assert!(warnings[0].contains(key), "{key}");

@@ -113,7 +113,7 @@ pub(crate) static TOPIC_KEYS: &[TopicKey] = &[
         Kind::List,
         CLEANUP_POLICIES,
         &[("log.cleanup.policy", 1)],
-        "What happens to old records: with delete they go when retention.ms or retention.bytes has passed them; with compact the newest record of each key is meant to stay, but compaction is not performed yet, so with compact alone all records stay. Both may be given; with an empty list nothing is ever removed.",
+        "What happens to old records: with delete they go when retention.ms or retention.bytes has passed them; with compact the newest record of each key stays, and the others go some time after they were superseded (see min.cleanable.dirty.ratio). Both may be given; with an empty list nothing is ever removed.",
     ),
     key(
         "compression.gzip.level",
@@ -148,7 +148,7 @@ pub(crate) static TOPIC_KEYS: &[TopicKey] = &[
         Kind::Long,
         AT_LEAST_0,
         &[("log.cleaner.delete.retention.ms", 1)],
-        "How long a compacted topic keeps the deletion mark of a key. Without effect as long as compaction does not rewrite data.",
+        "How long a compacted topic keeps the deletion mark of a key (a record without a value), counted from when compaction first met it: so long a reader that began at the start has time to see it. It goes with the next compaction of the partition after that.",
     ),
     key(
         "file.delete.delay.ms",
@@ -214,7 +214,7 @@ pub(crate) static TOPIC_KEYS: &[TopicKey] = &[
         Kind::Long,
         AT_LEAST_1,
         &[("log.cleaner.max.compaction.lag.ms", 1)],
-        "Age at which a record must become a candidate for compaction. Without effect as long as compaction does not rewrite data.",
+        "Age at which a partition with a record that was not compacted yet is compacted, however little there is to do. Judged by ranges of up to a megabyte or a minute, and by their records' timestamps or the time of the append, whichever is earlier.",
     ),
     key(
         "max.message.bytes",
@@ -249,14 +249,14 @@ pub(crate) static TOPIC_KEYS: &[TopicKey] = &[
         Kind::Double,
         Rule::Decimal(0.0, 1.0),
         &[("log.cleaner.min.cleanable.ratio", 1)],
-        "Share of not yet compacted data that makes a compaction worth while. Without effect as long as compaction does not rewrite data.",
+        "Share of not yet compacted data above which a partition is compacted. In addition there must be a megabyte of such data, or 32 ranges of it (one comes about every merge.interval.ms), or some that is as old as segment.ms.",
     ),
     key(
         "min.compaction.lag.ms",
         Kind::Long,
         AT_LEAST_0,
         &[("log.cleaner.min.compaction.lag.ms", 1)],
-        "Age below which a record is not compacted away. Without effect as long as compaction does not rewrite data.",
+        "Age, by its timestamp, below which a record is not compacted away, nor any that follows it.",
     ),
     key(
         "min.insync.replicas",
@@ -351,7 +351,7 @@ pub(crate) static TOPIC_KEYS: &[TopicKey] = &[
         Kind::Long,
         AT_LEAST_1,
         &[("log.roll.ms", 1), ("log.roll.hours", HOUR_MS)],
-        "Age at which a new log file begins. Without effect: partitions share the broker's objects, and retention does not wait for one to be full. See merge.interval.ms of the broker, and archive.interval.ms.",
+        "Age at which data of a compacted topic is compacted even if it is little, as far as min.cleanable.dirty.ratio allows; in Kafka a new log file begins then. No other effect: partitions share the broker's objects, and retention does not wait for one to be full. See merge.interval.ms of the broker, and archive.interval.ms.",
     ),
     key(
         "unclean.leader.election.enable",

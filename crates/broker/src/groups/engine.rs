@@ -366,7 +366,10 @@ impl Engine for LogEngine {
 
 #[cfg(test)]
 mod tests {
+    use prometheus_client::registry::Registry;
+
     use super::*;
+    use crate::groups::records::{LogRecord, OffsetValue};
 
     #[test]
     fn a_damaged_batch_is_an_error_and_never_a_panic() {
@@ -395,5 +398,100 @@ mod tests {
         // A control batch is stepped over.
         let chunk = split_batches(Bytes::from(bytes[..61].to_vec()), 40).unwrap();
         assert_eq!((chunk.records.len(), chunk.next_offset), (0, 43));
+    }
+
+    /// Every commit is a record, and a coordinator that takes a partition over reads all that is there.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_partition_with_very_many_commits_is_read_as_a_few() {
+        const COMMITS: i64 = 200_000;
+        let settings = [
+            ("offsets.topic.num.partitions", "1"),
+            ("merge.interval.ms", "1000"),
+            ("log.cleaner.backoff.ms", "100"),
+        ];
+        let broker = crate::testing::broker(&settings).await;
+        let (log, mut registry) = (broker.log.clone(), Registry::default());
+        let options = broker.config.settings.compaction.unwrap();
+        crate::compaction::start(&log, &broker.config, options, &mut registry).unwrap();
+        let engine = LogEngine::new(log.clone(), 1);
+        let topic = Change::CreateTopic {
+            name: "t".into(),
+            partitions: 1,
+            replication_factor: 1,
+            configs: BTreeMap::new(),
+        };
+        log.change(vec![topic]).await.remove(0).unwrap();
+        engine.create_offsets_topic(1).await.unwrap();
+        let id = engine.topic("t").unwrap().id;
+        let epoch = engine.ownership().unwrap().owned[&0];
+        let topic = engine.topic(OFFSETS_TOPIC).unwrap().id;
+        let now_ms = broker.now_ms();
+        let commit = |group: &str, offset: i64| LogRecord::Offset {
+            group: group.into(),
+            topic: "t".into(),
+            partition: 0,
+            value: (offset >= 0).then(|| OffsetValue {
+                offset,
+                leader_epoch: -1,
+                metadata: String::new(),
+                commit_timestamp_ms: now_ms,
+                expire_timestamp_ms: None,
+                topic_id: Some(id),
+            }),
+        };
+        let append = |record: LogRecord| {
+            let records = vec![record.encode().unwrap()];
+            loop {
+                match engine.append(0, epoch, records.clone(), now_ms) {
+                    Ok(pending) => return pending,
+                    Err(EngineError::Recovering) => std::thread::yield_now(),
+                    Err(error) => panic!("{error}"),
+                }
+            }
+        };
+        append(commit("other", 7)).await.unwrap();
+        append(commit("gone", 7)).await.unwrap();
+        append(commit("gone", -1)).await.unwrap();
+        for offset in 0..COMMITS {
+            let pending = append(commit("g", offset));
+            if offset % 1_000 == 999 {
+                pending.await.unwrap();
+            }
+        }
+        let partition = log.partition(&topic, 0).unwrap();
+        let before = partition.watermarks().high_watermark;
+        assert_eq!(before, COMMITS + 3);
+        let started = tokio::time::Instant::now();
+        while partition.size_bytes() > 3 << 20 {
+            assert!(
+                started.elapsed().as_secs() < 120,
+                "{} bytes",
+                partition.size_bytes()
+            );
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        }
+        let (mut next, mut read, mut newest) = (None, 0, BTreeMap::new());
+        loop {
+            let chunk = engine.read(0, epoch, next).await.unwrap();
+            read += chunk.records.len();
+            for (key, value) in chunk.records {
+                if let Some(LogRecord::Offset { group, value, .. }) =
+                    LogRecord::decode(&key, value.as_deref()).unwrap()
+                {
+                    newest.insert(group, value.map(|v| v.offset));
+                }
+            }
+            next = Some(chunk.next_offset);
+            if chunk.is_last {
+                break;
+            }
+        }
+        let expected = [("g", Some(COMMITS - 1)), ("gone", None), ("other", Some(7))];
+        assert_eq!(
+            newest,
+            expected.map(|(group, offset)| (group.to_owned(), offset)).into()
+        );
+        assert!(read < COMMITS as usize / 10, "{read} records of {COMMITS}");
+        assert_eq!(next, Some(before));
     }
 }

@@ -50,6 +50,8 @@ const CODEC_MASK: i16 = 0x07;
 pub const LOG_APPEND_TIME: i16 = 0x08;
 pub(crate) const TRANSACTIONAL: i16 = 0x10;
 pub(crate) const CONTROL: i16 = 0x20;
+/// The base timestamp is the time from which on deletion marks in the batch may go (KIP-534).
+const DELETE_HORIZON: i16 = 0x40;
 
 /// The header of a record batch, as it stands in the bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,7 +66,7 @@ pub struct BatchHeader {
     pub magic: i8,
     /// CRC32C of everything from the attributes to the end.
     pub crc: u32,
-    /// Codec (bits 0-2), LogAppendTime (3), transactional (4), control (5).
+    /// Codec (bits 0-2), LogAppendTime (3), transactional (4), control (5), base timestamp is a delete horizon (6).
     pub attributes: i16,
     /// Offset of the last record, or of one that was compacted away, minus the base offset.
     pub last_offset_delta: i32,
@@ -173,6 +175,17 @@ impl BatchHeader {
     /// Whether the batch holds a transaction's end marker and no user data.
     pub fn is_control(&self) -> bool {
         self.attributes & CONTROL != 0
+    }
+
+    /// The time (ms) from which on the deletion marks in the batch may go (KIP-534). Compaction sets it when it first
+    /// meets them, in the place of the base timestamp; those of the records stay what they were.
+    pub fn delete_horizon_ms(&self) -> Option<i64> {
+        (self.attributes & DELETE_HORIZON != 0).then_some(self.base_timestamp)
+    }
+
+    pub(super) fn set_delete_horizon(&mut self, ms: i64) {
+        self.attributes |= DELETE_HORIZON;
+        self.base_timestamp = ms;
     }
 
     /// Whether an idempotent producer wrote it. Without one, epoch and sequence mean nothing.

@@ -16,6 +16,7 @@ pub use header::{BatchHeader, HEADER_LEN, LOG_APPEND_TIME, TimestampType, field}
 pub use records::{
     BatchRecords, Record, RecordIter, RecordRef, for_each_record, put_varlong, records, varlong_len,
 };
+pub use rewrite::{RewriteError, empty_batch};
 
 use crate::codec::{Codec, DecompressError};
 
@@ -23,6 +24,7 @@ mod builder;
 mod chunks;
 mod header;
 mod records;
+mod rewrite;
 #[cfg(test)]
 mod tests;
 

@@ -41,9 +41,30 @@ pub struct RecordRef<'a> {
     header_count: usize,
     /// The headers as they are encoded; they have been walked once.
     headers: &'a [u8],
+    /// The record as it is encoded, its length in front.
+    encoded: &'a [u8],
+    /// What follows the timestamp delta in it.
+    after_timestamp: &'a [u8],
+    timestamp_delta: i64,
 }
 
 impl<'a> RecordRef<'a> {
+    /// Appends the record as it is encoded, with its timestamp counted from a base that lies `earlier` (ms) than that of
+    /// its batch.
+    pub(super) fn put(&self, out: &mut Vec<u8>, earlier: i64) {
+        if earlier == 0 {
+            out.extend_from_slice(self.encoded);
+            return;
+        }
+        let delta = self.timestamp_delta.wrapping_add(earlier);
+        let len = 1 + varlong_len(delta) + self.after_timestamp.len();
+        put_varlong(out, len as i64);
+        // No attribute of a record has a meaning yet: the byte is 0 in all there are.
+        out.push(0);
+        put_varlong(out, delta);
+        out.extend_from_slice(self.after_timestamp);
+    }
+
     /// Headers in the producer's order, duplicates kept: key and value.
     pub fn headers(&self) -> impl Iterator<Item = (&'a [u8], Option<&'a [u8]>)> + use<'a> {
         let mut cursor = Cursor(self.headers);
@@ -174,6 +195,7 @@ impl<'a> RecordIter<'a> {
     }
 
     fn read(&mut self) -> Result<RecordRef<'a>, BatchError> {
+        let before = self.rest.0;
         let raw = RawRecord::parse(&mut self.rest)
             .ok_or(BatchError::Invalid("a record's lengths do not match its bytes"))?;
         let offset_delta = i64::from(raw.offset_delta);
@@ -192,6 +214,9 @@ impl<'a> RecordIter<'a> {
             value: raw.value,
             header_count: raw.header_count,
             headers: raw.headers,
+            encoded: &before[..before.len() - self.rest.0.len()],
+            after_timestamp: raw.after_timestamp,
+            timestamp_delta: raw.timestamp_delta,
         })
     }
 }
@@ -220,6 +245,7 @@ impl<'a> Iterator for RecordIter<'a> {
 /// A record as it is encoded, its lengths checked.
 struct RawRecord<'a> {
     timestamp_delta: i64,
+    after_timestamp: &'a [u8],
     offset_delta: i32,
     key: Option<&'a [u8]>,
     value: Option<&'a [u8]>,
@@ -237,6 +263,7 @@ impl<'a> RawRecord<'a> {
         // No attribute of a record has a meaning yet, so any value is left to those who may know one.
         record.take(1)?;
         let timestamp_delta = record.varlong()?;
+        let after_timestamp = record.0;
         let offset_delta = record.varint()?;
         let key = record.nullable()?;
         let value = record.nullable()?;
@@ -248,6 +275,7 @@ impl<'a> RawRecord<'a> {
         }
         record.0.is_empty().then_some(RawRecord {
             timestamp_delta,
+            after_timestamp,
             offset_delta,
             key,
             value,

@@ -25,6 +25,8 @@ const BODY_OF_SEGMENTS: u8 = 1;
 const BODY_WITH_LEVELS: u8 = 2;
 /// The same, with files of history among the places.
 const BODY_WITH_HISTORY: u8 = 3;
+/// The same, and each partition says how far it is compacted.
+const BODY_WITH_COMPACTION: u8 = 4;
 const SOURCE_SELF: u64 = 0;
 
 /// A decoded checkpoint.
@@ -176,6 +178,10 @@ fn encode_body(out: &mut BytesMut, slot: &SlotImage) {
         Some(Level::L1) => BODY_WITH_LEVELS,
         Some(Level::L2) => BODY_WITH_HISTORY,
     };
+    let version = match slot.partitions.iter().any(|(_, image)| image.clean_to > 0) {
+        true => BODY_WITH_COMPACTION,
+        false => version,
+    };
     out.put_u8(version);
     put_unsigned(out, slot.partitions.len() as u64);
     let mut one = BytesMut::new();
@@ -185,6 +191,9 @@ fn encode_body(out: &mut BytesMut, slot: &SlotImage) {
         put_unsigned(&mut one, tp.partition as u64);
         encode_state(&mut one, &image.state);
         encode_ranges(&mut one, &image.ranges, version);
+        if version >= BODY_WITH_COMPACTION {
+            put_unsigned(&mut one, image.clean_to as u64);
+        }
         // Room: open transactions, aborted index, an opaque extension; all empty now.
         put_unsigned(&mut one, 0);
         put_unsigned(out, one.len() as u64);
@@ -252,7 +261,7 @@ fn encode_ranges(out: &mut BytesMut, ranges: &VecDeque<StoredRange>, version: u8
 fn decode_body(body: Bytes) -> Result<Vec<(TopicPartition, PartitionImage)>, FormatError> {
     let mut r = Reader::new(body);
     let version = r.u8()?;
-    if !(BODY_OF_SEGMENTS..=BODY_WITH_HISTORY).contains(&version) {
+    if !(BODY_OF_SEGMENTS..=BODY_WITH_COMPACTION).contains(&version) {
         return Err(FormatError::TooNew("checkpoint body".into()));
     }
     let mut partitions = vec![];
@@ -265,13 +274,19 @@ fn decode_body(body: Bytes) -> Result<Vec<(TopicPartition, PartitionImage)>, For
         };
         let state = decode_state(&mut one)?;
         let ranges = decode_ranges(&mut one, version)?;
+        let clean_to = match version >= BODY_WITH_COMPACTION {
+            true => one.offset("clean offset")?,
+            false => 0,
+        };
         if one.unsigned()? != 0 {
             return Err(FormatError::TooNew(
                 "checkpoint with more than this version knows".into(),
             ));
         }
         one.finish()?;
-        partitions.push((tp, PartitionImage::new(state, ranges)));
+        let mut image = PartitionImage::new(state, ranges);
+        image.clean_to = clean_to;
+        partitions.push((tp, image));
     }
     r.finish()?;
     Ok(partitions)
@@ -345,7 +360,7 @@ fn decode_ranges(r: &mut Reader, version: u8) -> Result<VecDeque<StoredRange>, F
         let level = match level {
             0 => Level::L0,
             1 => Level::L1,
-            2 if version == BODY_WITH_HISTORY => Level::L2,
+            2 if version >= BODY_WITH_HISTORY => Level::L2,
             _ => return Err(FormatError::TooNew("level of a range".into())),
         };
         let incarnation = before.0.wrapping_add(r.signed()? as u64);
@@ -388,13 +403,15 @@ mod tests {
         );
         let levels = prop_oneof![Just(0), 0u32..512, 0u32..512 * 512];
         let producers = proptest::collection::hash_map(0i64.., (0i16.., any::<i64>(), 0usize..6), 0..4);
+        let clean_to = prop_oneof![2 => Just(0), 1 => 0i64..];
         (
             ranges,
             levels,
             producers,
             proptest::collection::vec((0i32..99, 0i64..), 0..4),
+            clean_to,
         )
-            .prop_map(|(described, levels, producers, epochs)| {
+            .prop_map(|(described, levels, producers, epochs, clean_to)| {
                 let (mut state, mut ranges) = (PartitionState::default(), VecDeque::new());
                 for (i, (n, incarnation, seq, position, len, t)) in described.into_iter().enumerate() {
                     let base_offset = state.end + n;
@@ -416,6 +433,7 @@ mod tests {
                 }
                 let mut image = PartitionImage::new(state, ranges);
                 image.state.epochs = epochs;
+                image.clean_to = clean_to;
                 for (id, (epoch, t, n)) in producers {
                     let b = |i: usize| RememberedBatch {
                         first_sequence: i as i32,
@@ -482,13 +500,15 @@ mod tests {
                 encode_body(&mut body, slot);
                 let ranges: Vec<&StoredRange> = slot.partitions.iter().flat_map(|(_, i)| &i.ranges).collect();
                 let any = |level| ranges.iter().any(|r| r.place.level == level);
-                prop_assert_eq!(body[0], if any(Level::L2) { 3 } else if any(Level::L1) { 2 } else { 1 });
-                if any(Level::L2) {
+                let compacted = slot.partitions.iter().any(|(_, i)| i.clean_to > 0);
+                let of_levels = if any(Level::L2) { 3 } else if any(Level::L1) { 2 } else { 1 };
+                prop_assert_eq!(body[0], if compacted { 4 } else { of_levels });
+                if any(Level::L2) && !compacted {
                     let mut older = body.clone();
                     older[0] = 2;
                     prop_assert!(matches!(decode_body(older.freeze()), Err(FormatError::TooNew(_))));
                 }
-                body[0] = 4;
+                body[0] = 5;
                 prop_assert!(matches!(decode_body(body.freeze()), Err(FormatError::TooNew(_))));
             }
         }

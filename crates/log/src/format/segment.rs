@@ -11,7 +11,9 @@ use bytes::{BufMut, Bytes, BytesMut};
 use uuid::Uuid;
 
 use super::*;
-use crate::entry::{ArchivedShare, ArchivedShares, BatchEntry, BatchProducer, BatchRange, Entry};
+use crate::entry::{
+    ArchivedShare, ArchivedShares, BatchEntry, BatchProducer, BatchRange, CompactedRanges, Entry,
+};
 use crate::partition::state::sequence_after;
 use crate::{Incarnation, Seq, TopicPartition};
 
@@ -226,8 +228,9 @@ fn encode_entry(out: &mut BytesMut, e: &Entry, topics: &[Uuid], written_ms: i64)
             merged::put_ranges(out, m, written_ms);
             ENTRY_MERGED
         }
-        Entry::Compacted(m) => {
-            merged::put_ranges(out, m, written_ms);
+        Entry::Compacted(c) => {
+            put_unsigned(out, c.clean_to as u64);
+            merged::put_ranges(out, &c.merged, written_ms);
             ENTRY_COMPACTED
         }
         Entry::Archived(a) => {
@@ -335,7 +338,11 @@ fn decode_entry(code: u8, r: &mut Reader, topics: &[Uuid], written_ms: i64) -> R
             offset: r.offset("log start")?,
         }),
         ENTRY_MERGED => merged::ranges(r, partition, leader_epoch, written_ms).map(Entry::Merged),
-        ENTRY_COMPACTED => merged::ranges(r, partition, leader_epoch, written_ms).map(Entry::Compacted),
+        ENTRY_COMPACTED => {
+            let clean_to = r.offset("clean offset")?;
+            let merged = merged::ranges(r, partition, leader_epoch, written_ms)?;
+            Ok(Entry::Compacted(CompactedRanges { merged, clean_to }))
+        }
         ENTRY_ARCHIVED => shares(r, partition, leader_epoch, written_ms).map(Entry::Archived),
         ENTRY_BATCHES => {
             let position = r.unsigned()?;
@@ -551,7 +558,8 @@ mod tests {
             offset,
         });
         let merged = merged::tests::ranges().prop_map(Entry::Merged);
-        let compacted = merged::tests::ranges().prop_map(Entry::Compacted);
+        let compacted = (merged::tests::ranges(), 0i64..)
+            .prop_map(|(merged, clean_to)| Entry::Compacted(CompactedRanges { merged, clean_to }));
         let archived = (merged::tests::ranges(), any::<u32>()).prop_map(|(m, row)| {
             let share = |(i, r): (usize, &crate::entry::MergedRange)| ArchivedShare {
                 last_offset: r.last_offset,

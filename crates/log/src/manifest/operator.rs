@@ -14,7 +14,7 @@ pub const LEVELS: [(u32, &str); 3] = [
         2,
         "slots handed over while both brokers live, streams merged and given back",
     ),
-    (3, "history in Parquet files, internal topics compacted"),
+    (3, "history in Parquet files, compaction"),
 ];
 
 /// Why an operator's change is not made.

@@ -400,7 +400,11 @@ async fn again(stream: &Stream, part: &Part, layout: &Layout) -> Result<Brought,
 }
 
 /// Some bytes of an object, in one piece or as it came; inside, that they are not there.
-async fn get(stream: &Stream, place: Place, bytes: std::ops::Range<u64>) -> Result<Brought, MergeError> {
+pub(crate) async fn get(
+    stream: &Stream,
+    place: Place,
+    bytes: std::ops::Range<u64>,
+) -> Result<Brought, MergeError> {
     let key = stream.store.key(&keys::place(place));
     let end = bytes.end;
     let options = GetOptions {

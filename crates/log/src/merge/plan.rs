@@ -325,7 +325,7 @@ mod tests {
 
     use super::*;
     use crate::batch::BatchBuilder;
-    use crate::entry::{ArchivedShare, ArchivedShares, BatchRange, Entry};
+    use crate::entry::{ArchivedShare, ArchivedShares, BatchRange, CompactedRanges, Entry};
     use crate::format::checkpoint::{SlotImage, decode_slot, encode_slot};
     use crate::stream::batch_entry;
 
@@ -651,14 +651,16 @@ mod tests {
             }
             self.next_file += 1;
             self.objects.insert(Place::l1(9, self.next_file), object);
-            self.compacted = Some(Entry::Compacted(MergedRanges {
+            let merged = MergedRanges {
                 partition: tp(partition),
                 leader_epoch: 1,
                 file: self.next_file,
                 position: 9,
                 base_offset: first.base_offset,
                 ranges,
-            }));
+            };
+            let clean_to = merged.last_offset() + 1;
+            self.compacted = Some(Entry::Compacted(CompactedRanges { merged, clean_to }));
         }
 
         /// As the stream does: pointers are judged once, when no others are on their way, and published later.
@@ -735,7 +737,8 @@ mod tests {
                 let may_be_gone = |(offset, _): &&(Offset, Vec<u8>)| self.gone.contains(&(*p, *offset));
                 let mut kept = all.iter().filter(|b| !may_be_gone(b));
                 assert!(kept.all(|b| contents.contains(b)), "nothing else is gone");
-                let counted = PartitionImage::new(merged.state.clone(), merged.ranges.clone());
+                let mut counted = PartitionImage::new(merged.state.clone(), merged.ranges.clone());
+                counted.clean_to = merged.clean_to;
                 assert_eq!(&counted, merged, "bytes are counted right");
                 let log_start = merged.state.log_start;
                 assert!(merged.ranges.iter().all(|r| r.last_offset >= log_start));
@@ -859,7 +862,10 @@ mod tests {
         let merged = Entry::Merged(good.clone());
         done.apply(&merged, Place::l0(9, 9)).unwrap();
         assert!(done.apply(&merged, Place::l0(9, 9)).is_err(), "not twice");
-        let compacted = Entry::Compacted(good.clone());
+        let compacted = Entry::Compacted(CompactedRanges {
+            merged: good.clone(),
+            clean_to: 0,
+        });
         done.apply(&compacted, Place::l0(9, 9)).unwrap();
         done.apply(&compacted, Place::l0(10, 9)).unwrap();
         let last = good.ranges.last().unwrap();

@@ -39,6 +39,8 @@ pub struct PartitionImage {
     pub unmerged: u64,
     /// Bytes of those that stand in files of history.
     pub archived: u64,
+    /// Compaction has gone through everything below this offset; see [`crate::entry::CompactedRanges`].
+    pub clean_to: Offset,
     /// How many do not stand in files of history.
     unarchived_ranges: usize,
 }
@@ -85,7 +87,11 @@ impl PartitionImage {
             Entry::Batches(range) => self.push(range, place)?,
             Entry::LogStart { .. } => self.drop_below_log_start(),
             Entry::Release { .. } => {}
-            Entry::Merged(m) | Entry::Compacted(m) => self.replace(entry, stored(m, place.incarnation))?,
+            Entry::Merged(m) => self.replace(entry, stored(m, place.incarnation))?,
+            Entry::Compacted(c) => {
+                self.replace(entry, stored(&c.merged, place.incarnation))?;
+                self.clean_to = self.clean_to.max(c.clean_to);
+            }
             Entry::Archived(a) => self.replace(entry, stored_shares(a, place.incarnation))?,
         }
         Ok(())

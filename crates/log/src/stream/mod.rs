@@ -723,7 +723,8 @@ impl Stream {
 /// About how many bytes a pointer takes in an index.
 fn pointer_bytes(pointer: &Entry) -> usize {
     let ranges = match pointer {
-        Entry::Merged(m) | Entry::Compacted(m) => m.ranges.len(),
+        Entry::Merged(m) => m.ranges.len(),
+        Entry::Compacted(c) => c.merged.ranges.len(),
         Entry::Archived(a) => a.shares.len(),
         Entry::Batches(_) | Entry::LogStart { .. } | Entry::Release { .. } => 0,
     };

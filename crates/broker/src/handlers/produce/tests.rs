@@ -14,6 +14,13 @@ fn settings() -> TopicSettings {
         archive_file_bytes: 1 << 20,
         archive_interval_ms: 1000,
         archive_text_values: false,
+        compaction: alluvium_log::CompactionSettings {
+            delete_retention_ms: 0,
+            min_lag_ms: 0,
+            max_lag_ms: i64::MAX,
+            min_dirty_ratio: 0.5,
+            segment_ms: i64::MAX,
+        },
     }
 }
 
