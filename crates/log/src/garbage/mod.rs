@@ -72,7 +72,7 @@ use crate::store::trouble::reason_of;
 use crate::stream::Stream;
 use crate::{Incarnation, Slot, keys};
 pub(crate) use claims::{Claimed, Claims, Judge, Uncovered, files_of};
-pub(crate) use numbers::FileNumbers;
+pub(crate) use numbers::{FileNumber, FileNumbers};
 pub(crate) use rounds::{Rounds, Scope};
 
 /// Heads and checkpoints of other brokers that are read at once.
