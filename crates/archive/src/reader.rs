@@ -6,6 +6,7 @@
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use alluvium_log::format::FormatError;
 use alluvium_log::history::Share;
@@ -52,6 +53,9 @@ pub(crate) struct Files {
     metrics: HistoryMetrics,
     files: Cache<Path, Arc<FileMeta>>,
     portions: Cache<PortionId, Batches>,
+    portion_cache_bytes: u64,
+    /// Bytes that came into the cache since it last evicted what is too much.
+    unsettled: AtomicU64,
     fetching: Semaphore,
     decoding: Arc<Semaphore>,
     /// Fewer than `fetching`, so that reading ahead never makes somebody wait who waits already.
@@ -100,6 +104,8 @@ impl Files {
                     weight(bytes + key.as_ref().len())
                 })
                 .build(),
+            portion_cache_bytes: options.portion_cache_bytes,
+            unsettled: AtomicU64::new(0),
             fetching: Semaphore::new(options.fetch_concurrency.max(1)),
             decoding: Arc::new(Semaphore::new(options.decode_concurrency.max(1))),
             ahead_permits: Arc::new(Semaphore::new(options.fetch_concurrency * 3 / 4)),
@@ -333,10 +339,23 @@ impl Files {
             self.metrics.portion_misses.inc();
             self.read_portion(store, key, file, p).await
         });
-        self.portions
-            .try_get_with(id, read)
-            .await
-            .map_err(|e: Arc<ReadError>| (*e).clone())
+        let brought = self.portions.entry(id).or_try_insert_with(read).await;
+        let entry = brought.map_err(|e: Arc<ReadError>| (*e).clone())?;
+        if entry.is_fresh() {
+            self.settle(entry.value().iter().map(|b| b.bytes.len() as u64).sum())
+                .await;
+        }
+        Ok(entry.into_value())
+    }
+
+    /// Lets the cache evict what is too much, once a sixteenth of its size has come in: by itself it does after 64
+    /// portions.
+    async fn settle(&self, came: u64) {
+        let unsettled = self.unsettled.fetch_add(came, Ordering::Relaxed) + came;
+        if unsettled >= self.portion_cache_bytes / 16 {
+            self.unsettled.store(0, Ordering::Relaxed);
+            self.portions.run_pending_tasks().await;
+        }
     }
 
     async fn read_portion(

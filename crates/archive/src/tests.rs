@@ -102,6 +102,10 @@ fn write(
         estimated < 4 * len + 65536 && len < 4 * estimated + 65536,
         "{estimated} is no estimate of {len}"
     );
+    assert!(
+        finished.shares.iter().all(|s| s.len > 0),
+        "a share without bytes seems to hold nothing"
+    );
     let own: u64 = finished.shares.iter().map(|s| u64::from(s.len)).sum();
     assert!(own <= len, "shares of {own} bytes in a file of {len}");
     (Bytes::from(file), finished, refused)

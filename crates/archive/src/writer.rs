@@ -18,6 +18,12 @@ use crate::seek::{FileShare, Portion, SeekTable, seal};
 
 /// Bytes that the records of a batch may become, decompressed.
 const RECORDS_BYTES_MAX: usize = 128 << 20;
+/// Bytes of one record, with what its headers take beside their text. A larger one could not be sent uncompressed to
+/// every client (librdkafka takes 100 MB at most), and is worked on as a whole.
+const RECORD_BYTES_MAX: usize = 32 << 20;
+/// Headers of one batch. One of two bytes takes a hundred times as much while it is written: a batch of 12 KB could
+/// become gigabytes.
+const HEADERS_MAX: usize = 1_000_000;
 /// A row group that has this part of its size does not begin a further partition: a large partition gets row groups of
 /// its own but for the first.
 const SHARED_GROUP_PART: u64 = 4;
@@ -154,8 +160,13 @@ impl ParquetWriter {
         if records.payload_bytes() > RECORDS_BYTES_MAX {
             return Err(BatchError::TooLarge);
         }
+        let mut headers = 0;
         for record in &records {
             let record = record?;
+            headers += record.header_count();
+            if headers > HEADERS_MAX || raw_bytes(&record) > RECORD_BYTES_MAX {
+                return Err(BatchError::TooLarge);
+            }
             if record.timestamp.checked_mul(1000).is_none() {
                 return Err(BatchError::Timestamp("it does not fit microseconds"));
             }
@@ -290,7 +301,8 @@ impl ParquetWriter {
         }
         let mut first_row = self.rows;
         for share in std::mem::take(&mut self.in_group) {
-            let len = u128::from(bytes) * u128::from(share.raw) / u128::from(raw.max(1));
+            // At least 1, or the share would seem to hold nothing that one could read.
+            let len = (u128::from(bytes) * u128::from(share.raw) / u128::from(raw.max(1))).max(1);
             self.shares.push(Share {
                 partition: share.partition,
                 base_offset: share.base_offset,

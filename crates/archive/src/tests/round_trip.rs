@@ -295,6 +295,17 @@ fn bad_batches_are_refused_and_the_rest_is_unharmed() {
             BatchError::Timestamp("it does not fit microseconds"),
         ),
         (
+            with(
+                &common,
+                &[Made {
+                    headers: vec![(vec![], None); 1_000_001],
+                    ..one(0, b"a")
+                }],
+            ),
+            BatchError::TooLarge,
+        ),
+        (with(&common, &[one(0, &vec![0; 32 << 20])]), BatchError::TooLarge),
+        (
             with(&common, &[header(b"\xff")]),
             BatchError::Invalid("a header's key is not UTF-8"),
         ),

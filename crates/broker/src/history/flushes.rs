@@ -56,9 +56,8 @@ impl Flushes {
             return false;
         };
         let left = |one: &ArchivedPartition| one.why.is_some() && archived_to < one.end;
-        partitions
-            .iter()
-            .any(|one| one.partition == partition && left(one))
+        let found = partitions.binary_search_by_key(&partition, |one| one.partition);
+        found.is_ok_and(|at| left(&partitions[at]))
     }
 }
 

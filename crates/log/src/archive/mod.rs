@@ -186,6 +186,9 @@ type Outcome = Result<(), EndOfFile>;
 enum EndOfFile {
     #[error(transparent)]
     File(#[from] FileError),
+    /// Nothing that was chosen can be archived, and no more of it can be remembered: it would be chosen again at once.
+    #[error("more than {SET_ASIDE_MAX} stored ranges cannot be archived")]
+    TooMuchBad,
     /// The stream ends or is lost.
     #[error(transparent)]
     Stream(#[from] AppendError),
@@ -259,7 +262,7 @@ impl Archiver {
         match outcome {
             Ok(()) => drop(self.left_alone.remove(&topic)),
             Err(EndOfFile::Stream(_)) => return false,
-            Err(EndOfFile::File(why)) => {
+            Err(why) => {
                 tracing::warn!(%topic, %why, "a topic could not be archived; trying again later");
                 self.left_alone.insert(topic, Instant::now() + AGAIN);
                 self.answer(|flush| {
@@ -458,7 +461,8 @@ impl Shared {
     async fn publish(&self, written: Written) -> Outcome {
         written.left_out.iter().for_each(|left| self.set_aside(left));
         if written.pointers.is_empty() {
-            return Ok(());
+            let full = self.set_aside.lock().len() >= SET_ASIDE_MAX;
+            return if full { Err(EndOfFile::TooMuchBad) } else { Ok(()) };
         }
         let metrics = &self.stream.metrics;
         metrics.archived_files.inc();

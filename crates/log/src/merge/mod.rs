@@ -129,21 +129,26 @@ impl Merger {
         let mut measured = Instant::now();
         let mut merged_to = 0;
         loop {
-            let waiting = tokio::select! {
-                () = tokio::time::sleep(LOOK) => None,
-                Some(waiting) = asked.recv() => Some(waiting),
-            };
+            let mut waiting = vec![];
+            tokio::select! {
+                () = tokio::time::sleep(LOOK) => {}
+                Some(one) = asked.recv() => waiting.push(one),
+            }
+            // One round serves all who ask now.
+            while let Ok(one) = asked.try_recv() {
+                waiting.push(one);
+            }
             if self.stream.is_fenced() {
                 return;
             }
             let published = self.stream.published_bytes.load(Ordering::Relaxed);
-            let full = published - merged_to >= self.options.bytes || waiting.is_some();
+            let full = published - merged_to >= self.options.bytes || !waiting.is_empty();
             let allowed = self.keeper.current().feature_level >= LEVEL_OF_CLUSTERS;
             if allowed && (full || Instant::now() >= due) {
                 let merged = self.round().await;
-                if let Some(waiting) = waiting {
+                for one in waiting {
                     // Whoever has gone away need not know.
-                    let _ = waiting.send(merged.clone().map_err(|why| why.to_string()));
+                    let _ = one.send(merged.clone().map_err(|why| why.to_string()));
                 }
                 match merged {
                     Ok(()) => {}

@@ -10,11 +10,15 @@ use hashbrown::HashMap;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use crate::entry::Level;
 use crate::log::AppendError;
 use crate::read::{Isolation, ReadError};
 use crate::{Offset, TopicId, TopicPartition};
 use image::PartitionImage;
 use state::PartitionState;
+
+/// Nobody asks for more than a fetch can carry.
+const FETCH_BYTES_MAX: u64 = 1 << 30;
 
 /// A partition that this broker leads.
 #[derive(Debug)]
@@ -156,17 +160,20 @@ impl Partition {
         }
     }
 
-    /// Bytes that a fetch from `offset` could get now, from whole ranges: an estimate that is 0 only at the end.
+    /// Bytes that a fetch from `offset` could get now, from whole ranges: an estimate that is 0 only at the end. History
+    /// counts for as much as a fetch can carry, since what its rows become is many times what they take in the file.
     /// Fails as a read would.
     pub fn readable_bytes(&self, offset: Offset, isolation: Isolation) -> Result<u64, ReadError> {
         let image = self.published.lock();
         self.check_offset(&image, offset, isolation)?;
         let ranges = image.ranges.range(image.range_from(offset)..);
-        // Nobody asks for more than a fetch can carry.
         let mut sum = 0u64;
         for r in ranges {
-            sum += u64::from(r.len);
-            if sum > 1 << 30 {
+            sum += match r.place.level {
+                Level::L2 => FETCH_BYTES_MAX,
+                Level::L0 | Level::L1 => u64::from(r.len).max(1),
+            };
+            if sum > FETCH_BYTES_MAX {
                 break;
             }
         }

@@ -363,7 +363,7 @@ impl Stream {
     pub(crate) async fn rewrite(&self, pointers: Vec<Entry>) -> Result<usize, AppendError> {
         let mut newest = self.rewriting.lock().await;
         // Whoever waited for the one before may have been dropped.
-        wait_published(newest.take()).await?;
+        wait_published(newest.clone()).await?;
         let Some((fate, fitting)) = self.add_pointers(pointers)? else {
             return Ok(0);
         };
