@@ -701,7 +701,7 @@ impl Client {
                 w.history.committed_in(group, generation, sent);
             }
             w.history.success(&self.name, now);
-        } else if !code::is_retriable(error) && !(member.is_some() && must_join(error)) {
+        } else if !(code::is_retriable(error) || member.is_some() && must_join(error)) {
             self.wrong(format!("commit of group {group}: error {error} from {node}"));
         }
         Ok(error)

@@ -32,7 +32,7 @@ impl Value {
 
     /// Whether a producer that numbers its batches wrote it: such have even numbers.
     pub fn is_idempotent(self) -> bool {
-        self.producer % 2 == 0
+        self.producer.is_multiple_of(2)
     }
 }
 

@@ -30,6 +30,9 @@ const NOT_ALWAYS: [&str; 5] = ["trimmer", "churner", "member0", "member1", "memb
 /// A process that ended is started again after at most this time.
 const RESTART_MS: Millis = 3_000;
 
+/// What a client does until the end.
+type Worker = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
+
 /// What one seed came to.
 #[derive(Clone, Debug)]
 pub struct Outcome {
@@ -271,7 +274,7 @@ impl Driver {
         };
         let partitions = 3;
         let admin = client(self, "admin");
-        let mut workers: Vec<(usize, std::pin::Pin<Box<dyn Future<Output = ()> + Send>>)> = vec![];
+        let mut workers: Vec<(usize, Worker)> = vec![];
         for p in 0..partitions {
             let of = client(self, &format!("producer{p}"));
             workers.push((0, Box::pin(of.produce("t".into(), p, 2 + 2 * p as u32))));
