@@ -203,8 +203,8 @@ static HISTORY: &[BrokerKey] = &[
     key("archive.threads", Int, Rule::Whole(1, 256), "", "Threads of low priority that write Parquet. Unset: a quarter of the processors, at least 1.").unset(),
     key("archive.bytes.per.second", Long, Rule::Whole(64 * 1024, 1 << 40), "67108864", "How fast data is archived at most, as it is stored, so that producers and consumers do not feel it. Less than what is produced in the mean leaves more and more that is not Parquet.").bytes(),
     key("archive.pause.above.ms", Long, AT_LEAST_1, "1000", "No more data is read for Parquet while a produced record has waited this long to become durable, for up to 30 s.").ms(),
-    key("archive.cache.bytes", Long, Rule::Whole(0, 1 << 40), "134217728", "Memory for records that were read back from Parquet, from which other consumers are served.").bytes(),
-    key("archive.metadata.cache.bytes", Long, Rule::Whole(0, 1 << 40), "67108864", "Memory for what is known of Parquet files: where each partition's records are.").bytes(),
+    key("archive.cache.bytes", Long, Rule::Whole(0, 1 << 40), "67108864", "Memory for records that were read back from Parquet, from which other consumers are served.").bytes(),
+    key("archive.metadata.cache.bytes", Long, Rule::Whole(0, 1 << 40), "33554432", "Memory for what is known of Parquet files: where each partition's records are.").bytes(),
 ];
 
 static COMPACTION: &[BrokerKey] = &[
