@@ -2,7 +2,7 @@
 //!
 //! Every `log.retention.check.interval.ms`, and soon after the limits of a topic changed, each partition whose
 //! topic has the cleanup policy `delete` is asked where its limits let the log start; where that has grown,
-//! the log start moves, as an entry of the stream. The bytes are reclaimed later, by whoever merges.
+//! the log start moves, as an entry of the stream. The bytes go later, once nothing refers to the objects they stand in.
 
 use std::collections::HashMap;
 use std::future::Future;

@@ -22,7 +22,7 @@ impl Worker {
     pub(crate) fn start(name: &str) -> std::io::Result<Worker> {
         let (jobs, queue) = mpsc::channel::<Job>();
         let run = move || {
-            stand_back();
+            stand_back(NICE);
             while let Ok(job) = queue.recv() {
                 // Whoever waits for it learns of a panic by the answer that does not come.
                 let _ = catch_unwind(AssertUnwindSafe(job));
@@ -52,14 +52,15 @@ impl Worker {
     }
 }
 
-/// On Linux a thread has a priority of its own; elsewhere it would be that of the whole process.
-fn stand_back() {
+/// Lets other threads go before this one, as far as `nice` says. On Linux a thread has a priority of its own; elsewhere it
+/// would be that of the whole process.
+pub(crate) fn stand_back(nice: i32) {
     #[cfg(target_os = "linux")]
-    if let Err(error) = rustix::process::setpriority_process(None, NICE) {
+    if let Err(error) = rustix::process::setpriority_process(None, nice) {
         tracing::debug!(%error, "a thread for background work keeps its priority");
     }
     #[cfg(not(target_os = "linux"))]
-    let _ = NICE;
+    let _ = nice;
 }
 
 #[cfg(test)]

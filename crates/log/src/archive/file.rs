@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures::{StreamExt, stream};
+use futures::StreamExt;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
@@ -14,9 +14,8 @@ use crate::batch::BatchError;
 use crate::entry::ArchivedShares;
 use crate::history::{FinishedFile, History, HistoryTopic};
 use crate::keys;
-use crate::merge::MergeError;
-use crate::merge::bring;
 use crate::merge::plan::{Layout, Run};
+use crate::merge::{MergeError, bring_all};
 use crate::partition::image::StoredRange;
 use crate::store::trouble::reason_of;
 use crate::stream::Stream;
@@ -29,8 +28,6 @@ use super::upload::Upload;
 /// Merged data that is read at once. About three times as much is in memory per file: on its way from the store, waiting,
 /// and being worked on.
 const PIECE_BYTES: u64 = 8 << 20;
-/// Reads under way at once.
-const READS_AT_ONCE: usize = 4;
 /// Messages of the thread that may wait.
 const MADE_AT_ONCE: usize = 4;
 
@@ -141,13 +138,7 @@ impl Order<'_> {
     /// Reads a piece, verified. What is not as it was written is left out.
     async fn load(&self, piece: Vec<Run>, left_out: &LeftSoFar) -> Result<Vec<Loaded>, FileError> {
         let layout = Arc::new(Layout::new(piece));
-        let (from, plan) = (self.stream.clone(), layout.clone());
-        let mut reads = stream::iter(0..layout.reads.len())
-            .map(move |i| {
-                let (from, plan) = (from.clone(), plan.clone());
-                async move { (i, bring(&from, &plan.reads[i], &plan).await) }
-            })
-            .buffer_unordered(READS_AT_ONCE);
+        let mut reads = bring_all(self.stream, &layout);
         let mut loaded: Vec<Loaded> = vec![];
         while let Some((i, brought)) = reads.next().await {
             for (part, found) in layout.reads[i].parts.iter().zip(brought?) {

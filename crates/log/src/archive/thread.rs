@@ -6,12 +6,13 @@
 
 use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use crate::batch::{BatchError, ChunkCursor};
 use crate::history::{FinishedFile, History, HistoryError, HistoryTopic, HistoryWriter};
 use crate::partition::image::StoredRange;
+use crate::worker::stand_back;
 
 /// How nice its threads are to others, as `nice` counts.
 const NICE: i32 = 10;
@@ -68,7 +69,7 @@ pub(crate) fn start(
     made: mpsc::Sender<Made>,
 ) -> std::io::Result<()> {
     let body = move || {
-        step_back();
+        stand_back(NICE);
         if let Err(end) = write(format.as_ref(), &topic, manner, work, &made) {
             // Who does not listen any more need not be told.
             let _ = made.blocking_send(end);
@@ -78,15 +79,6 @@ pub(crate) fn start(
         .name("alluvium-archive".to_owned())
         .spawn(body)
         .map(drop)
-}
-
-/// Lets other threads go first.
-fn step_back() {
-    // Elsewhere than on Linux it would hold for the whole process.
-    #[cfg(target_os = "linux")]
-    if let Err(e) = rustix::process::setpriority_process(None, NICE) {
-        tracing::debug!(error = %e, "an archive thread keeps its priority");
-    }
 }
 
 /// Writes one file; the error is the last word to be told.
@@ -143,19 +135,10 @@ fn add(writer: &mut dyn HistoryWriter, loaded: &Loaded) -> Result<Result<(), Bat
             Ok(view) => view,
             Err(e) => return Ok(Err(e)),
         };
-        let batch = in_one_piece(view.chunks(&loaded.chunks));
+        let batch = view.in_one_piece(&loaded.chunks);
         if let Err(e) = writer.add(loaded.partition, loaded.range.append_time_ms, &batch)? {
             return Ok(Err(e));
         }
     }
     Ok(Ok(()))
-}
-
-fn in_one_piece(mut pieces: Vec<Bytes>) -> Bytes {
-    if pieces.len() == 1 {
-        return pieces.swap_remove(0);
-    }
-    let mut whole = BytesMut::with_capacity(pieces.iter().map(Bytes::len).sum());
-    pieces.iter().for_each(|piece| whole.extend_from_slice(piece));
-    whole.freeze()
 }

@@ -94,13 +94,18 @@ impl BatchView {
 
     /// The batch in one piece, verified: a slice if it lies in one chunk, otherwise a copy.
     pub fn to_batch(&self, chunks: &[Bytes]) -> Result<RecordBatch, BatchError> {
+        RecordBatch::from_stored(self.in_one_piece(chunks))
+    }
+
+    /// The bytes of the batch side by side; copied only if the batch spans several chunks.
+    pub fn in_one_piece(&self, chunks: &[Bytes]) -> Bytes {
         let mut pieces = self.chunks(chunks);
         if pieces.len() == 1 {
-            return RecordBatch::from_stored(pieces.swap_remove(0));
+            return pieces.swap_remove(0);
         }
         let mut whole = BytesMut::with_capacity(pieces.iter().map(Bytes::len).sum());
         pieces.iter().for_each(|piece| whole.extend_from_slice(piece));
-        RecordBatch::from_stored(whole.freeze())
+        whole.freeze()
     }
 
     /// The batch as sub-chunks, without copying.

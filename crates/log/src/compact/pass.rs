@@ -44,13 +44,8 @@ enum Inside {
 
 /// Opens one batch whose checksum is right.
 fn open(view: &BatchView, chunks: &[Bytes]) -> Inside {
-    let mut pieces = view.chunks(chunks);
-    let bytes = match pieces.len() {
-        1 => pieces.swap_remove(0),
-        _ => Bytes::from(pieces.concat()),
-    };
     let batch = RecordBatch {
-        bytes,
+        bytes: view.in_one_piece(chunks),
         header: view.header,
     };
     if view.header.is_control() {

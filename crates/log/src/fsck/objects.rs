@@ -15,11 +15,12 @@ use super::{Finding, FsckOptions, Progress, Trouble, Wrong};
 use crate::batch::{BatchError, ChunkCursor, RecordBatch, slice_chunks};
 use crate::entry::{Entry, Level, Place};
 use crate::format::{ObjectKind, merged, segment};
-use crate::history::{History, Share};
+use crate::history::History;
 use crate::keys;
 use crate::manifest::Manifest;
 use crate::partition::image::{PartitionImage, StoredRange, stored};
 use crate::read::ReadError;
+use crate::read::history::share_of;
 use crate::store::Store;
 use crate::{Offset, TopicPartition};
 
@@ -404,15 +405,7 @@ impl Looker<'_> {
         bytes: &mut u64,
     ) -> Result<Result<(), (Wrong, String)>, Trouble> {
         let r = &need.range;
-        let share = Share {
-            partition: need.tp.partition,
-            base_offset: r.base_offset,
-            last_offset: r.last_offset,
-            first_row: r.position,
-            len: r.len,
-            max_timestamp: r.max_timestamp,
-            append_time_ms: r.append_time_ms,
-        };
+        let share = share_of(need.tp.partition, r);
         let damaged = |what: String| {
             Ok(Err((
                 Wrong::Damaged,

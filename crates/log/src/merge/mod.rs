@@ -278,13 +278,7 @@ impl Merger {
         data: &mut [u8],
     ) -> Result<HashSet<(usize, usize)>, MergeError> {
         let mut left_out = HashSet::new();
-        let (from, plan) = (self.stream.clone(), layout.clone());
-        let mut reads = stream::iter(0..layout.reads.len())
-            .map(move |i| {
-                let (from, plan) = (from.clone(), plan.clone());
-                async move { (i, bring(&from, &plan.reads[i], &plan).await) }
-            })
-            .buffer_unordered(READS_AT_ONCE);
+        let mut reads = bring_all(&self.stream, layout);
         let mut summed = 0;
         while let Some((i, brought)) = reads.next().await {
             for (part, found) in layout.reads[i].parts.iter().zip(brought?) {
@@ -360,8 +354,23 @@ impl Merger {
 /// Bytes of one range, or why they are not what was written.
 pub(crate) type Brought = Result<Vec<Bytes>, String>;
 
+/// Brings everything that a layout reads, a few reads at once and in no order: the position of each and what it brought.
+pub(crate) fn bring_all(
+    stream: &Arc<Stream>,
+    layout: &Arc<Layout>,
+) -> impl futures::Stream<Item = (usize, Result<Vec<Brought>, MergeError>)> + Unpin + Send + use<> {
+    let (from, plan) = (stream.clone(), layout.clone());
+    stream::iter(0..layout.reads.len())
+        .map(move |i| {
+            let (from, plan) = (from.clone(), plan.clone());
+            async move { (i, bring(&from, &plan.reads[i], &plan).await) }
+        })
+        .buffer_unordered(READS_AT_ONCE)
+        .boxed()
+}
+
 /// Brings the parts of one read, verified.
-pub(crate) async fn bring(stream: &Stream, read: &Read, layout: &Layout) -> Result<Vec<Brought>, MergeError> {
+async fn bring(stream: &Stream, read: &Read, layout: &Layout) -> Result<Vec<Brought>, MergeError> {
     let newest = stream.blocks.tail.lock().get(read.place);
     let whole = match newest {
         Some(_) => Ok(vec![]),

@@ -23,9 +23,9 @@ pub(crate) struct HistoryFiles {
 }
 
 /// A range as the format knows it.
-pub(crate) fn share_of(partition: &Partition, r: &StoredRange) -> Share {
+pub(crate) fn share_of(partition: i32, r: &StoredRange) -> Share {
     Share {
-        partition: partition.index(),
+        partition,
         base_offset: r.base_offset,
         last_offset: r.last_offset,
         first_row: r.position,
@@ -67,7 +67,7 @@ impl HistoryFiles {
         let key = self.key(partition, r);
         let format = self.format(&key)?;
         let _permit = self.permit().await?;
-        let share = share_of(partition, r);
+        let share = share_of(partition.index(), r);
         format
             .read(&self.store, &key, &share, offset, max_bytes.max(1))
             .await
@@ -84,7 +84,7 @@ impl HistoryFiles {
         let key = self.key(partition, r);
         let format = self.format(&key)?;
         let _permit = self.permit().await?;
-        let share = share_of(partition, r);
+        let share = share_of(partition.index(), r);
         format
             .first_at_or_after(&self.store, &key, &share, at_least, from)
             .await
