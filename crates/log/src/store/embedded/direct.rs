@@ -36,8 +36,10 @@ const PIECE_BYTES: usize = 8 * 1024 * 1024;
 /// only as far as it has been filled once.
 const BUFFERS_KEPT: usize = 4;
 
-/// Memory of dropped reads that is kept for the next ones, in bytes.
-const RECYCLED_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Memory of dropped reads that is kept for the next ones, in bytes: about a large reply to a Fetch, since what the cache has
+/// evicted meanwhile comes back all at once when a client has taken the reply. With a quarter of that most reads of a fast
+/// consumer took new memory, and the allocator kept 100 MB more, and more with each pass.
+const RECYCLED_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 /// Direct I/O in one directory: whether it works there, and the buffers for it.
 #[derive(Debug)]
