@@ -28,6 +28,8 @@ pub const LEVEL_OF_CLUSTERS: u32 = 2;
 /// From this level on a broker may publish files of history and compacted data: readers of level 2 do not know those
 /// entries.
 pub const LEVEL_OF_HISTORY: u32 = 3;
+/// The level that a broker is taken to know whose build did not say: the last one before builds said it.
+const LEVEL_UNSAID: u32 = 2;
 const KIND: &str = "alluvium manifest";
 /// How the error begins that says that the bytes are no manifest, while others say that it is not for us.
 pub(crate) const DAMAGED: &str = "not a valid manifest";
@@ -110,6 +112,10 @@ pub struct Manifest {
     /// Newest commit id of each live incarnation: settles a CAS of unknown outcome, also when another
     /// writer has already built on it.
     pub last_commits: BTreeMap<Incarnation, Uuid>,
+    /// Highest feature level that the build of each live stream's broker knows. It stands here and not in the stream's
+    /// entry because builds that do not know the field keep it here whenever they change something else.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub known_levels: BTreeMap<Incarnation, u32>,
     /// Brokers, by node id, that an operator has asked to hand over all that they lead; they get nothing until that
     /// is undone.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
@@ -287,6 +293,7 @@ impl Manifest {
             deleted_names: BTreeMap::new(),
             broker_configs: BTreeMap::new(),
             last_commits: BTreeMap::new(),
+            known_levels: BTreeMap::new(),
             draining: BTreeSet::new(),
             restored: None,
             unknown: BTreeMap::new(),
@@ -376,6 +383,12 @@ impl Manifest {
     /// Whether this broker start owns a stream that nobody has sealed.
     pub fn is_live(&self, incarnation: Incarnation) -> bool {
         self.streams.get(&incarnation).is_some_and(StreamEntry::is_live)
+    }
+
+    /// Highest feature level that the broker of a stream can read.
+    pub fn known_level(&self, incarnation: Incarnation) -> u32 {
+        let said = self.known_levels.get(&incarnation);
+        said.copied().unwrap_or(LEVEL_UNSAID)
     }
 
     /// Live streams, oldest first.
@@ -469,6 +482,27 @@ mod tests {
         let back = Manifest::decode(json.to_string().as_bytes()).unwrap();
         assert_eq!(back.unknown["placement"]["a"], 1);
         assert!(String::from_utf8(back.encode()).unwrap().contains("placement"));
+    }
+
+    #[test]
+    fn what_brokers_know_is_kept_by_builds_that_know_nothing_of_it() {
+        let mut m = Manifest::new(Uuid::from_u128(1), Uuid::from_u128(2), 4);
+        let empty = String::from_utf8(m.encode()).unwrap();
+        assert!(!empty.contains("known_levels"), "as it was before: {empty}");
+        let broker = m.register(1, None, BTreeMap::new());
+        assert_eq!(m.known_level(broker), FEATURE_LEVEL);
+        assert_eq!(m.known_level(broker + 1), LEVEL_UNSAID, "nothing was said");
+        let bytes = m.encode();
+        assert_eq!(Manifest::decode(&bytes), Ok(m));
+        // Such a build reads every member that it does not know as it reads this one, and writes it back.
+        let mut older: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
+        let members = older.as_object_mut().unwrap();
+        members.remove("crc32c");
+        let said = members.remove("known_levels").unwrap();
+        members.insert("of_a_newer_build".into(), said.clone());
+        let kept = Manifest::decode(older.to_string().as_bytes()).unwrap().encode();
+        let kept: serde_json::Value = serde_json::from_slice(&kept).unwrap();
+        assert_eq!(kept["of_a_newer_build"], said);
     }
 
     #[test]
