@@ -32,6 +32,7 @@ fn options(fake: &S3Fake, prefix: &str) -> BrokerOptions {
         .set("node.id", 1)
         .set("merge.interval.ms", 1_000)
         .set("request.budget.per.second", 0)
+        .set("archive.flush.min.interval.ms", 0)
 }
 
 fn flush_with(at: SocketAddr, topic: &str, more: &[&str]) -> Output {
@@ -346,6 +347,33 @@ fn many_small_partitions_share_files_and_requests() {
         let found = read_all(broker.address(), "t", partition, PATIENCE).unwrap();
         assert_eq!(found.len(), 1);
         assert_eq!(found[0].value, format!("value {partition}").as_bytes());
+    }
+}
+
+#[test]
+fn a_flush_in_a_loop_makes_few_files_and_waits() {
+    const APART_MS: u64 = 3_000;
+    let fake = S3Fake::start(Options::default()).unwrap();
+    let broker = Broker::start(options(&fake, "loop").set("archive.flush.min.interval.ms", APART_MS));
+    let mut client = Client::connect(broker.address()).unwrap();
+    kafka::create_topic(&mut client, "t", 1, &[]).unwrap();
+    let begun = Instant::now();
+    for round in 0..3 {
+        let records = batch(now_ms(), Producer::NONE, &[format!("value {round}").into_bytes()]);
+        assert_eq!(kafka::produce(&mut client, "t", 0, records).unwrap().0, 0);
+        if round > 0 {
+            // Asked for twice, it is done once.
+            let done = flush_with(broker.address(), "t", &["--timeout", "0"]);
+            assert!(done.status.success(), "{done:?}");
+        }
+        flush(&broker, "t");
+        assert_eq!(files(&fake, "loop").len(), round + 1);
+        let least = Duration::from_millis(APART_MS * round as u64);
+        assert!(
+            begun.elapsed() >= least,
+            "{:?} after round {round}",
+            begun.elapsed()
+        );
     }
 }
 

@@ -602,9 +602,8 @@ async fn below_feature_level_3_nothing_is_archived() {
     assert!(files(&store).await.is_empty());
 }
 
-#[tokio::test]
-async fn a_topic_is_archived_when_somebody_asks_for_it() {
-    let (store, format) = (memory().await, FakeHistory::new(1_000));
+/// A log that archives only when somebody asks for it, which counts again after `apart`.
+async fn open_to_ask(store: &Store, format: &Arc<FakeHistory>, apart: Duration) -> Log {
     let mut options = LogOptions::for_store(StoreKind::Memory);
     options.merge.interval = 1_000 * HOUR;
     options.history = Some(format.clone());
@@ -613,14 +612,20 @@ async fn a_topic_is_archived_when_somebody_asks_for_it() {
         interval: 1_000 * HOUR,
         text_values: false,
     })));
+    options.archive.flush_interval_min = apart;
     let log = Log::open(
         store.clone(),
         options,
         Arc::new(SystemClock),
         &mut Registry::default(),
-    )
-    .await
-    .unwrap();
+    );
+    log.await.unwrap()
+}
+
+#[tokio::test]
+async fn a_topic_is_archived_when_somebody_asks_for_it() {
+    let (store, format) = (memory().await, FakeHistory::new(1_000));
+    let log = open_to_ask(&store, &format, Duration::ZERO).await;
     let (id, other) = (topic(&log, "t", 3).await, topic(&log, "other", 3).await);
     let internal = topic(&log, "__internal", 1).await;
     let all = produce(&log, &id, 3).await;
@@ -654,6 +659,69 @@ async fn a_topic_is_archived_when_somebody_asks_for_it() {
     assert!(done.iter().all(|p| (p.archived_to, p.end) == (8, 8)), "{done:?}");
     log.close().await.unwrap();
     assert_eq!(log.archive_now(&id).await, Err(NotArchived::Ended));
+}
+
+#[tokio::test]
+async fn who_asks_again_and_again_makes_no_masses_of_small_objects() {
+    let (store, format) = (memory().await, FakeHistory::new(1_000));
+    let apart = Duration::from_secs(2);
+    let log = open_to_ask(&store, &format, apart).await;
+    let (id, other) = (topic(&log, "t", 3).await, topic(&log, "other", 3).await);
+    let p = log.partition(&id, 0).unwrap();
+    let metrics = &log.inner.stream.metrics;
+    let counts = || (metrics.archived_files.get(), metrics.merged_objects.get());
+    append(&log, &p, &["a"]).await;
+    let begun = Instant::now();
+    log.archive_now(&id).await.unwrap();
+    let first = begun.elapsed();
+    assert!(first < apart, "the first waits for nobody: {first:?}");
+    assert_eq!(counts(), (1, 1));
+    // Where nothing is left to do nothing is done, not even to what else the stream holds.
+    append(&log, &log.partition(&other, 0).unwrap(), &["not yet"]).await;
+    for _ in 0..50 {
+        log.archive_now(&id).await.unwrap();
+    }
+    assert_eq!(counts(), (1, 1));
+    assert!(begun.elapsed() < apart, "{:?}", begun.elapsed());
+    // Two who ask for a little more: both wait, and the second for longer.
+    append(&log, &p, &["b"]).await;
+    let asked = || async {
+        let done = log.archive_now(&id).await.unwrap();
+        append(&log, &p, &["c"]).await;
+        (done[0].archived_to, begun.elapsed())
+    };
+    let ((to, first), (_, second)) = futures::join!(asked(), asked());
+    assert!(to >= 2);
+    assert!(first.min(second) >= apart, "{first:?} {second:?}");
+    assert!(first.max(second) >= 2 * apart, "{first:?} {second:?}");
+    assert_eq!(counts().0, 3);
+    // Other topics do not wait for this one.
+    let begun = Instant::now();
+    log.archive_now(&other).await.unwrap();
+    assert!(begun.elapsed() < apart, "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn who_waits_to_ask_hears_that_the_log_was_closed() {
+    let (store, format) = (memory().await, FakeHistory::new(1_000));
+    let log = open_to_ask(&store, &format, HOUR).await;
+    let id = topic(&log, "t", 3).await;
+    let p = log.partition(&id, 0).unwrap();
+    for value in ["a", "b"] {
+        append(&log, &p, &[value]).await;
+        if value == "a" {
+            log.archive_now(&id).await.unwrap();
+        }
+    }
+    let waits = tokio::spawn({
+        let log = log.clone();
+        async move { log.archive_now(&id).await }
+    });
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(!waits.is_finished());
+    log.close().await.unwrap();
+    let ended = tokio::time::timeout(Duration::from_secs(5), waits).await;
+    assert_eq!(ended.unwrap().unwrap(), Err(NotArchived::Ended));
 }
 
 /// A store in which no segment becomes durable while it is held.
