@@ -455,6 +455,45 @@ async fn what_cannot_be_opened_stays_as_it_is_and_what_lies_around_it_is_archive
 }
 
 #[tokio::test]
+async fn a_topic_of_which_nothing_more_can_be_remembered_is_left_alone_for_a_while() {
+    let (store, format) = (memory().await, FakeHistory::new(1_000));
+    let log = open(&store, &format).await;
+    let (id, good) = (topic(&log, "t", 3).await, topic(&log, "good", 3).await);
+    let p = log.partition(&id, 0).unwrap();
+    let bad = log.append(&p, bad_inside(), false).unwrap();
+    bad.published().await.unwrap();
+    append(&log, &log.partition(&good, 0).unwrap(), &["a"]).await;
+    merger(&log).round().await.unwrap();
+    let mut archiver = archiver(&log, &format, eager(64 << 20));
+    let elsewhere = |offset| {
+        let tp = TopicPartition {
+            topic: TopicId::from_u128(77),
+            partition: 0,
+        };
+        (tp, offset)
+    };
+    let many = (0..SET_ASIDE_MAX as i64).map(elsewhere);
+    archiver.shared.set_aside.lock().extend(many);
+    let mut candidates = archiver.survey().await;
+    candidates.sort_by_key(|c| c.topic.id == good);
+    let [first, second] = candidates.try_into().unwrap();
+    assert_eq!((first.topic.id, second.topic.id), (id, good));
+    let outcome = archiver.shared.archive(first).await;
+    assert_eq!(outcome, Err(EndOfFile::TooMuchBad));
+    assert!(archiver.settle(id, outcome), "others go on");
+    assert!(archiver.left_alone[&id] > Instant::now() + AGAIN / 2);
+    archiver.shared.archive(second).await.unwrap();
+    assert_eq!(levels(&log, &good, 0), [Level::L2]);
+    assert_eq!(archiver.shared.set_aside.lock().len(), SET_ASIDE_MAX, "a bound");
+    // With room it is set aside, and that is the end of it.
+    archiver.shared.set_aside.lock().clear();
+    round(&archiver).await.unwrap();
+    assert!(archiver.shared.set_aside.lock().contains(&(p.id(), 0)));
+    assert_eq!(levels(&log, &id, 0), [Level::L1]);
+    assert_eq!(files(&store).await.len(), 1);
+}
+
+#[tokio::test]
 async fn merged_data_that_is_damaged_or_missing_stops_nobody_else() {
     let (store, format) = (memory().await, FakeHistory::new(1_000));
     let log = open(&store, &format).await;
@@ -778,8 +817,8 @@ impl ObjectStore for Held {
     }
 }
 
-#[tokio::test]
-async fn while_producers_wait_nothing_is_read_for_history() {
+/// A store that holds segments back while the sender says so.
+fn holding() -> (Store, tokio::sync::watch::Sender<bool>) {
     let (hold, held) = tokio::sync::watch::channel(false);
     let bucket: Arc<dyn ObjectStore> = Arc::new(Held {
         inner: InMemory::new(),
@@ -793,6 +832,61 @@ async fn while_producers_wait_nothing_is_read_for_history() {
         StoreKind::Memory,
         StoreOptions::default(),
     );
+    (store, hold)
+}
+
+#[tokio::test]
+async fn a_rewrite_waits_for_the_one_before_although_nobody_waits_for_that() {
+    let (store, hold) = holding();
+    let format = FakeHistory::new(1_000);
+    let log = open(&store, &format).await;
+    let id = topic(&log, "t", 3).await;
+    let all = produce(&log, &id, 2).await;
+    let merged = async || {
+        let listing = store.bulk.list(Some(&store.key(keys::MERGED)));
+        listing.collect::<Vec<_>>().await.len()
+    };
+    hold.send(true).unwrap();
+    // Its pointers are on their way and not published when whoever wrote them is gone.
+    let first = tokio::spawn({
+        let mut merger = merger(&log);
+        async move { merger.round().await }
+    });
+    until(|| log.inner.stream.oldest_wait() > Duration::ZERO).await;
+    first.abort();
+    assert!(first.await.unwrap_err().is_cancelled());
+    assert_eq!(merged().await, 1);
+    // Of the same data, as far as anybody can see.
+    assert!(all_are(&log, &id, Level::L0));
+    let second = tokio::spawn({
+        let mut merger = merger(&log);
+        async move { merger.round().await }
+    });
+    let begun = Instant::now();
+    while merged().await < 2 {
+        assert!(begun.elapsed() < Duration::from_secs(30));
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(!second.is_finished() && all_are(&log, &id, Level::L0));
+    hold.send(false).unwrap();
+    second.await.unwrap().unwrap();
+    // It was judged by what the first one had published: two pointers to the same offsets would have ended the stream.
+    assert!(!log.inner.stream.is_fenced());
+    let places = (0..3).flat_map(|n| {
+        let p = log.partition(&id, n).unwrap();
+        let image = p.published.lock();
+        image.ranges.iter().map(|r| r.place).collect::<Vec<_>>()
+    });
+    let places: HashSet<_> = places.collect();
+    assert_eq!(places.len(), 1, "{places:?}");
+    assert_eq!(read_all(&log, &id).await, all);
+    assert_eq!(read_all(&open(&store, &format).await, &id).await, all);
+}
+
+#[tokio::test]
+async fn while_producers_wait_nothing_is_read_for_history() {
+    let (store, hold) = holding();
     let format = FakeHistory::new(1_000);
     let log = open(&store, &format).await;
     let id = topic(&log, "t", 3).await;
