@@ -338,12 +338,12 @@ impl Manifest {
     /// no other stream any more: their logs no longer go through those. Returns how many slots were unlinked.
     pub fn drop_links(&mut self, owner: Incarnation, covered: &[(Slot, i32)]) -> usize {
         let covered: BTreeMap<Slot, i32> = covered.iter().copied().collect();
-        let mut unlinked = std::collections::BTreeSet::new();
-        for (slot, epoch) in self.slots_of(owner) {
-            if covered.get(&slot) == Some(&epoch) && self.has_links(slot) {
-                unlinked.insert(slot);
-            }
-        }
+        let held = self.slots_of(owner);
+        let held = held.filter(|(slot, epoch)| covered.get(slot) == Some(epoch));
+        let held: Vec<Slot> = held.map(|(slot, _)| slot).collect();
+        let linked = held.iter().zip(self.links_of(&held));
+        let linked = linked.filter(|(_, links)| !links.is_empty());
+        let unlinked: std::collections::BTreeSet<Slot> = linked.map(|(slot, _)| *slot).collect();
         for entry in self.streams.values_mut() {
             if let StreamState::Sealed { links, .. } = &mut entry.state {
                 let single = links.iter().flat_map(|l| {

@@ -401,29 +401,50 @@ impl Manifest {
 
     /// Earlier streams that a slot's log goes through, oldest first.
     pub fn links(&self, slot: Slot) -> Vec<Link> {
-        let holds = |first: Slot, count: u32| first <= slot && slot - first < count;
-        let mut links = vec![];
-        for (stream, entry) in &self.streams {
-            let link = |bound, epoch, released| Link {
-                stream: *stream,
-                bound,
-                epoch,
-                released,
-            };
-            if let StreamState::Sealed { at, links: runs } = &entry.state {
-                let sealed = runs.iter().filter(|r| holds(r.first, r.count));
-                links.extend(sealed.map(|r| link(*at, r.epoch, false)));
-            }
-            let released = entry.released.iter().filter(|r| holds(r.first, r.count));
-            links.extend(released.map(|r| link(r.bound, r.epoch, true)));
+        self.links_of(&[slot]).pop().unwrap_or_default()
+    }
+
+    /// The links of each of some slots, found in one look at the table of streams.
+    pub fn links_of(&self, slots: &[Slot]) -> Vec<Vec<Link>> {
+        let mut sorted: Vec<(Slot, usize)> = slots.iter().copied().zip(0..).collect();
+        sorted.sort_unstable();
+        let mut links: Vec<Vec<Link>> = vec![vec![]; slots.len()];
+        for (first, count, link) in self.linked_runs() {
+            let from = sorted.partition_point(|(slot, _)| *slot < first);
+            let run = sorted[from..].iter().take_while(|(slot, _)| slot - first < count);
+            run.for_each(|(_, at)| links[*at].push(link));
         }
-        links.sort_by_key(|l| l.epoch);
+        links
+            .iter_mut()
+            .for_each(|of_slot| of_slot.sort_by_key(|l| l.epoch));
         links
     }
 
     /// Whether the slot's log goes through any earlier stream.
     pub fn has_links(&self, slot: Slot) -> bool {
-        !self.links(slot).is_empty()
+        let holds = |(first, count, _): (Slot, u32, Link)| first <= slot && slot - first < count;
+        self.linked_runs().any(holds)
+    }
+
+    /// Neighbouring slots, by the first and how many, with what their logs go through.
+    fn linked_runs(&self) -> impl Iterator<Item = (Slot, u32, Link)> + '_ {
+        self.streams.iter().flat_map(|(stream, entry)| {
+            let link = move |bound, epoch, released| Link {
+                stream: *stream,
+                bound,
+                epoch,
+                released,
+            };
+            let (at, links) = match &entry.state {
+                StreamState::Sealed { at, links } => (*at, links.as_slice()),
+                StreamState::Live => (0, &[][..]),
+            };
+            let sealed = links.iter();
+            let sealed = sealed.map(move |r| (r.first, r.count, link(at, r.epoch, false)));
+            let released = entry.released.iter();
+            let released = released.map(move |r| (r.first, r.count, link(r.bound, r.epoch, true)));
+            sealed.chain(released)
+        })
     }
 
     /// Slots of one owner, with their leader epochs.
@@ -472,6 +493,46 @@ mod tests {
             .map(|partition| slot_of(&TopicPartition { topic, partition }, 1024))
             .collect();
         assert_eq!(slots.len(), 64);
+    }
+
+    #[test]
+    fn links_are_found_for_one_slot_as_for_many() {
+        let mut m = Manifest::new(Uuid::from_u128(1), Uuid::from_u128(2), 64);
+        let first = m.register(1, None, BTreeMap::new());
+        m.take_over(first, &[]).unwrap();
+        let mut last = first;
+        for n in 2..6 {
+            let next = m.register(n, None, BTreeMap::new());
+            // Every third slot is handed over, the rest is taken over by several.
+            let asked: Vec<_> = (0..64)
+                .filter(|slot| slot % 3 == 0)
+                .map(|slot| (slot, next))
+                .collect();
+            m.set_desired(&asked);
+            let of_last: Vec<_> = m.slots_of(last).filter(|(slot, _)| slot % 3 == 0).collect();
+            let released: Vec<_> = of_last
+                .into_iter()
+                .map(|(slot, epoch)| change::Released {
+                    slot,
+                    epoch,
+                    bound: 7,
+                })
+                .collect();
+            m.move_slots(last, &released).unwrap();
+            m.take_over_for(next, &[(last, 9)], |slot| if slot % 2 == 0 { next } else { 0 })
+                .unwrap();
+            last = next;
+        }
+        let slots: Vec<Slot> = (0..64).rev().chain([5, 5]).collect();
+        let of_all = m.links_of(&slots);
+        for (slot, links) in slots.iter().zip(&of_all) {
+            assert_eq!(links, &m.links(*slot), "slot {slot}");
+            assert!(links.len() >= 4 && m.has_links(*slot));
+            assert!(links.windows(2).all(|w| w[0].epoch < w[1].epoch), "{links:?}");
+        }
+        assert!(of_all.iter().flatten().any(|l| l.released) && of_all.iter().flatten().any(|l| !l.released));
+        assert_eq!((m.links_of(&[]).len(), m.links(64).len()), (0, 0));
+        assert!(!m.has_links(64));
     }
 
     #[test]
