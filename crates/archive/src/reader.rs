@@ -103,7 +103,7 @@ impl Files {
                     weight(bytes + key.as_ref().len())
                 })
                 .build(),
-            inflow: Inflow::into_cache_of(options.portion_cache_bytes),
+            inflow: Inflow::of_cache(options.portion_cache_bytes),
             fetching: Semaphore::new(options.fetch_concurrency.max(1)),
             decoding: Arc::new(Semaphore::new(options.decode_concurrency.max(1))),
             ahead_permits: Arc::new(Semaphore::new(options.fetch_concurrency * 3 / 4)),

@@ -81,7 +81,7 @@ impl Blocks {
             tail: Mutex::new(tail),
             cache,
             cache_bytes,
-            inflow: Inflow::into_cache_of(cache_bytes),
+            inflow: Inflow::of_cache(cache_bytes),
             cold: Semaphore::new(read_concurrency.max(1)),
             ahead: Mutex::new(ReadAhead::new(Windows {
                 first: FIRST_WINDOW,

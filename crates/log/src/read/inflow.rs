@@ -15,7 +15,7 @@ pub struct Inflow {
 
 impl Inflow {
     /// Of a cache of this size.
-    pub fn into_cache_of(bytes: u64) -> Inflow {
+    pub fn of_cache(bytes: u64) -> Inflow {
         Inflow {
             most: bytes / EXCESS_SHARE,
             came: AtomicU64::new(0),
@@ -45,9 +45,9 @@ mod tests {
 
     #[test]
     fn a_sixteenth_of_the_size_comes_in_before_something_goes() {
-        let inflow = Inflow::into_cache_of(1_600);
+        let inflow = Inflow::of_cache(1_600);
         let due: Vec<bool> = [60, 39, 1, 99, 0, 1, 500].map(|came| inflow.add(came)).into();
         assert_eq!(due, [false, false, true, false, false, true, true]);
-        assert!(Inflow::into_cache_of(0).add(0), "what has no room holds nothing");
+        assert!(Inflow::of_cache(0).add(0), "what has no room holds nothing");
     }
 }
