@@ -87,8 +87,11 @@ fn run(client: &str) {
     let (target, directory) = match std::env::var("ALLUVIUM_TEST_BOOTSTRAP") {
         Ok(address) => (Target::Theirs(address), "results-of-another-broker"),
         Err(_) => {
-            // Kafka's default waits 3 s before the first assignment of every group.
-            let options = BrokerOptions::embedded().set("group.initial.rebalance.delay.ms", 100);
+            // Kafka's default waits 3 s before the first assignment of every group; compaction waits for half a minute.
+            let options = BrokerOptions::embedded()
+                .set("group.initial.rebalance.delay.ms", 100)
+                .set("merge.interval.ms", 1_000)
+                .set("log.cleaner.backoff.ms", 500);
             (Target::Ours(Box::new(Broker::start(options))), "results")
         }
     };

@@ -10,6 +10,8 @@ use alluvium_tests::batches::{Producer, batch_of, varint};
 use alluvium_tests::broker::{Broker, BrokerOptions};
 use alluvium_tests::kafka::{self, code};
 use alluvium_tests::wire::Client;
+use kafka_wire::IncrementalAlterConfigsRequest;
+use kafka_wire::incremental_alter_configs_request::{AlterConfigsResource, AlterableConfig};
 
 const TOPIC: &str = "compacted";
 const PATIENCE: Duration = Duration::from_secs(90);
@@ -20,8 +22,12 @@ fn now_ms() -> i64 {
     chrono::Utc::now().timestamp_millis()
 }
 
-/// An uncompressed batch of records with keys; no value deletes the key.
 fn keyed(records: &[(String, Option<String>)]) -> Vec<u8> {
+    keyed_at(now_ms(), records)
+}
+
+/// An uncompressed batch of records with keys; no value deletes the key.
+fn keyed_at(time_ms: i64, records: &[(String, Option<String>)]) -> Vec<u8> {
     let mut out = Vec::new();
     for (delta, (key, value)) in records.iter().enumerate() {
         let mut body = vec![0];
@@ -40,15 +46,19 @@ fn keyed(records: &[(String, Option<String>)]) -> Vec<u8> {
         varint(&mut out, body.len() as i64);
         out.extend_from_slice(&body);
     }
-    batch_of(now_ms(), Producer::NONE, 0, records.len() as i32, &out)
+    batch_of(time_ms, Producer::NONE, 0, records.len() as i32, &out)
 }
 
 type Row = (i64, String, Option<String>);
 
-/// Reads from the start to the end, as a consumer does: by the last offset of each batch.
 fn read(client: &mut Client) -> Vec<Row> {
+    read_rows(client, 0)
+}
+
+/// Reads from an offset to the end, as a consumer does: by the last offset of each batch.
+fn read_rows(client: &mut Client, from: i64) -> Vec<Row> {
     let end = kafka::end_offset(client, TOPIC, 0).unwrap();
-    let (mut rows, mut next) = (Vec::new(), 0);
+    let (mut rows, mut next) = (Vec::new(), from);
     while next < end {
         let (error, mut bytes) = kafka::fetch(client, TOPIC, 0, next, Duration::from_millis(500)).unwrap();
         assert_eq!(error, code::NONE, "at {next}");
@@ -172,4 +182,99 @@ fn a_reader_from_the_start_finds_the_newest_of_each_key() {
         .collect();
     let live = expected.rows(false).into_iter().filter(|row| row.1 != "tick");
     assert_eq!(rows, live.collect::<Vec<_>>());
+}
+
+/// Sets a config of the topic.
+fn set(client: &mut Client, name: &str, value: &str) {
+    const OF_A_TOPIC: i8 = 2;
+    let mut config = AlterableConfig::default();
+    config.name = name.into();
+    config.value = Some(value.into());
+    let mut resource = AlterConfigsResource::default();
+    resource.resource_type = OF_A_TOPIC;
+    resource.resource_name = TOPIC.into();
+    resource.configs = vec![config];
+    let mut request = IncrementalAlterConfigsRequest::default();
+    request.resources = vec![resource];
+    let answer = client.call(&request, 1).unwrap();
+    assert_eq!(answer.responses[0].error_code, code::NONE, "{answer:?}");
+}
+
+#[test]
+fn what_is_compacted_and_deleted_keeps_the_newest_until_it_is_too_old() {
+    const HOUR_MS: i64 = 3_600_000;
+    /// Each makes a range of its own: retention takes whole ones.
+    const LARGE: usize = 700_000;
+    let options = BrokerOptions::embedded()
+        .set("merge.interval.ms", 1_000)
+        .set("log.cleaner.backoff.ms", 100)
+        .set("log.retention.check.interval.ms", 500);
+    let mut broker = Broker::start(options);
+    let mut client = Client::connect(broker.address()).unwrap();
+    let configs = [
+        ("cleanup.policy", "compact,delete"),
+        ("max.compaction.lag.ms", "1"),
+        ("retention.ms", "-1"),
+    ];
+    kafka::create_topic(&mut client, TOPIC, 1, &configs).unwrap();
+    let mut expected = Expected::default();
+    for (kind, age) in [("old", 2 * HOUR_MS), ("new", 0)] {
+        for round in 0..2 {
+            for n in 0..3 {
+                let (key, value) = (format!("{kind} {n}"), format!("{round} {}", "x".repeat(LARGE)));
+                let records = keyed_at(now_ms() - age, &[(key.clone(), Some(value.clone()))]);
+                let (error, offset) = kafka::produce(&mut client, TOPIC, 0, records).unwrap();
+                assert_eq!(error, code::NONE);
+                expected.newest.insert(key, (offset, Some(value)));
+            }
+        }
+    }
+    let offsets = |rows: &[Row]| rows.iter().map(|row| row.0).collect::<Vec<_>>();
+    let all = expected.rows(false);
+    assert_eq!(offsets(&all), [3, 4, 5, 9, 10, 11]);
+    // Compaction takes what is superseded, and nothing else: not by age either, while there is no limit.
+    let until = |what: &str, broker: &Broker, holds: &mut dyn FnMut() -> bool| {
+        let began = Instant::now();
+        while !holds() {
+            assert!(began.elapsed() < PATIENCE, "{what}\n{}", broker.log_tail());
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    };
+    until("compacted", &broker, &mut || {
+        let rows = read(&mut client);
+        let found = offsets(&rows);
+        assert!(
+            offsets(&all).iter().all(|offset| found.contains(offset)),
+            "{found:?}"
+        );
+        rows == all
+    });
+    assert_eq!(kafka::list_offset(&mut client, TOPIC, 0, -2).unwrap(), 0);
+    // Retention takes the old ones, the newest of their keys or not, and the log start moves there.
+    set(&mut client, "retention.ms", &HOUR_MS.to_string());
+    let young: Vec<Row> = all[3..].to_vec();
+    let log_start = |client: &mut Client| kafka::list_offset(client, TOPIC, 0, -2).unwrap();
+    until("too old", &broker, &mut || log_start(&mut client) > 5);
+    let start = log_start(&mut client);
+    assert!(
+        (6..=9).contains(&start),
+        "the first young one that is left is at 9: {start}"
+    );
+    assert!(read_rows(&mut client, start) == young);
+    let (error, _) = kafka::fetch(&mut client, TOPIC, 0, start - 1, Duration::ZERO).unwrap();
+    assert_eq!(error, 1, "out of range");
+    // A crash changes neither, and both go on: a newer value makes the one before go.
+    broker.kill_9();
+    broker.restart();
+    let mut client = Client::connect(broker.address()).unwrap();
+    let after = log_start(&mut client);
+    assert!((start..=9).contains(&after), "{after}");
+    assert!(read_rows(&mut client, after) == young, "as before");
+    let newer = keyed(&[("new 0".into(), Some("newer".into()))]);
+    let (error, offset) = kafka::produce(&mut client, TOPIC, 0, newer).unwrap();
+    assert_eq!((error, offset), (code::NONE, 12));
+    until("compacted again", &broker, &mut || {
+        let start = log_start(&mut client);
+        offsets(&read_rows(&mut client, start)) == [10, 11, 12]
+    });
 }

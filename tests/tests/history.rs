@@ -9,13 +9,15 @@ use std::net::SocketAddr;
 use std::process::Output;
 use std::time::{Duration, Instant};
 
-use alluvium_tests::batches::{Producer, batch};
+use alluvium_log::codec::Codec;
+use alluvium_tests::batches::{Producer, batch, batch_of, field, varint};
 use alluvium_tests::broker::{self, Broker, BrokerOptions};
 use alluvium_tests::kafka::{self, IdempotentProducer, check_exact, code, read_all};
 use alluvium_tests::s3_fake::{Kind, Options, S3Fake};
 use alluvium_tests::wire::Client;
 use kafka_wire::DeleteRecordsRequest;
 use kafka_wire::delete_records_request::{DeleteRecordsPartition, DeleteRecordsTopic};
+use kafka_wire::produce_request::PartitionProduceData;
 use rand::rngs::StdRng;
 use rand::{Rng, RngCore, SeedableRng};
 
@@ -32,6 +34,7 @@ fn options(fake: &S3Fake, prefix: &str) -> BrokerOptions {
         .set("node.id", 1)
         .set("merge.interval.ms", 1_000)
         .set("request.budget.per.second", 0)
+        .set("archive.flush.min.interval.ms", 0)
 }
 
 fn flush_with(at: SocketAddr, topic: &str, more: &[&str]) -> Output {
@@ -267,6 +270,70 @@ fn delete_records(client: &mut Client, topic: &str, before: i64) {
     assert_eq!(answer.topics[0].partitions[0].error_code, code::NONE);
 }
 
+/// One record of so many headers of two bytes, compressed: a few KB that become gigabytes if each header is kept.
+fn header_bomb(headers: usize) -> Vec<u8> {
+    // Attributes, timestamp, offset, no key, an empty value.
+    let mut body = vec![0, 0, 0, 1, 0];
+    varint(&mut body, headers as i64);
+    // Of each header an empty key and an empty value.
+    body.resize(body.len() + 2 * headers, 0);
+    let mut record = Vec::new();
+    varint(&mut record, body.len() as i64);
+    record.append(&mut body);
+    const ZSTD: u16 = 4;
+    let compressed = Codec::Zstd.compress(&record).unwrap();
+    batch_of(now_ms(), Producer::NONE, ZSTD, 1, &compressed)
+}
+
+#[test]
+fn a_batch_that_would_become_gigabytes_stays_where_it_is() {
+    const MIB: u64 = 1024 * 1024;
+    let fake = S3Fake::start(Options::default()).unwrap();
+    let broker = Broker::start(options(&fake, "bomb"));
+    let mut client = Client::connect(broker.address()).unwrap();
+    kafka::create_topic(&mut client, "t", 2, &[]).unwrap();
+    let good = |text: &str| batch(now_ms(), Producer::NONE, &[text.as_bytes().to_vec()]);
+    let bomb = header_bomb(60_000_000);
+    assert!(bomb.len() < 100_000, "{} bytes", bomb.len());
+    for records in [good("before"), bomb.clone(), good("behind")] {
+        assert_eq!(kafka::produce(&mut client, "t", 0, records).unwrap().0, 0);
+    }
+    assert_eq!(kafka::produce(&mut client, "t", 1, good("beside")).unwrap().0, 0);
+    let before = broker.rss_bytes_max().unwrap();
+    let done = flush_with(broker.address(), "t", &[]);
+    let line = String::from_utf8(done.stderr).unwrap();
+    assert!(
+        done.status.code() == Some(1) && line.contains("not everything can be archived"),
+        "{line}"
+    );
+    let after = broker.rss_bytes_max().unwrap();
+    println!(
+        "{} bytes, at {} and {} MiB",
+        bomb.len(),
+        before / MIB,
+        after / MIB
+    );
+    // The records are opened, 115 MiB of them, and then not followed.
+    assert!(after < before + 512 * MIB, "from {before} to {after} bytes");
+    assert_eq!(broker.metric("alluvium_log_unarchivable_ranges_total"), Some(1.0));
+    let log = broker.log();
+    let told = log.lines().find(|line| line.contains("cannot be archived"));
+    assert!(
+        told.is_some_and(|line| line.contains("ERROR") && line.contains("offset=0")),
+        "{log}"
+    );
+    assert_eq!(files(&fake, "bomb").len(), 1, "what is beside it is archived");
+    // Consumers get it as it was.
+    let (error, bytes) = kafka::fetch(&mut client, "t", 0, 1, Duration::from_secs(1)).unwrap();
+    assert_eq!(error, code::NONE);
+    assert!(
+        bytes[field::CRC..bomb.len()] == bomb[field::CRC..],
+        "byte for byte"
+    );
+    assert_eq!(kafka::end_offset(&mut client, "t", 0).unwrap(), 3);
+    assert_eq!(read_all(broker.address(), "t", 1, PATIENCE).unwrap().len(), 1);
+}
+
 #[test]
 fn a_reader_in_a_file_that_is_deleted_reads_on_or_hears_that_it_is_out_of_range() {
     const OFFSET_OUT_OF_RANGE: i16 = 1;
@@ -314,38 +381,105 @@ fn a_reader_in_a_file_that_is_deleted_reads_on_or_hears_that_it_is_out_of_range(
     assert!(!broker.log().contains("ERROR"), "{}", broker.log_tail());
 }
 
+/// One record for each of these partitions, in one request; returns the bytes of the batches.
+fn produce_to_each(client: &mut Client, partitions: &[i32], value: &dyn Fn(i32) -> Vec<u8>) -> u64 {
+    let of_partition = |partition: &i32| {
+        let mut data = PartitionProduceData::default();
+        data.index = *partition;
+        data.records = Some(batch(now_ms(), Producer::NONE, &[value(*partition)]).into());
+        data
+    };
+    let data: Vec<_> = partitions.iter().map(of_partition).collect();
+    let bytes = data
+        .iter()
+        .filter_map(|one| one.records.as_ref())
+        .map(|b| b.len() as u64)
+        .sum();
+    let mut request = kafka::produce_request("t", 0, Vec::new());
+    request.topic_data[0].partition_data = data;
+    let answer = client.call(&request, kafka::PRODUCE_VERSION).unwrap();
+    let answered = &answer.responses[0].partition_responses;
+    assert_eq!(answered.len(), partitions.len());
+    assert!(
+        answered.iter().all(|one| one.error_code == code::NONE),
+        "{answered:?}"
+    );
+    bytes
+}
+
 #[test]
 fn many_small_partitions_share_files_and_requests() {
-    const PARTITIONS: i32 = 1_500;
+    const PARTITIONS: i32 = 10_000;
+    /// A file takes so many.
+    const OF_A_FILE: usize = 1_000;
+    const GIB: u64 = 1 << 30;
+    let began = Instant::now();
     let fake = S3Fake::start(Options::default()).unwrap();
-    let broker = Broker::start(options(&fake, "many").set("flush.interval.ms", 1));
+    let broker = Broker::start(options(&fake, "many"));
     let mut client = Client::connect(broker.address()).unwrap();
     kafka::create_topic(&mut client, "t", PARTITIONS, &[]).unwrap();
-    for partition in 0..PARTITIONS {
-        let records = batch(
-            now_ms(),
-            Producer::NONE,
-            &[format!("value {partition}").into_bytes()],
+    let noise = noise(&mut StdRng::seed_from_u64(11), 1, 4_000).remove(0);
+    let value = |partition: i32| [format!("value {partition} ").as_bytes(), &noise[..]].concat();
+    let requests = |what: &str, bytes: u64| {
+        let counts = fake.counts();
+        let (puts, gets) = (counts.of(Kind::Put).requests, counts.of(Kind::Get).requests);
+        let per_gib = (puts + gets) * GIB / bytes;
+        println!(
+            "{what}: {puts} PUT and {gets} GET, {per_gib} requests per GiB, after {:?}",
+            began.elapsed()
         );
-        assert_eq!(kafka::produce(&mut client, "t", partition, records).unwrap().0, 0);
-    }
-    until("all is merged", || {
-        broker
-            .metric("alluvium_log_unmerged_bytes")
-            .is_some_and(|bytes| bytes == 0.0)
-    });
+        fake.reset_counts();
+        (puts + gets, per_gib)
+    };
     fake.reset_counts();
+    let partitions: Vec<i32> = (0..PARTITIONS).collect();
+    let some = partitions.chunks(OF_A_FILE);
+    let bytes: u64 = some.map(|some| produce_to_each(&mut client, some, &value)).sum();
+    until("all is merged", || {
+        let merged = broker.metric("alluvium_log_merged_bytes_total");
+        merged >= Some(bytes as f64) && broker.metric("alluvium_log_unmerged_bytes") == Some(0.0)
+    });
+    let (written, _) = requests("produced and merged", bytes);
     flush(&broker, "t");
-    let written = fake.counts();
-    let (puts, gets) = (written.of(Kind::Put).requests, written.of(Kind::Get).requests);
     let count = files(&fake, "many").len();
-    println!("{PARTITIONS} partitions of one record: {count} files, {puts} PUT and {gets} GET");
-    assert!(count <= 3, "{count} files");
-    assert!(puts + gets < 200, "{written:?}");
-    for partition in (0..PARTITIONS).step_by(97) {
+    let (archived, per_gib) = requests("archived", bytes);
+    println!("{PARTITIONS} partitions of one record, {bytes} bytes: {count} files");
+    // A file or a request for each partition would be 10,000.
+    assert!(count <= partitions.len() / OF_A_FILE + 2, "{count} files");
+    assert!(written < 200, "{written} requests");
+    assert!(archived < 200 && per_gib < 6_000, "{archived} requests");
+    for partition in (0..PARTITIONS).step_by(497) {
         let found = read_all(broker.address(), "t", partition, PATIENCE).unwrap();
         assert_eq!(found.len(), 1);
-        assert_eq!(found[0].value, format!("value {partition}").as_bytes());
+        assert!(found[0].value == value(partition), "partition {partition}");
+    }
+    println!("all in {:?}", began.elapsed());
+}
+
+#[test]
+fn a_flush_in_a_loop_makes_few_files_and_waits() {
+    const APART_MS: u64 = 3_000;
+    let fake = S3Fake::start(Options::default()).unwrap();
+    let broker = Broker::start(options(&fake, "loop").set("archive.flush.min.interval.ms", APART_MS));
+    let mut client = Client::connect(broker.address()).unwrap();
+    kafka::create_topic(&mut client, "t", 1, &[]).unwrap();
+    let begun = Instant::now();
+    for round in 0..3 {
+        let records = batch(now_ms(), Producer::NONE, &[format!("value {round}").into_bytes()]);
+        assert_eq!(kafka::produce(&mut client, "t", 0, records).unwrap().0, 0);
+        if round > 0 {
+            // Asked for twice, it is done once.
+            let done = flush_with(broker.address(), "t", &["--timeout", "0"]);
+            assert!(done.status.success(), "{done:?}");
+        }
+        flush(&broker, "t");
+        assert_eq!(files(&fake, "loop").len(), round + 1);
+        let least = Duration::from_millis(APART_MS * round as u64);
+        assert!(
+            begun.elapsed() >= least,
+            "{:?} after round {round}",
+            begun.elapsed()
+        );
     }
 }
 

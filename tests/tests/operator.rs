@@ -209,9 +209,8 @@ fn used_bucket(fake: &S3Fake, prefix: &str) -> Broker {
     let mut broker = Broker::start(BrokerOptions::on(fake.store_url(prefix)).env(fake.env()));
     let mut client = Client::connect(broker.address()).unwrap();
     kafka::create_topic(&mut client, TOPIC, 1, KEPT).unwrap();
-    let records = batches::batch(0, Producer::NONE, &["kept".into()]);
-    assert_eq!(kafka::produce(&mut client, TOPIC, 0, records).unwrap().0, 0);
     drop(client);
+    produce_one(&broker);
     broker.terminate();
     broker
 }
@@ -228,12 +227,11 @@ fn an_own_success_that_looks_like_a_failure_is_one_change() {
     ] {
         let prefix = format!("level-{fault}");
         drop(used_bucket(&fake, &prefix));
-        let (url, key) = (fake.store_url(&prefix), format!("{prefix}/cluster/manifest.json"));
-        let mut before = manifest(&fake, &prefix);
-        before["feature_level"] = 1.into();
-        // Changed by hand, it has no right checksum.
-        before.as_object_mut().unwrap().remove("crc32c");
-        fake.put_raw(&key, before.to_string()).unwrap();
+        let url = fake.store_url(&prefix);
+        edited(&fake, &prefix, |m| {
+            drop(m.insert("feature_level".into(), 1.into()))
+        });
+        let before = manifest(&fake, &prefix);
         fake.set_fault_texts(&[&format!("kind=put,key=manifest.json$,times=1,do={fault}")]);
         let said = succeeded(&fake, &["cluster", "feature-level", &url, "--set", "2", "--yes"]);
         assert_eq!(fake.faults_fired(), [1], "{fault}");
@@ -252,6 +250,50 @@ fn an_own_success_that_looks_like_a_failure_is_one_change() {
         );
         assert!(fake.get(&copy).is_some(), "{fault}: with its copy");
     }
+}
+
+/// Changes the manifest by hand, while no broker runs.
+fn edited(fake: &S3Fake, prefix: &str, edit: impl FnOnce(&mut serde_json::Map<String, Value>)) {
+    let mut manifest = manifest(fake, prefix);
+    let members = manifest.as_object_mut().unwrap();
+    // Changed by hand, it has no right checksum.
+    members.remove("crc32c");
+    edit(members);
+    fake.put_raw(&format!("{prefix}/cluster/manifest.json"), manifest.to_string())
+        .unwrap();
+}
+
+#[test]
+fn a_level_is_raised_once_every_live_broker_knows_it() {
+    const PREFIX: &str = "unready";
+    let fake = S3Fake::start(Options::default()).unwrap();
+    let mut broker = used_bucket(&fake, PREFIX);
+    edited(&fake, PREFIX, |m| {
+        drop(m.insert("feature_level".into(), 2.into()))
+    });
+    broker.launch();
+    broker.kill_9();
+    // It is live as far as anybody can tell, and of a build that did not say what it knows.
+    edited(&fake, PREFIX, |m| drop(m.remove("known_levels").unwrap()));
+    let url = fake.store_url(PREFIX);
+    let raise = ["cluster", "feature-level", &url, "--set", "3", "--yes"];
+    let said = failed(&fake, &raise);
+    assert!(said.contains("broker 1 knows 1 to 2"), "{said}");
+    let status = text(&alluvium(&fake, &["cluster", "status", &url, "--json"]));
+    assert!(status.contains("broker 1 knows 1 to 2"), "{status}");
+    assert_eq!(manifest(&fake, PREFIX)["feature_level"], 2);
+    broker.launch();
+    let said = succeeded(&fake, &raise);
+    assert!(said.contains("the feature level is 3 now"), "{said}");
+    produce_one(&broker);
+    let found = kafka::read_all(broker.address(), TOPIC, 0, PATIENCE).unwrap();
+    assert_eq!(found.len(), 2);
+}
+
+fn produce_one(broker: &Broker) {
+    let mut client = Client::connect(broker.address()).unwrap();
+    let records = batches::batch(0, Producer::NONE, &["kept".into()]);
+    assert_eq!(kafka::produce(&mut client, TOPIC, 0, records).unwrap().0, 0);
 }
 
 #[test]

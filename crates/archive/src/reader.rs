@@ -6,11 +6,11 @@
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use alluvium_log::format::FormatError;
 use alluvium_log::history::Share;
 use alluvium_log::read::ahead::{ReadAhead, Reader, Windows};
+use alluvium_log::read::inflow::Inflow;
 use alluvium_log::store::{Store, reason_of};
 use alluvium_log::{Offset, ReadError};
 use bytes::Bytes;
@@ -53,9 +53,8 @@ pub(crate) struct Files {
     metrics: HistoryMetrics,
     files: Cache<Path, Arc<FileMeta>>,
     portions: Cache<PortionId, Batches>,
-    portion_cache_bytes: u64,
-    /// Bytes that came into the cache since it last evicted what is too much.
-    unsettled: AtomicU64,
+    /// Into the cache of portions.
+    inflow: Inflow,
     fetching: Semaphore,
     decoding: Arc<Semaphore>,
     /// Fewer than `fetching`, so that reading ahead never makes somebody wait who waits already.
@@ -104,8 +103,7 @@ impl Files {
                     weight(bytes + key.as_ref().len())
                 })
                 .build(),
-            portion_cache_bytes: options.portion_cache_bytes,
-            unsettled: AtomicU64::new(0),
+            inflow: Inflow::of_cache(options.portion_cache_bytes),
             fetching: Semaphore::new(options.fetch_concurrency.max(1)),
             decoding: Arc::new(Semaphore::new(options.decode_concurrency.max(1))),
             ahead_permits: Arc::new(Semaphore::new(options.fetch_concurrency * 3 / 4)),
@@ -342,20 +340,12 @@ impl Files {
         let brought = self.portions.entry(id).or_try_insert_with(read).await;
         let entry = brought.map_err(|e: Arc<ReadError>| (*e).clone())?;
         if entry.is_fresh() {
-            self.settle(entry.value().iter().map(|b| b.bytes.len() as u64).sum())
-                .await;
+            let bytes = entry.value().iter().map(|b| b.bytes.len() as u64).sum();
+            if self.inflow.add(bytes) {
+                self.portions.run_pending_tasks().await;
+            }
         }
         Ok(entry.into_value())
-    }
-
-    /// Lets the cache evict what is too much, once a sixteenth of its size has come in: by itself it does after 64
-    /// portions.
-    async fn settle(&self, came: u64) {
-        let unsettled = self.unsettled.fetch_add(came, Ordering::Relaxed) + came;
-        if unsettled >= self.portion_cache_bytes / 16 {
-            self.unsettled.store(0, Ordering::Relaxed);
-            self.portions.run_pending_tasks().await;
-        }
     }
 
     async fn read_portion(

@@ -279,8 +279,9 @@ impl Inner {
     /// One try. Slots with the same links stand and fall together, unless their entries tell them apart.
     async fn rebuild_once(&self, manifest: &Manifest, grants: &[Grant]) -> Failures {
         let mut alike: BTreeMap<Vec<Link>, Vec<Grant>> = BTreeMap::new();
-        for grant in grants {
-            alike.entry(manifest.links(grant.0)).or_default().push(*grant);
+        let slots: Vec<Slot> = grants.iter().map(|(slot, _)| *slot).collect();
+        for (grant, links) in grants.iter().zip(manifest.links_of(&slots)) {
+            alike.entry(links).or_default().push(*grant);
         }
         let mut sources = Sources::default();
         sources.streams.extend(std::mem::take(&mut *self.ended.lock()));

@@ -240,9 +240,12 @@ impl Inner {
     pub(crate) async fn drop_links(self: &Arc<Inner>, covered: &[(Slot, i32)]) {
         let manifest = self.keeper.current();
         let owned = self.stream.owned.lock().clone();
+        let slots: Vec<Slot> = covered.iter().map(|(slot, _)| *slot).collect();
         let linked: Vec<(Slot, i32)> = covered
             .iter()
-            .filter(|(slot, _)| manifest.has_links(*slot))
+            .zip(manifest.links_of(&slots))
+            .filter(|(_, links)| !links.is_empty())
+            .map(|(covered, _)| covered)
             // What is being released goes on from the image in its entry, and that may be older than the checkpoint.
             .filter(|(slot, _)| owned.get(slot).is_some_and(|o| o.phase == Phase::Active))
             .copied()

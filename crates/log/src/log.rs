@@ -10,7 +10,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use crate::archive::{self, ArchiveOptions, ArchivePolicies, ArchivedPartition, Flush, NotArchived};
+use crate::archive::{
+    self, ArchiveOptions, ArchivePolicies, ArchivedPartition, AskArchiver, Flush, NotArchived,
+};
 use crate::checkpointer::Checkpointer;
 use crate::handover::Member;
 use crate::history::History;
@@ -238,8 +240,7 @@ pub(crate) struct Inner {
 #[derive(Debug)]
 pub(crate) struct Rewriters {
     pub(crate) merge: mpsc::Sender<AskedMerge>,
-    /// With who says which topics are archived, if any is.
-    pub(crate) archive: Option<(mpsc::Sender<Flush>, Arc<dyn ArchivePolicies>)>,
+    pub(crate) archive: Option<AskArchiver>,
 }
 
 impl Log {
@@ -389,16 +390,60 @@ impl Log {
     }
 
     /// Archives now what is published of a topic's partitions that this broker leads, and returns how far that went.
-    /// Dropping the future stops nothing.
+    /// If there is anything to do, it waits until [`ArchiveOptions::flush_interval_min`] have passed since the last time
+    /// that there was. Dropping the future stops nothing.
     pub async fn archive_now(&self, topic: &TopicId) -> Result<Vec<ArchivedPartition>, NotArchived> {
+        let rewriters = self.inner.rewriters.get().ok_or(NotArchived::Ended)?;
+        let archiver = rewriters.archive.as_ref().ok_or(NotArchived::NoFormat)?;
+        let how_far = |led: &[(Arc<Partition>, Offset)]| -> Vec<ArchivedPartition> {
+            led.iter().map(|(p, end)| archive::archived_to(p, *end)).collect()
+        };
+        let done = how_far(&self.to_archive(archiver, topic)?);
+        if done.iter().all(|one| one.why.is_none()) {
+            return Ok(done);
+        }
+        archiver.admitted(*topic).await?;
+        // Much may have changed meanwhile.
+        let led = self.to_archive(archiver, topic)?;
+        let ended = |_| NotArchived::Ended;
+        let unmerged = |(p, end): &(Arc<Partition>, Offset)| {
+            let image = p.published.lock();
+            image.unmerged_ranges().any(|r| r.base_offset < *end)
+        };
+        if led.iter().any(unmerged) {
+            let (done, merged) = oneshot::channel();
+            rewriters.merge.send(done).await.map_err(|_| NotArchived::Ended)?;
+            merged.await.map_err(ended)?.map_err(NotArchived::Failed)?;
+        }
+        let (done, archived) = oneshot::channel();
+        let flush = Flush {
+            topic: *topic,
+            ends: led.iter().map(|(p, end)| (p.index(), *end)).collect(),
+            done,
+        };
+        let asked = archiver.flushes.send(flush).await;
+        asked.map_err(|_| NotArchived::Ended)?;
+        archived.await.map_err(ended)??;
+        Ok(how_far(&led))
+    }
+
+    /// The partitions of a topic that this broker leads, by their numbers, and where each ends now; an error if none of
+    /// it can be archived.
+    fn to_archive(
+        &self,
+        archiver: &AskArchiver,
+        topic: &TopicId,
+    ) -> Result<Vec<(Arc<Partition>, Offset)>, NotArchived> {
+        if !self.inner.stream.is_open() {
+            return Err(NotArchived::Ended);
+        }
         let manifest = self.manifest();
         let (name, found) = manifest.topic_by_id(topic).ok_or(NotArchived::NotLed)?;
-        let rewriters = self.inner.rewriters.get().ok_or(NotArchived::Ended)?;
-        let (archiver, policies) = rewriters.archive.as_ref().ok_or(NotArchived::NoFormat)?;
         if manifest.feature_level < LEVEL_OF_HISTORY {
             return Err(NotArchived::Level(manifest.feature_level));
         }
-        policies.policy(name, found).ok_or(NotArchived::NotThisTopic)?;
+        let policy = archiver.policies.policy(name, found);
+        policy.ok_or(NotArchived::NotThisTopic)?;
         let mut led: Vec<(Arc<Partition>, Offset)> = self
             .partitions()
             .into_iter()
@@ -412,19 +457,7 @@ impl Log {
             return Err(NotArchived::NotLed);
         }
         led.sort_by_key(|(p, _)| p.index());
-        let ended = |_| NotArchived::Ended;
-        let (done, merged) = oneshot::channel();
-        rewriters.merge.send(done).await.map_err(|_| NotArchived::Ended)?;
-        merged.await.map_err(ended)?.map_err(NotArchived::Failed)?;
-        let (done, archived) = oneshot::channel();
-        let flush = Flush {
-            topic: *topic,
-            ends: led.iter().map(|(p, end)| (p.index(), *end)).collect(),
-            done,
-        };
-        archiver.send(flush).await.map_err(|_| NotArchived::Ended)?;
-        archived.await.map_err(ended)??;
-        Ok(led.iter().map(|(p, end)| archive::archived_to(p, *end)).collect())
+        Ok(led)
     }
 
     /// Makes the changes in one compare-and-swap; each gets its own verdict. Returns once they are durable and in

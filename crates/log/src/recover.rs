@@ -130,8 +130,8 @@ pub enum RecoveryError {
 /// that covers it. Call it again with what was read until it is empty.
 pub fn to_read(manifest: &Manifest, slots: &[Slot], read: &Sources) -> BTreeSet<Source> {
     let mut wanted = BTreeSet::new();
-    for slot in slots {
-        for link in manifest.links(*slot).iter().rev() {
+    for (slot, links) in slots.iter().zip(manifest.links_of(slots)) {
+        for link in links.iter().rev() {
             let source = Source::of(link);
             if !read.has(source) {
                 wanted.insert(source);
@@ -170,8 +170,7 @@ pub fn recover(
     let known: BTreeSet<_> = manifest.topics.values().map(|t| t.id).collect();
     let mut images: HashMap<TopicPartition, PartitionImage> = HashMap::new();
     let mut indexed: BTreeMap<Incarnation, BySlot<'_>> = BTreeMap::new();
-    for slot in slots {
-        let links = manifest.links(*slot);
+    for (slot, links) in slots.iter().zip(manifest.links_of(slots)) {
         let start = links.iter().rposition(|l| read.covers(*slot, l));
         // Without a covering link the log must be there from its first entry on: the slot's first epoch, and a stream that
         // is read from its beginning.

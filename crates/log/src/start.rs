@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use crate::archive::Archiver;
+use crate::archive::{Archiver, AskArchiver, Asks};
 use crate::checkpointer::{Checkpointer, Durable};
 use crate::clean::Cleaner;
 use crate::clock::Clock;
@@ -107,7 +107,12 @@ impl Log {
             let (ask, asked) = mpsc::channel(WISHES);
             let (stream, keeper, checkpointer) = (stream.clone(), keeper.clone(), checkpointer.clone());
             let archiver = Archiver::new(stream, keeper, checkpointer, format, policies.clone(), archive);
-            (archiver, asked, (ask, policies))
+            let asking = AskArchiver {
+                flushes: ask,
+                policies,
+                asks: parking_lot::Mutex::new(Asks::new(archive.flush_interval_min)),
+            };
+            (archiver, asked, asking)
         });
         let cleaner = Arc::new(Cleaner::new(
             stream.clone(),

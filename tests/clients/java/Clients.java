@@ -291,6 +291,43 @@ public final class Clients {
         }
     }
 
+    /** What a reader from the start finds up to an offset. */
+    static List<ConsumerRecord<byte[], byte[]>> readTo(String topic, long offset) {
+        try (KafkaConsumer<byte[], byte[]> source = consumer(null)) {
+            source.assign(parts(topic, 1));
+            source.seekToBeginning(source.assignment());
+            List<ConsumerRecord<byte[], byte[]>> out = new ArrayList<>();
+            long end = System.nanoTime() + 30_000_000_000L;
+            while (out.isEmpty() || out.get(out.size() - 1).offset() < offset) {
+                check(System.nanoTime() < end, "offset %d was not read within 30 s", offset);
+                poll(source, out, 200);
+            }
+            return out;
+        }
+    }
+
+    /** Whether of the records of ten keys only the newest is left. The newest must be there at any time. */
+    static boolean compacted(List<ConsumerRecord<byte[], byte[]>> seen) {
+        int rows = 0;
+        long before = -1;
+        Map<String, String> newest = new HashMap<>();
+        for (ConsumerRecord<byte[], byte[]> r : seen) {
+            check(r.offset() > before, "the offsets do not rise at %d", r.offset());
+            before = r.offset();
+            String key = new String(r.key(), StandardCharsets.UTF_8);
+            if (!key.equals("tick")) {
+                rows++;
+                newest.put(key, r.value() == null ? null : new String(r.value(), StandardCharsets.UTF_8));
+            }
+        }
+        for (int key = 1; key < 10; key++) {
+            check((key + " in 4").equals(newest.get("k" + key)), "the newest are %s", newest);
+        }
+        check(newest.get("k0") == null, "the deleted key is back: %s", newest);
+        // The deletion itself stays for a day.
+        return rows <= 10;
+    }
+
     static String config(String topic, String name) throws Exception {
         ConfigResource resource = new ConfigResource(ConfigResource.Type.TOPIC, topic);
         ConfigEntry entry = admin.describeConfigs(List.of(resource)).all().get().get(resource).get(name);
@@ -698,6 +735,28 @@ public final class Clients {
                     () -> admin.describeAcls(AclBindingFilter.ANY).values().get() + "");
             check(admin.describeClientQuotas(ClientQuotaFilter.all()).entities().get().isEmpty(), "there are quotas");
             return null;
+        });
+        scenario("topic.compact", "CreateTopics Produce Fetch", () -> {
+            // Under these configs any broker compacts soon: what is a moment old, however little it is.
+            String topic = create("compact", 1, "cleanup.policy", "compact", "min.cleanable.dirty.ratio", "0.01", "segment.ms", "100",
+                    "max.compaction.lag.ms", "100");
+            List<Rec> all = new ArrayList<>();
+            for (int n = 0; n < 5; n++) {
+                for (int key = 0; key < 10; key++) {
+                    add(all, bytes("k" + key), bytes(key + " in " + n));
+                }
+            }
+            add(all, bytes("k0"), null);
+            produce(topic, all, 1);
+            long began = System.nanoTime();
+            until(75, "compaction", () -> {
+                Thread.sleep(1000);
+                long passed = (System.nanoTime() - began) / 1_000_000_000;
+                // Kafka compacts only what a later record has followed.
+                Rec later = new Rec(bytes("tick"), bytes("" + passed), List.of(), BASE_MS + (100 + passed) * 1000);
+                return compacted(readTo(topic, produce(topic, List.of(later), 1).get(0).offset));
+            });
+            return "compacted after " + (System.nanoTime() - began) / 1_000_000_000 + " s";
         });
         scenario("topic.delete", "DeleteTopics Metadata", () -> {
             String topic = create("delete", 2);

@@ -347,6 +347,35 @@ scenario('admin.delete-records', 'DeleteRecords ListOffsets', async () => {
   same(acked.slice(8), await readAll(topic, 12))
 })
 
+scenario('topic.compact', 'CreateTopics Produce Fetch', async () => {
+  // Under these configs any broker compacts soon: what is a moment old, however little it is.
+  const topic = await create('compact', 1, { 'cleanup.policy': 'compact', 'min.cleanable.dirty.ratio': '0.01', 'segment.ms': '100', 'max.compaction.lag.ms': '100' })
+  const began = Date.now()
+  const record = (i, key, value) => ({ key, value, headers: {}, timestamp: String(BASE_MS + i * 1000) })
+  const rounds = [...Array(50).keys()].map(i => record(i, `k${i % 10}`, `${i % 10} in ${Math.floor(i / 10)}`))
+  await produce(topic, [...rounds, record(50, 'k0', null)], 1)
+  await until(75, 'compaction', async () => {
+    await sleep(1000)
+    const passed = Math.floor((Date.now() - began) / 1000)
+    // Kafka compacts only what a later record has followed.
+    const [{ offset }] = await produce(topic, [record(100 + passed, 'tick', String(passed))], 1)
+    const one = await start(topic, `${prefix}-reader-${groups++}`)
+    try {
+      await until(30, 'the end', () => one.seen.some(s => Number(s.offset) >= offset))
+    } finally {
+      await one.stop()
+    }
+    const rows = one.seen.filter(s => s.message.key.toString() !== 'tick')
+    assert(one.seen.every((s, i) => i === 0 || Number(s.offset) > Number(one.seen[i - 1].offset)), 'the offsets do not rise')
+    const newest = Object.fromEntries(rows.map(s => [s.message.key.toString(), s.message.value && s.message.value.toString()]))
+    for (let key = 1; key < 10; key++) assert.strictEqual(newest[`k${key}`], `${key} in 4`, 'the newest is there at any time')
+    assert(!newest.k0, 'the deleted key is back')
+    // The deletion itself stays for a day.
+    return rows.length <= 10
+  })
+  return `compacted after ${Math.floor((Date.now() - began) / 1000)} s`
+})
+
 scenario('topic.delete', 'DeleteTopics Metadata', async () => {
   const topic = await create('delete', 2)
   await produce(topic, simple(10, 'd'), 2)

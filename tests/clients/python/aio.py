@@ -11,7 +11,7 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import InvalidPartitionsError, MessageSizeTooLargeError, TopicAlreadyExistsError
 from aiokafka.structs import OffsetAndMetadata
 
-from scenario import BASE_MS, Record, Seen, Suite, arguments, check, records, same
+from scenario import BASE_MS, COMPACT, COMPACT_SECONDS, Record, Seen, Suite, arguments, check, compacted, records, same, superseded, tick
 
 logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
 BOOTSTRAP, PREFIX = arguments()
@@ -402,6 +402,33 @@ async def _(admin):
     await until(moved, 10, "log start 8")
     await source.stop()
     same(acked[8:], await read_all(topic, 1, 12))
+
+
+@scenario("topic.compact", "CreateTopics", "Produce", "Fetch")
+async def _(admin):
+    topic, began = await create(admin, "compact", 1, COMPACT), time.monotonic()
+    await produce(topic, superseded(), 1)
+
+    async def read_to(offset):
+        source, out = await consumer(), []
+        source.assign([TopicPartition(topic, 0)])
+        await source.seek_to_beginning()
+
+        async def there():
+            out.extend(await polled(source))
+            return out and out[-1].offset >= offset
+        try:
+            await until(there, 30, "the end")
+        finally:
+            await source.stop()
+        return out
+
+    async def done():
+        await asyncio.sleep(1)
+        [(_, offset, _)] = await produce(topic, [tick(int(time.monotonic() - began))], 1)
+        return compacted([(s.offset, s.key, s.value) for s in await read_to(offset)])
+    await until(done, COMPACT_SECONDS, "compaction")
+    return "compacted after %d s" % (time.monotonic() - began)
 
 
 @scenario("topic.delete", "DeleteTopics", "Metadata")

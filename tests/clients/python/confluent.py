@@ -9,7 +9,8 @@ from confluent_kafka import KafkaException
 from confluent_kafka.admin import (AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, NewPartitions, NewTopic,
                                    OffsetSpec, ResourceType)
 
-from scenario import BASE_MS, Record, Seen, Suite, arguments, check, records, same, until
+from scenario import (BASE_MS, COMPACT, COMPACT_SECONDS, Record, Seen, Suite, arguments, check, compacted, records, same, superseded,
+                      tick, until)
 
 BOOTSTRAP, PREFIX = arguments()
 suite = Suite("confluent-kafka", "%s (librdkafka %s)" % (confluent_kafka.__version__, confluent_kafka.libversion()[0]))
@@ -77,6 +78,16 @@ def read_all(topic, partitions, count, **config):
     source = consumer(**config)
     source.assign([TopicPartition(topic, p, OFFSET_BEGINNING) for p in range(partitions)])
     out = take(source, count)
+    source.close()
+    return out
+
+
+def read_to(topic, offset):
+    """What a reader from the start finds up to this offset."""
+    source = consumer()
+    source.assign([TopicPartition(topic, 0, OFFSET_BEGINNING)])
+    out = []
+    until(lambda: out.extend(seen(m) for m in source.consume(500, 0.2)) or (out and out[-1].offset >= offset), 30, "the end")
     source.close()
     return out
 
@@ -410,6 +421,18 @@ def _():
     until(lambda: source.get_watermark_offsets(TopicPartition(topic, 0), timeout=10) == (8, 20), 10, "log start 8")
     source.close()
     same(acked[8:], read_all(topic, 1, 12))
+
+
+@suite.scenario("topic.compact", "CreateTopics", "Produce", "Fetch")
+def _():
+    topic, began = create("compact", 1, COMPACT), time.monotonic()
+    produce(topic, superseded(), 1)
+
+    def done():
+        [(_, offset, _)] = produce(topic, [tick(int(time.monotonic() - began))], 1)
+        return compacted([(s.offset, s.key, s.value) for s in read_to(topic, offset)])
+    until(done, COMPACT_SECONDS, "compaction", pause=1)
+    return "compacted after %d s" % (time.monotonic() - began)
 
 
 @suite.scenario("topic.delete", "DeleteTopics", "Metadata")

@@ -9,7 +9,8 @@ from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, OffsetAndMetad
 from kafka.admin import ConfigResource, ConfigResourceType, OffsetSpec
 from kafka.errors import InvalidPartitionsError, MessageSizeTooLargeError, TopicAlreadyExistsError
 
-from scenario import BASE_MS, Record, Seen, Suite, arguments, check, records, same, until
+from scenario import (BASE_MS, COMPACT, COMPACT_SECONDS, Record, Seen, Suite, arguments, check, compacted, records, same, superseded,
+                      tick, until)
 
 logging.getLogger("kafka").setLevel(logging.CRITICAL)
 BOOTSTRAP, PREFIX = arguments()
@@ -71,6 +72,17 @@ def read_all(topic, partitions, count):
     source.assign([TopicPartition(topic, p) for p in range(partitions)])
     source.seek_to_beginning()
     out = take(source, count)
+    source.close()
+    return out
+
+
+def read_to(topic, offset):
+    """What a reader from the start finds up to this offset."""
+    source = consumer()
+    source.assign([TopicPartition(topic, 0)])
+    source.seek_to_beginning()
+    out = []
+    until(lambda: out.extend(polled(source)) or (out and out[-1].offset >= offset), 30, "the end")
     source.close()
     return out
 
@@ -390,6 +402,18 @@ def _():
     until(lambda: source.beginning_offsets([part])[part] == 8, 10, "log start 8")
     source.close()
     same(acked[8:], read_all(topic, 1, 12))
+
+
+@suite.scenario("topic.compact", "CreateTopics", "Produce", "Fetch")
+def _():
+    topic, began = create("compact", 1, COMPACT), time.monotonic()
+    produce(topic, superseded(), 1)
+
+    def done():
+        [(_, offset, _)] = produce(topic, [tick(int(time.monotonic() - began))], 1)
+        return compacted([(s.offset, s.key, s.value) for s in read_to(topic, offset)])
+    until(done, COMPACT_SECONDS, "compaction", pause=1)
+    return "compacted after %d s" % (time.monotonic() - began)
 
 
 @suite.scenario("topic.delete", "DeleteTopics", "Metadata")

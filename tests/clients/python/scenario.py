@@ -72,6 +72,34 @@ def records(null_header=True, both_null=True):
     return out
 
 
+# Topic configs under which any broker compacts soon: what is a moment old, however little it is.
+COMPACT = {"cleanup.policy": "compact", "min.cleanable.dirty.ratio": "0.01", "segment.ms": "100", "max.compaction.lag.ms": "100"}
+COMPACT_SECONDS = 75
+
+
+def superseded():
+    """Records of ten keys, five times over, and then none of the first key."""
+    rounds = [(b"k%d" % key, b"%d in %d" % (key, n)) for n in range(5) for key in range(10)] + [(b"k0", None)]
+    return [Record(key, value, [], BASE_MS + i * 1000) for i, (key, value) in enumerate(rounds)]
+
+
+def tick(n):
+    """A later record: Kafka compacts only what such a one has followed."""
+    return Record(b"tick", b"%d" % n, [], BASE_MS + (100 + n) * 1000)
+
+
+def compacted(rows):
+    """Whether of `superseded` only the newest is left; `rows` are the offsets, keys and values of all that a reader from the
+    start found. The newest must be there at any time."""
+    check([r[0] for r in rows] == sorted({r[0] for r in rows}), "the offsets do not rise")
+    rows = [r for r in rows if r[1] != b"tick"]
+    newest = {key: value for _, key, value in rows}
+    expected = {b"k%d" % key: b"%d in 4" % key for key in range(1, 10)}
+    check({key: newest.get(key) for key in expected} == expected and newest.get(b"k0") is None, "the newest are %s", newest)
+    # The deletion itself stays for a day.
+    return len(rows) <= 10
+
+
 def check(condition, message, *args):
     """Like assert, but not removed by -O and with the values in the message."""
     if not condition:

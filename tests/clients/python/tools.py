@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 import time
 
-from scenario import Suite, arguments, check, until
+from scenario import COMPACT, COMPACT_SECONDS, Suite, arguments, check, compacted, superseded, tick, until
 
 BOOTSTRAP, PREFIX = arguments()
 CLASSPATH = os.environ.get("KAFKA_TOOLS_CLASSPATH", "")
@@ -207,6 +207,35 @@ def _():
     text = tool("TransactionsCommand", *SERVER, "describe-producers", "--topic", topic, "--partition", "0")
     rows = [l.split() for l in text.splitlines() if re.match(r"\d+\s", l)]
     check(len(rows) == 1 and rows[0][1] == "0", "producers: %s", text)
+
+
+@suite.scenario("topic.compact", "CreateTopics", "Produce", "Fetch")
+def _():
+    topic, began = create("compact", 1, *[word for pair in COMPACT.items() for word in ("--config", "%s=%s" % pair)]), time.monotonic()
+
+    def send(batch):
+        produce(topic, ["%s\t%s" % (r.key.decode(), "null" if r.value is None else r.value.decode()) for r in batch],
+                "--reader-property", "parse.key=true", "--reader-property", "null.marker=null")
+
+    def rows():
+        # Without a count the consumer ends when nothing has come for a while.
+        text = tool("consumer.ConsoleConsumer", *SERVER, "--topic", topic, "--timeout-ms", "3000", "--from-beginning",
+                    "--formatter-property", "print.key=true", "--formatter-property", "print.offset=true", errors=False)
+        for line in text.splitlines():
+            found = re.match(r"Offset:(\d+)\t([^\t]*)\t(.*)$", line)
+            if found:
+                value = None if found.group(3) == "null" else found.group(3).encode()
+                yield int(found.group(1)), found.group(2).encode(), value
+
+    def done():
+        newest = tick(int(time.monotonic() - began))
+        send([newest])
+        found = list(rows())
+        check(found and found[-1][1:] == (newest.key, newest.value), "the newest record is not the last: %s", found[-1:])
+        return compacted(found)
+    send(superseded())
+    until(done, COMPACT_SECONDS, "compaction", pause=1)
+    return "compacted after %d s" % (time.monotonic() - began)
 
 
 @suite.scenario("topic.delete", "DeleteTopics")

@@ -31,8 +31,8 @@ pub(super) enum ArchiveCommand {
     /// Turn what a topic holds now into Parquet files, and wait until it is
     ///
     /// Records become Parquet by themselves when there are enough of them (archive.file.bytes) or when they are old
-    /// enough (archive.interval.ms). This does not wait for either. Consumers notice nothing: they go on reading the
-    /// same records. The exit code is 0 once all that was in the topic when the command was given is in files, else 1,
+    /// enough (archive.interval.ms). This does not wait for either, but for the topic's last time to be 10 seconds ago
+    /// (archive.flush.min.interval.ms). Consumers notice nothing: they go on reading the same records. The exit code is 0 once all that was in the topic when the command was given is in files, else 1,
     /// with a line that says why.
     Flush(FlushArgs),
 }

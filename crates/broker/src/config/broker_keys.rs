@@ -203,6 +203,7 @@ static HISTORY: &[BrokerKey] = &[
     key("archive.threads", Int, Rule::Whole(1, 256), "", "Threads of low priority that write Parquet. Unset: a quarter of the processors, at least 1.").unset(),
     key("archive.bytes.per.second", Long, Rule::Whole(64 * 1024, 1 << 40), "67108864", "How fast data is archived at most, as it is stored, so that producers and consumers do not feel it. Less than what is produced in the mean leaves more and more that is not Parquet.").bytes(),
     key("archive.pause.above.ms", Long, AT_LEAST_1, "1000", "No more data is read for Parquet while a produced record has waited this long to become durable, for up to 30 s.").ms(),
+    key("archive.flush.min.interval.ms", Long, Rule::Whole(0, 3_600_000), "10000", "A topic becomes Parquet because of `alluvium archive flush` once in this time at most, as each time makes a file, however small. A command that comes sooner waits, as long as its own time-out lets it.").ms(),
     key("archive.cache.bytes", Long, Rule::Whole(0, 1 << 40), "67108864", "Memory for records that were read back from Parquet, from which other consumers are served.").bytes(),
     key("archive.metadata.cache.bytes", Long, Rule::Whole(0, 1 << 40), "33554432", "Memory for what is known of Parquet files: where each partition's records are.").bytes(),
 ];

@@ -2,8 +2,9 @@
 //!
 //! It is not in the table of APIs, so ApiVersions does not name it. It is answered at once: with how far the partitions
 //! that this broker leads are archived, after what is published in them was marked for it if the request says so. A
-//! request that is not exactly as it should be closes the connection. It causes no more than any client may by records
-//! and settings: at most one flush of a topic goes on at a time.
+//! request that is not exactly as it should be closes the connection. Who asks in a loop causes no more than any client may
+//! by records and settings: one flush of a topic goes on at a time, they are `archive.flush.min.interval.ms` apart, and
+//! topics that nobody asks for get every other file.
 
 use std::sync::Arc;
 

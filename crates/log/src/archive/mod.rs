@@ -42,7 +42,8 @@ use crate::stream::Stream;
 use crate::{Offset, Partition, TopicId, TopicPartition};
 use file::{FileError, Left, Order, Why, Written};
 use pace::Pace;
-use plan::{FileLimits, Lag, Offered, archivable, choose};
+pub(crate) use plan::Asks;
+use plan::{FileLimits, Lag, Offered, Waiting, archivable, choose, take_turns};
 use thread::Manner;
 
 /// How often it is looked at what is due.
@@ -68,6 +69,9 @@ pub struct ArchiveOptions {
     /// `archive.pause.above.ms`: no more is read while an append has waited longer than this to become durable, for
     /// up to 30 s.
     pub pause_above: Duration,
+    /// `archive.flush.min.interval.ms`: a topic becomes history because somebody asks for it ([`crate::Log::archive_now`])
+    /// once in this time at most; who asks sooner waits.
+    pub flush_interval_min: Duration,
 }
 
 impl Default for ArchiveOptions {
@@ -76,6 +80,7 @@ impl Default for ArchiveOptions {
             threads: 0,
             bytes_per_second: 64 << 20,
             pause_above: Duration::from_secs(1),
+            flush_interval_min: Duration::from_secs(10),
         }
     }
 }
@@ -144,6 +149,31 @@ pub(crate) struct Flush {
     pub(crate) done: oneshot::Sender<Result<(), NotArchived>>,
 }
 
+/// How to ask the task that archives.
+#[derive(Debug)]
+pub(crate) struct AskArchiver {
+    pub(crate) flushes: mpsc::Sender<Flush>,
+    /// Says which topics are archived, if any is.
+    pub(crate) policies: Arc<dyn ArchivePolicies>,
+    pub(crate) asks: Mutex<Asks>,
+}
+
+impl AskArchiver {
+    /// Waits until it is the topic's time; an error if the task ends before.
+    pub(crate) async fn admitted(&self, topic: TopicId) -> Result<(), NotArchived> {
+        loop {
+            let admitted = self.asks.lock().admit(topic, Instant::now());
+            let Err(later) = admitted else {
+                return Ok(());
+            };
+            tokio::select! {
+                () = tokio::time::sleep_until(later) => {}
+                () = self.flushes.closed() => return Err(NotArchived::Ended),
+            }
+        }
+    }
+}
+
 /// What every file needs.
 #[derive(Debug)]
 struct Shared {
@@ -167,6 +197,8 @@ pub(crate) struct Archiver {
     busy: HashSet<TopicId>,
     /// Topics that failed, and when they are tried again.
     left_alone: BTreeMap<TopicId, Instant>,
+    /// Whether the last file that was begun was of a topic that somebody asked for.
+    asked_last: bool,
 }
 
 /// A topic that may be archived.
@@ -222,6 +254,7 @@ impl Archiver {
             flushes: vec![],
             busy: HashSet::new(),
             left_alone: BTreeMap::new(),
+            asked_last: false,
         }
     }
 
@@ -284,7 +317,7 @@ impl Archiver {
         }
     }
 
-    /// Begins as many files as there are threads for, the most overdue topics first.
+    /// Begins as many files as there are threads for.
     async fn begin_due(&mut self, files: &mut JoinSet<(TopicId, Outcome)>) {
         let mut candidates = self.survey().await;
         let now_ms = self.shared.stream.clock.now_ms();
@@ -308,11 +341,15 @@ impl Archiver {
             let may = c.lag.asked || self.left_alone.get(&id).is_none_or(|until| *until <= now);
             may && !self.busy.contains(&id)
         });
-        candidates.sort_by_key(|c| (!c.lag.asked, c.lag.oldest_ms));
-        for candidate in candidates {
-            if files.len() >= self.threads {
-                break;
-            }
+        let waiting = candidates.iter().map(|c| Waiting {
+            asked: c.lag.asked,
+            oldest_ms: c.lag.oldest_ms,
+        });
+        let waiting: Vec<Waiting> = waiting.collect();
+        let free = self.threads.saturating_sub(files.len());
+        let next = take_turns(&waiting, free, &mut self.asked_last);
+        let mut candidates: Vec<Option<Candidate>> = candidates.into_iter().map(Some).collect();
+        for candidate in next.into_iter().filter_map(|i| candidates[i].take()) {
             let (shared, id) = (self.shared.clone(), candidate.topic.id);
             self.busy.insert(id);
             files.spawn(async move { (id, shared.archive(candidate).await) });

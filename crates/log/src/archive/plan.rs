@@ -4,17 +4,18 @@
 //! never go back in a partition, that is a front of each partition's merged data; in the file it stands by partition
 //! and offset.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::time::Instant;
 
 use crate::batch::ChunkCursor;
 use crate::entry::{ArchivedShare, ArchivedShares};
 use crate::history::Share;
 use crate::merge::plan::{Run, neighbours};
 use crate::partition::image::{PartitionImage, StoredRange};
-use crate::{Offset, TopicPartition};
+use crate::{Offset, TopicId, TopicPartition};
 
 use super::ArchivePolicy;
 
@@ -58,6 +59,72 @@ impl Lag {
         self.bytes > 0
             && (self.asked || self.bytes >= policy.file_bytes || self.age(now_ms) >= policy.interval)
     }
+}
+
+/// Keeps the times apart at which a topic becomes history because somebody asks for it: each makes a file, however
+/// little there is, and has the stream merged.
+#[derive(Debug)]
+pub(crate) struct Asks {
+    apart: Duration,
+    /// When a topic was last let through; only of those that have to wait.
+    last: BTreeMap<TopicId, Instant>,
+}
+
+impl Asks {
+    pub(crate) fn new(apart: Duration) -> Asks {
+        let last = BTreeMap::new();
+        Asks { apart, last }
+    }
+
+    /// Lets a topic through, or says when to come again.
+    pub(crate) fn admit(&mut self, topic: TopicId, now: Instant) -> Result<(), Instant> {
+        let apart = self.apart;
+        self.last
+            .retain(|_, last| now.saturating_duration_since(*last) < apart);
+        match self.last.get(&topic) {
+            Some(last) => Err(*last + apart),
+            None => {
+                self.last.insert(topic, now);
+                Ok(())
+            }
+        }
+    }
+}
+
+/// A topic of which a file may be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Waiting {
+    /// Whether somebody asked for it.
+    pub(crate) asked: bool,
+    /// Append time (ms) of its oldest data.
+    pub(crate) oldest_ms: Option<i64>,
+}
+
+/// Which topics get the free threads, in order, as positions in `waiting`. Those that somebody asked for and those that
+/// are only due take turns, so that neither kind holds the other up; of each kind the one with the oldest data is
+/// next. `asked_last` is whose turn it was last, and is brought up to date.
+pub(crate) fn take_turns(waiting: &[Waiting], free: usize, asked_last: &mut bool) -> Vec<usize> {
+    let of_kind = |asked: bool| {
+        let mut kind: Vec<usize> = (0..waiting.len())
+            .filter(|i| waiting[*i].asked == asked)
+            .collect();
+        kind.sort_by_key(|i| waiting[*i].oldest_ms);
+        kind.into_iter().peekable()
+    };
+    let (mut asked, mut due) = (of_kind(true), of_kind(false));
+    let mut taken = vec![];
+    while taken.len() < free {
+        let next = match (asked.peek(), due.peek()) {
+            (None, None) => break,
+            (Some(_), None) => true,
+            (None, Some(_)) => false,
+            (Some(_), Some(_)) => !*asked_last,
+        };
+        *asked_last = next;
+        let kind = if next { &mut asked } else { &mut due };
+        taken.extend(kind.next());
+    }
+    taken
 }
 
 /// Ranges of a partition that may be archived: merged, and below `stable`, from which on transactions may be open. One
@@ -278,6 +345,22 @@ mod tests {
         assert!(due(&lag, 1_000, 10_000));
     }
 
+    #[derive(Clone, Debug)]
+    enum Step {
+        /// Time goes on (ms), and a topic is asked for.
+        Ask(u64, u8),
+        /// Topics come to wait, each with whether it was asked for and the time of its oldest data; then some threads
+        /// are free.
+        Free(Vec<(bool, i64)>, usize),
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let ask = (0u64..4_000, 0u8..3).prop_map(|(later, topic)| Step::Ask(later, topic));
+        let comes = proptest::collection::vec((any::<bool>(), 0i64..100), 0..4);
+        let free = (comes, 0usize..3).prop_map(|(comes, free)| Step::Free(comes, free));
+        proptest::collection::vec(prop_oneof![ask, free], 0..60)
+    }
+
     fn offered() -> impl Strategy<Value = Vec<Offered>> {
         let range = (1i64..9, 0u32..400, 0i64..50, 0i64..3);
         let partition = proptest::collection::vec(range, 0..12);
@@ -305,6 +388,55 @@ mod tests {
     }
 
     proptest! {
+        /// However often somebody asks: each topic is let through once in the interval, at the time that was named, and
+        /// files of topics that were asked for and of others take turns.
+        #[test]
+        fn who_asks_waits_for_the_interval_and_for_others(steps in steps(), apart in 0u64..10_000) {
+            let apart = Duration::from_millis(apart);
+            let mut asks = Asks::new(apart);
+            let mut now = Instant::now();
+            let mut let_through: BTreeMap<TopicId, Instant> = BTreeMap::new();
+            let (mut waiting, mut asked_last, mut before) = (Vec::<Waiting>::new(), false, None);
+            for step in steps {
+                let (comes, free) = match step {
+                    Step::Ask(later, topic) => {
+                        now += Duration::from_millis(later);
+                        let topic = Uuid::from_u128(u128::from(topic));
+                        let last = let_through.get(&topic).copied();
+                        let expected = match last {
+                            Some(last) if now < last + apart => Err(last + apart),
+                            _ => Ok(()),
+                        };
+                        prop_assert_eq!(asks.admit(topic, now), expected);
+                        if expected.is_ok() {
+                            let_through.insert(topic, now);
+                        }
+                        let must_wait = let_through.values().filter(|last| now < **last + apart).count();
+                        prop_assert!(asks.last.len() <= must_wait.max(1), "no more is remembered");
+                        continue;
+                    }
+                    Step::Free(comes, free) => (comes, free),
+                };
+                waiting.extend(comes.into_iter().map(|(asked, t)| Waiting { asked, oldest_ms: Some(t) }));
+                let taken = take_turns(&waiting, free, &mut asked_last);
+                prop_assert_eq!(taken.len(), free.min(waiting.len()), "no thread is left without work");
+                let mut left: Vec<usize> = (0..waiting.len()).collect();
+                for i in taken {
+                    let at = left.iter().position(|l| *l == i);
+                    prop_assert!(at.is_some(), "each once");
+                    let one = waiting[i];
+                    if before == Some(one.asked) {
+                        prop_assert!(left.iter().all(|l| waiting[*l].asked == one.asked), "it was the others' turn");
+                    }
+                    let older = |l: &usize| waiting[*l].asked == one.asked && waiting[*l].oldest_ms < one.oldest_ms;
+                    prop_assert!(!left.iter().any(older), "the oldest first");
+                    left.retain(|l| *l != i);
+                    before = Some(one.asked);
+                }
+                waiting = left.into_iter().map(|l| waiting[l]).collect();
+            }
+        }
+
         #[test]
         fn a_file_takes_the_oldest_fronts_within_its_limits(
             offered in offered(), bytes in 1u64..1_500, ranges in 1usize..20, partitions in 1usize..5,

@@ -455,6 +455,45 @@ async fn what_cannot_be_opened_stays_as_it_is_and_what_lies_around_it_is_archive
 }
 
 #[tokio::test]
+async fn a_topic_of_which_nothing_more_can_be_remembered_is_left_alone_for_a_while() {
+    let (store, format) = (memory().await, FakeHistory::new(1_000));
+    let log = open(&store, &format).await;
+    let (id, good) = (topic(&log, "t", 3).await, topic(&log, "good", 3).await);
+    let p = log.partition(&id, 0).unwrap();
+    let bad = log.append(&p, bad_inside(), false).unwrap();
+    bad.published().await.unwrap();
+    append(&log, &log.partition(&good, 0).unwrap(), &["a"]).await;
+    merger(&log).round().await.unwrap();
+    let mut archiver = archiver(&log, &format, eager(64 << 20));
+    let elsewhere = |offset| {
+        let tp = TopicPartition {
+            topic: TopicId::from_u128(77),
+            partition: 0,
+        };
+        (tp, offset)
+    };
+    let many = (0..SET_ASIDE_MAX as i64).map(elsewhere);
+    archiver.shared.set_aside.lock().extend(many);
+    let mut candidates = archiver.survey().await;
+    candidates.sort_by_key(|c| c.topic.id == good);
+    let [first, second] = candidates.try_into().unwrap();
+    assert_eq!((first.topic.id, second.topic.id), (id, good));
+    let outcome = archiver.shared.archive(first).await;
+    assert_eq!(outcome, Err(EndOfFile::TooMuchBad));
+    assert!(archiver.settle(id, outcome), "others go on");
+    assert!(archiver.left_alone[&id] > Instant::now() + AGAIN / 2);
+    archiver.shared.archive(second).await.unwrap();
+    assert_eq!(levels(&log, &good, 0), [Level::L2]);
+    assert_eq!(archiver.shared.set_aside.lock().len(), SET_ASIDE_MAX, "a bound");
+    // With room it is set aside, and that is the end of it.
+    archiver.shared.set_aside.lock().clear();
+    round(&archiver).await.unwrap();
+    assert!(archiver.shared.set_aside.lock().contains(&(p.id(), 0)));
+    assert_eq!(levels(&log, &id, 0), [Level::L1]);
+    assert_eq!(files(&store).await.len(), 1);
+}
+
+#[tokio::test]
 async fn merged_data_that_is_damaged_or_missing_stops_nobody_else() {
     let (store, format) = (memory().await, FakeHistory::new(1_000));
     let log = open(&store, &format).await;
@@ -602,9 +641,8 @@ async fn below_feature_level_3_nothing_is_archived() {
     assert!(files(&store).await.is_empty());
 }
 
-#[tokio::test]
-async fn a_topic_is_archived_when_somebody_asks_for_it() {
-    let (store, format) = (memory().await, FakeHistory::new(1_000));
+/// A log that archives only when somebody asks for it, which counts again after `apart`.
+async fn open_to_ask(store: &Store, format: &Arc<FakeHistory>, apart: Duration) -> Log {
     let mut options = LogOptions::for_store(StoreKind::Memory);
     options.merge.interval = 1_000 * HOUR;
     options.history = Some(format.clone());
@@ -613,14 +651,20 @@ async fn a_topic_is_archived_when_somebody_asks_for_it() {
         interval: 1_000 * HOUR,
         text_values: false,
     })));
+    options.archive.flush_interval_min = apart;
     let log = Log::open(
         store.clone(),
         options,
         Arc::new(SystemClock),
         &mut Registry::default(),
-    )
-    .await
-    .unwrap();
+    );
+    log.await.unwrap()
+}
+
+#[tokio::test]
+async fn a_topic_is_archived_when_somebody_asks_for_it() {
+    let (store, format) = (memory().await, FakeHistory::new(1_000));
+    let log = open_to_ask(&store, &format, Duration::ZERO).await;
     let (id, other) = (topic(&log, "t", 3).await, topic(&log, "other", 3).await);
     let internal = topic(&log, "__internal", 1).await;
     let all = produce(&log, &id, 3).await;
@@ -654,6 +698,69 @@ async fn a_topic_is_archived_when_somebody_asks_for_it() {
     assert!(done.iter().all(|p| (p.archived_to, p.end) == (8, 8)), "{done:?}");
     log.close().await.unwrap();
     assert_eq!(log.archive_now(&id).await, Err(NotArchived::Ended));
+}
+
+#[tokio::test]
+async fn who_asks_again_and_again_makes_no_masses_of_small_objects() {
+    let (store, format) = (memory().await, FakeHistory::new(1_000));
+    let apart = Duration::from_secs(2);
+    let log = open_to_ask(&store, &format, apart).await;
+    let (id, other) = (topic(&log, "t", 3).await, topic(&log, "other", 3).await);
+    let p = log.partition(&id, 0).unwrap();
+    let metrics = &log.inner.stream.metrics;
+    let counts = || (metrics.archived_files.get(), metrics.merged_objects.get());
+    append(&log, &p, &["a"]).await;
+    let begun = Instant::now();
+    log.archive_now(&id).await.unwrap();
+    let first = begun.elapsed();
+    assert!(first < apart, "the first waits for nobody: {first:?}");
+    assert_eq!(counts(), (1, 1));
+    // Where nothing is left to do nothing is done, not even to what else the stream holds.
+    append(&log, &log.partition(&other, 0).unwrap(), &["not yet"]).await;
+    for _ in 0..50 {
+        log.archive_now(&id).await.unwrap();
+    }
+    assert_eq!(counts(), (1, 1));
+    assert!(begun.elapsed() < apart, "{:?}", begun.elapsed());
+    // Two who ask for a little more: both wait, and the second for longer.
+    append(&log, &p, &["b"]).await;
+    let asked = || async {
+        let done = log.archive_now(&id).await.unwrap();
+        append(&log, &p, &["c"]).await;
+        (done[0].archived_to, begun.elapsed())
+    };
+    let ((to, first), (_, second)) = futures::join!(asked(), asked());
+    assert!(to >= 2);
+    assert!(first.min(second) >= apart, "{first:?} {second:?}");
+    assert!(first.max(second) >= 2 * apart, "{first:?} {second:?}");
+    assert_eq!(counts().0, 3);
+    // Other topics do not wait for this one.
+    let begun = Instant::now();
+    log.archive_now(&other).await.unwrap();
+    assert!(begun.elapsed() < apart, "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn who_waits_to_ask_hears_that_the_log_was_closed() {
+    let (store, format) = (memory().await, FakeHistory::new(1_000));
+    let log = open_to_ask(&store, &format, HOUR).await;
+    let id = topic(&log, "t", 3).await;
+    let p = log.partition(&id, 0).unwrap();
+    for value in ["a", "b"] {
+        append(&log, &p, &[value]).await;
+        if value == "a" {
+            log.archive_now(&id).await.unwrap();
+        }
+    }
+    let waits = tokio::spawn({
+        let log = log.clone();
+        async move { log.archive_now(&id).await }
+    });
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(!waits.is_finished());
+    log.close().await.unwrap();
+    let ended = tokio::time::timeout(Duration::from_secs(5), waits).await;
+    assert_eq!(ended.unwrap().unwrap(), Err(NotArchived::Ended));
 }
 
 /// A store in which no segment becomes durable while it is held.
@@ -710,8 +817,8 @@ impl ObjectStore for Held {
     }
 }
 
-#[tokio::test]
-async fn while_producers_wait_nothing_is_read_for_history() {
+/// A store that holds segments back while the sender says so.
+fn holding() -> (Store, tokio::sync::watch::Sender<bool>) {
     let (hold, held) = tokio::sync::watch::channel(false);
     let bucket: Arc<dyn ObjectStore> = Arc::new(Held {
         inner: InMemory::new(),
@@ -725,6 +832,61 @@ async fn while_producers_wait_nothing_is_read_for_history() {
         StoreKind::Memory,
         StoreOptions::default(),
     );
+    (store, hold)
+}
+
+#[tokio::test]
+async fn a_rewrite_waits_for_the_one_before_although_nobody_waits_for_that() {
+    let (store, hold) = holding();
+    let format = FakeHistory::new(1_000);
+    let log = open(&store, &format).await;
+    let id = topic(&log, "t", 3).await;
+    let all = produce(&log, &id, 2).await;
+    let merged = async || {
+        let listing = store.bulk.list(Some(&store.key(keys::MERGED)));
+        listing.collect::<Vec<_>>().await.len()
+    };
+    hold.send(true).unwrap();
+    // Its pointers are on their way and not published when whoever wrote them is gone.
+    let first = tokio::spawn({
+        let mut merger = merger(&log);
+        async move { merger.round().await }
+    });
+    until(|| log.inner.stream.oldest_wait() > Duration::ZERO).await;
+    first.abort();
+    assert!(first.await.unwrap_err().is_cancelled());
+    assert_eq!(merged().await, 1);
+    // Of the same data, as far as anybody can see.
+    assert!(all_are(&log, &id, Level::L0));
+    let second = tokio::spawn({
+        let mut merger = merger(&log);
+        async move { merger.round().await }
+    });
+    let begun = Instant::now();
+    while merged().await < 2 {
+        assert!(begun.elapsed() < Duration::from_secs(30));
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(!second.is_finished() && all_are(&log, &id, Level::L0));
+    hold.send(false).unwrap();
+    second.await.unwrap().unwrap();
+    // It was judged by what the first one had published: two pointers to the same offsets would have ended the stream.
+    assert!(!log.inner.stream.is_fenced());
+    let places = (0..3).flat_map(|n| {
+        let p = log.partition(&id, n).unwrap();
+        let image = p.published.lock();
+        image.ranges.iter().map(|r| r.place).collect::<Vec<_>>()
+    });
+    let places: HashSet<_> = places.collect();
+    assert_eq!(places.len(), 1, "{places:?}");
+    assert_eq!(read_all(&log, &id).await, all);
+    assert_eq!(read_all(&open(&store, &format).await, &id).await, all);
+}
+
+#[tokio::test]
+async fn while_producers_wait_nothing_is_read_for_history() {
+    let (store, hold) = holding();
     let format = FakeHistory::new(1_000);
     let log = open(&store, &format).await;
     let id = topic(&log, "t", 3).await;

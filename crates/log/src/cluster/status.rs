@@ -101,6 +101,8 @@ pub struct BrokerStatus {
     pub unmerged: u64,
     /// Manifest version that it had applied when it wrote its head.
     pub applied_version: u64,
+    /// Highest feature level that it knows.
+    pub known_level: u32,
 }
 
 /// An earlier stream that the log of some slots still goes through: one that ended, or that handed them over.
@@ -314,7 +316,7 @@ pub fn judge(seen: &Seen) -> Status {
         notes: vec![],
     };
     status.problems = problems(&status, seen);
-    status.notes = notes(&status);
+    status.notes = notes(&status, &m.unready_in_words(FEATURE_LEVEL));
     status
 }
 
@@ -339,6 +341,7 @@ fn broker_status(seen: &Seen, incarnation: Incarnation, entry: &StreamEntry, led
         floor,
         unmerged: tip.saturating_sub(floor),
         applied_version: head.map_or(0, |(head, _)| head.manifest_version),
+        known_level: seen.manifest.known_level(incarnation),
     }
 }
 
@@ -451,12 +454,17 @@ fn problems(status: &Status, seen: &Seen) -> Vec<String> {
     problems
 }
 
-fn notes(status: &Status) -> Vec<String> {
+/// `unready`: the live brokers that do not know what this build knows, in words.
+fn notes(status: &Status, unready: &str) -> Vec<String> {
     let mut notes = vec![];
     if status.feature_level < FEATURE_LEVEL {
+        let when = match unready {
+            "" => "every live broker is new enough".to_owned(),
+            unready => format!("once every broker is new enough; {unready}"),
+        };
         notes.push(format!(
             "the feature level is {}, and this build knows {FEATURE_LEVEL}: raise it with `alluvium cluster \
-             feature-level` once every broker is new enough",
+             feature-level`, {when}",
             status.feature_level
         ));
     }

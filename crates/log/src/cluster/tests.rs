@@ -13,7 +13,7 @@ use super::status::{self, HEAD_AGE_MS_MAX, MoveStatus, Seen, SlotRange, StreamSe
 use super::*;
 use crate::batch::BatchBuilder;
 use crate::head::Head;
-use crate::manifest::{Change, Endpoint};
+use crate::manifest::{Change, Endpoint, FEATURE_LEVEL};
 use crate::store::{StoreKind, StoreOptions};
 use crate::{Clock, Log, LogOptions, Slot, SystemClock, keys};
 
@@ -354,9 +354,17 @@ fn a_mark_without_a_broker_and_a_low_level_are_noted() {
     m.feature_level = 1;
     let notes = judged(&m, &[Some(1); 2]).notes.join("; ");
     assert!(
-        notes.contains("node.id 9 is marked as draining") && notes.contains("the feature level is 1"),
+        notes.contains("node.id 9 is marked as draining")
+            && notes.contains("the feature level is 1")
+            && notes.contains("every live broker is new enough"),
         "{notes}"
     );
+    m.known_levels.remove(&2);
+    let status = judged(&m, &[Some(1); 2]);
+    let known: Vec<u32> = status.brokers.iter().map(|b| b.known_level).collect();
+    assert_eq!(known, [FEATURE_LEVEL, 2]);
+    let notes = status.notes.join("; ");
+    assert!(notes.contains("new enough; broker 2 knows 1 to 2"), "{notes}");
 }
 
 #[tokio::test]

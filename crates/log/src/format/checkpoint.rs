@@ -456,6 +456,35 @@ mod tests {
             })
     }
 
+    /// The numbers of docs/analytics.md.
+    #[test]
+    fn a_share_of_history_takes_64_bytes_of_memory_and_about_20_of_a_checkpoint() {
+        assert_eq!(size_of::<StoredRange>(), 64);
+        let body = |shares: i64| {
+            let share = |hour: i64| StoredRange {
+                base_offset: hour * 500,
+                last_offset: hour * 500 + 499,
+                place: Place::l2(17, 1_000 + hour as u64),
+                // Somewhere in a file that many partitions share.
+                position: 40_000 + hour as u32 * 97,
+                len: 60_000 + hour as u32 * 31,
+                max_timestamp: 1_700_000_000_000 + hour * 3_600_000,
+                append_time_ms: 1_700_000_000_005 + hour * 3_600_011,
+            };
+            let image = PartitionImage::new(PartitionState::default(), (0..shares).map(share).collect());
+            let tp = TopicPartition {
+                topic: Uuid::from_u128(3),
+                partition: 0,
+            };
+            let partitions = vec![(tp, image)];
+            encode_slot(&SlotImage { epoch: 1, partitions }).len()
+        };
+        // Of a week of hours.
+        let each = (body(168) - body(0)) as f64 / 168.0;
+        println!("{each:.1} bytes of a checkpoint");
+        assert!((18.0..22.0).contains(&each), "{each}");
+    }
+
     fn checkpoint() -> impl Strategy<Value = Checkpoint> {
         let tp = |t: u128, p: i32| TopicPartition {
             topic: Uuid::from_u128(t),

@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
-use object_store::{GetRange, ObjectMeta};
+use object_store::GetRange;
 use serde::Serialize;
 
 use super::Trouble;
+use super::listing::Listing;
 use super::state::{Got, State, get};
 use crate::clean::{COPIES_KEPT, SEAL_BYTES_MAX, is_drained};
 use crate::entry::{Level, Place};
@@ -106,7 +107,7 @@ impl Counts {
 pub(super) struct Judged {
     pub(super) counts: Counts,
     /// Garbage that no running broker looks after for itself.
-    pub(super) deletable: Vec<ObjectMeta>,
+    pub(super) deletable: Listing,
     pub(super) notes: Vec<String>,
 }
 
@@ -117,46 +118,45 @@ type Verdict = (Kind, Class, bool);
 /// as garbage.
 pub(super) async fn count(
     store: &Store,
-    listed: &[ObjectMeta],
+    listed: &Listing,
     state: Option<&State>,
     steady: bool,
 ) -> Result<Judged, Trouble> {
-    let relative = |meta: &ObjectMeta| store.relative(&meta.location).unwrap_or_default().to_owned();
-    let listed: Vec<(String, &ObjectMeta)> = listed.iter().map(|meta| (relative(meta), meta)).collect();
     let seals = match state {
-        Some(state) => seals(store, &listed, &state.manifest).await?,
+        Some(state) => seals(store, listed, &state.manifest).await?,
         None => BTreeMap::new(),
     };
     let judge = Judge {
         state,
         steady,
-        old_copies: copies(&listed),
+        old_copies: copies(listed),
         seals,
     };
     let mut judged = Judged {
         counts: Counts::default(),
-        deletable: vec![],
+        deletable: Listing::default(),
         notes: vec![],
     };
     let mut foreign = vec![];
     let (mut under_way, mut left_out) = (Counted::default(), BTreeSet::new());
-    for (key, meta) in &listed {
-        let (kind, class, anyone) = judge.verdict(key);
+    for (key, size) in listed.iter() {
+        let (kind, class, anyone) = judge.verdict(&key);
         let classes = judged.counts.by_kind.entry(kind).or_default();
-        classes.entry(class).or_default().add(meta.size);
+        classes.entry(class).or_default().add(size);
         if anyone {
-            judged.deletable.push((*meta).clone());
+            judged.deletable.push(&key, size);
         }
         match (kind, class) {
-            (Kind::Foreign, _) => foreign.push(key.as_str()),
-            (Kind::Merged | Kind::Archive, Class::Unknown) => under_way.add(meta.size),
-            (_, Class::Unknown) => left_out.extend(keys::parse_in_stream(key).map(|(stream, _)| stream)),
+            (Kind::Foreign, _) if foreign.len() < NAMED => foreign.push(key),
+            (Kind::Foreign, _) => {}
+            (Kind::Merged | Kind::Archive, Class::Unknown) => under_way.add(size),
+            (_, Class::Unknown) => left_out.extend(keys::parse_in_stream(&key).map(|(stream, _)| stream)),
             _ => {}
         }
     }
-    judged.notes = notes(&judge, &foreign, under_way, &left_out);
+    judged.notes = notes(&judge, &judged.counts, &foreign, under_way, &left_out);
     if let Some(state) = state {
-        let lost = without_seal(store, &listed, &state.manifest, &judge.seals).await?;
+        let lost = without_seal(store, listed, &state.manifest, &judge.seals).await?;
         if !lost.is_empty() {
             judged.notes.push(format!(
                 "the seals of streams {} are gone, which nothing of ours deletes: does a rule of the bucket? Nobody reads \
@@ -171,11 +171,11 @@ pub(super) async fn count(
 /// Drained streams of which something is left, and no seal.
 async fn without_seal(
     store: &Store,
-    listed: &[(String, &ObjectMeta)],
+    listed: &Listing,
     manifest: &Manifest,
     seals: &BTreeMap<Incarnation, BTreeSet<Seq>>,
 ) -> Result<Vec<String>, Trouble> {
-    let streams = listed.iter().filter_map(|(key, _)| keys::parse_in_stream(key));
+    let streams = listed.iter().filter_map(|(key, _)| keys::parse_in_stream(&key));
     let streams: BTreeSet<Incarnation> = streams.map(|(stream, _)| stream).collect();
     let drained = streams.into_iter().filter(|stream| is_drained(manifest, *stream));
     let mut lost = vec![];
@@ -199,19 +199,23 @@ async fn without_seal(
     Ok(lost)
 }
 
+/// `foreign` are the first keys that are not of this cluster.
 fn notes(
     judge: &Judge<'_>,
-    foreign: &[&str],
+    counts: &Counts,
+    foreign: &[String],
     under_way: Counted,
     left_out: &BTreeSet<Incarnation>,
 ) -> Vec<String> {
     let mut notes = vec![];
     if !foreign.is_empty() {
-        let more = match foreign.len().saturating_sub(NAMED) {
+        let all = counts.by_kind.get(&Kind::Foreign);
+        let all: u64 = all.map_or(0, |classes| classes.values().map(|c| c.objects).sum());
+        let more = match all.saturating_sub(foreign.len() as u64) {
             0 => String::new(),
             more => format!(" and {more} more"),
         };
-        let named = foreign.iter().take(NAMED).copied().collect::<Vec<_>>().join(", ");
+        let named = foreign.join(", ");
         notes.push(format!(
             "not of this cluster, by their keys, and left alone: {named}{more}"
         ));
@@ -247,31 +251,29 @@ fn notes(
 }
 
 /// Keys of numbered copies that are not kept.
-fn copies(listed: &[(String, &ObjectMeta)]) -> BTreeSet<String> {
+fn copies(listed: &Listing) -> BTreeSet<String> {
     let version = |key: &str| {
         let name = key.strip_prefix(keys::HISTORY)?.strip_prefix('/')?;
         keys::copied_version(name)
     };
-    let copies = listed.iter().filter_map(|(key, _)| Some((version(key)?, key)));
-    let copies: Vec<(u64, &String)> = copies.collect();
-    let versions: Vec<u64> = copies.iter().map(|(version, _)| *version).collect();
-    let old = old_copies(&versions, COPIES_KEPT).filter_map(|at| copies.get(at));
-    old.map(|(_, key)| (*key).clone()).collect()
+    let versions: Vec<u64> = listed.iter().filter_map(|(key, _)| version(&key)).collect();
+    let old = old_copies(&versions, COPIES_KEPT).filter_map(|at| versions.get(at));
+    old.map(|version| keys::manifest_copy(*version)).collect()
 }
 
 /// Which segments of drained streams are seals, or cannot be told from one.
 async fn seals(
     store: &Store,
-    listed: &[(String, &ObjectMeta)],
+    listed: &Listing,
     manifest: &Manifest,
 ) -> Result<BTreeMap<Incarnation, BTreeSet<Seq>>, Trouble> {
-    let mut small: BTreeMap<Incarnation, Vec<(Seq, &ObjectMeta)>> = BTreeMap::new();
-    for (key, meta) in listed {
-        if let Some((stream, InStream::Segment(seq))) = keys::parse_in_stream(key)
+    let mut small: BTreeMap<Incarnation, Vec<Seq>> = BTreeMap::new();
+    for (key, size) in listed.iter() {
+        if let Some((stream, InStream::Segment(seq))) = keys::parse_in_stream(&key)
             && is_drained(manifest, stream)
-            && meta.size <= SEAL_BYTES_MAX
+            && size <= SEAL_BYTES_MAX
         {
-            small.entry(stream).or_default().push((seq, *meta));
+            small.entry(stream).or_default().push(seq);
         }
     }
     let mut seals: BTreeMap<Incarnation, BTreeSet<Seq>> = BTreeMap::new();
@@ -279,12 +281,13 @@ async fn seals(
     for (stream, segments) in small {
         match &segments[..] {
             // What is left of nearly all of them.
-            [(seq, _)] => drop(seals.entry(stream).or_default().insert(*seq)),
-            _ => doubtful.extend(segments.into_iter().map(|(seq, meta)| (stream, seq, meta))),
+            [seq] => drop(seals.entry(stream).or_default().insert(*seq)),
+            _ => doubtful.extend(segments.into_iter().map(|seq| (stream, seq))),
         }
     }
-    let reads = doubtful.into_iter().map(|(stream, seq, meta)| async move {
-        let start = get(store, &meta.location, Some(GetRange::Bounded(0..HEAD_LEN))).await?;
+    let reads = doubtful.into_iter().map(|(stream, seq)| async move {
+        let key = store.key(&keys::segment(stream, seq));
+        let start = get(store, &key, Some(GetRange::Bounded(0..HEAD_LEN))).await?;
         let may_be_seal = match start {
             Got::Bytes(start, _) => seal(&start, manifest),
             Got::Missing => false,

@@ -17,6 +17,7 @@
 //! has written is left to that broker, which alone knows what it is about to point to.
 
 mod count;
+mod listing;
 mod objects;
 mod repair;
 mod state;
@@ -29,7 +30,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::TryStreamExt;
-use object_store::ObjectMeta;
 use serde::Serialize;
 use tokio::sync::watch;
 use uuid::Uuid;
@@ -42,6 +42,7 @@ use crate::store::Store;
 use crate::store::conditional;
 use crate::store::trouble::reason_of;
 pub use count::{Class, Counted, Counts, Kind};
+use listing::Listing;
 pub use repair::{Repaired, deletable, grace, repair};
 use state::State;
 
@@ -210,7 +211,7 @@ pub struct Report {
     pub counts: Counts,
     /// Keys that are garbage and may be deleted by anyone.
     #[serde(skip)]
-    pub(crate) deletable: Vec<ObjectMeta>,
+    pub(crate) deletable: Listing,
     /// How many brokers run, as far as the manifest tells.
     pub live_brokers: u64,
     /// The restoration that the manifest comes from, if it does.
@@ -244,12 +245,13 @@ pub async fn check(
     Ok(report(store, &listed, looked).await?)
 }
 
-async fn list(store: &Store, progress: &watch::Sender<Progress>) -> Result<Vec<ObjectMeta>, Trouble> {
+/// All objects of the store, by their keys below its prefix.
+async fn list(store: &Store, progress: &watch::Sender<Progress>) -> Result<Listing, Trouble> {
     let failed = |e: object_store::Error| Trouble(format!("{}: listing: {}", store.display, reason_of(&e)));
-    let mut listed = vec![];
+    let mut listed = Listing::default();
     let mut listing = store.bulk.list(Some(&store.prefix));
     while let Some(meta) = listing.try_next().await.map_err(failed)? {
-        listed.push(meta);
+        listed.push(store.relative(&meta.location).unwrap_or_default(), meta.size);
         progress.send_modify(|p| p.listed += 1);
     }
     Ok(listed)
@@ -347,7 +349,7 @@ async fn look(
     Ok(looked)
 }
 
-async fn report(store: &Store, listed: &[ObjectMeta], looked: Looked) -> Result<Report, Trouble> {
+async fn report(store: &Store, listed: &Listing, looked: Looked) -> Result<Report, Trouble> {
     let Looked {
         state,
         findings,
@@ -373,7 +375,7 @@ async fn report(store: &Store, listed: &[ObjectMeta], looked: Looked) -> Result<
         // Something wrong may hide what is needed.
         deletable: match findings.is_empty() {
             true => counted.deletable,
-            false => vec![],
+            false => Listing::default(),
         },
         live_brokers: manifest.map_or(0, |m| m.live().count() as u64),
         restored: manifest.and_then(|m| m.restored.as_ref()).map(|r| r.commit_id),

@@ -53,6 +53,31 @@ impl Need {
     }
 }
 
+/// A partition with its log, as it is looked at.
+#[derive(Clone, Copy)]
+struct Known<'s> {
+    tp: TopicPartition,
+    topic: &'s str,
+    /// Whether records may have been taken away by compaction.
+    compacted: bool,
+    image: &'s PartitionImage,
+}
+
+impl Known<'_> {
+    fn name(&self) -> String {
+        format!("{}-{}", self.topic, self.tp.partition)
+    }
+}
+
+/// A range that logs refer to, by its object: all that is kept of each while the objects are gone through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Reference {
+    place: Place,
+    /// Positions of the partition in the list of them all, and of the range in its log.
+    partition: u32,
+    range: u32,
+}
+
 /// An object, and all that logs need of it.
 #[derive(Debug)]
 struct Object {
@@ -99,59 +124,34 @@ impl<'a> Objects<'a> {
         state: &State,
         suspected: &BTreeMap<(Wrong, String), Finding>,
     ) -> Result<Vec<Finding>, Trouble> {
-        let mut findings = vec![];
-        let names = names(&state.manifest);
-        let mut objects: HashMap<String, Object> = HashMap::new();
-        for (tp, image) in &state.images {
-            let Some((topic, compacted)) = names.get(&tp.topic) else {
-                continue;
-            };
-            let name = format!("{topic}-{}", tp.partition);
-            findings.extend(check_image(&name, image));
-            for r in &image.ranges {
-                let place = r.place;
-                let key = match place.level {
-                    Level::L2 => keys::archived(topic, tp.topic, place.incarnation, place.seq),
-                    Level::L0 | Level::L1 => keys::place(place),
-                };
-                let object = objects.entry(key.clone()).or_insert_with(|| Object {
-                    key,
-                    place,
-                    needs: vec![],
-                });
-                object.needs.push(Need {
-                    tp: *tp,
-                    name: name.clone(),
-                    range: *r,
-                    compacted: *compacted,
-                });
-            }
-        }
-        let again = !suspected.is_empty();
-        let wanted = |object: &Object| {
-            let suspect = |wrong| suspected.contains_key(&(wrong, object.key.clone()));
-            let unseen = object.needs.iter().any(|n| !self.good.contains(&good(n)));
-            match again {
-                true => [Wrong::Missing, Wrong::Damaged, Wrong::Overlap]
-                    .into_iter()
-                    .any(suspect),
-                false => unseen,
-            }
+        let known = known(state);
+        let checked = known.iter().flat_map(|one| check_image(&one.name(), one.image));
+        let mut findings: Vec<Finding> = checked.collect();
+        let references = references(&known);
+        let same = |a: &Reference, b: &Reference| {
+            // Files of history lie in a folder of their topic.
+            let topic = |r: &Reference| known[r.partition as usize].tp.topic;
+            a.place == b.place && (a.place.level != Level::L2 || topic(a) == topic(b))
         };
-        let mut wanted: Vec<Object> = objects.into_values().filter(wanted).collect();
-        // So that a report is the same twice.
-        wanted.sort_by(|a, b| a.key.cmp(&b.key));
-        for object in &mut wanted {
-            object.needs.sort_by_key(|n| (n.tp, n.range.base_offset));
-        }
+        let wanted = |of_object: &&[Reference]| {
+            if suspected.is_empty() {
+                let mut needs = of_object.iter().map(|r| need(&known, r));
+                return needs.any(|(one, range)| !self.good.contains(&good(one.tp, range)));
+            }
+            let key = key(&known, of_object);
+            [Wrong::Missing, Wrong::Damaged, Wrong::Overlap]
+                .into_iter()
+                .any(|wrong| suspected.contains_key(&(wrong, key.clone())))
+        };
+        let wanted: Vec<&[Reference]> = references.chunk_by(same).filter(wanted).collect();
         let count = wanted.len() as u64;
         self.progress.send_modify(|p| p.objects = p.checked + count);
         let looker = Looker {
             store,
             options: self.options,
         };
-        let looks = wanted.into_iter().map(|object| {
-            let looker = &looker;
+        let looks = wanted.into_iter().map(|of_object| {
+            let (looker, object) = (&looker, object(&known, of_object));
             async move { looker.object(&object).await.map(|looked| (object, looked)) }
         });
         let mut looks = stream::iter(looks).buffered(OBJECTS_AT_ONCE);
@@ -164,7 +164,8 @@ impl<'a> Objects<'a> {
                 p.bytes += looked.bytes;
             });
             if looked.findings.is_empty() {
-                self.good.extend(object.needs.iter().map(good));
+                let needs = object.needs.iter();
+                self.good.extend(needs.map(|n| good(n.tp, &n.range)));
             }
             self.gaps.extend(looked.gaps);
             findings.extend(looked.findings);
@@ -185,8 +186,73 @@ impl<'a> Objects<'a> {
     }
 }
 
-fn good(need: &Need) -> (TopicPartition, Offset, Place) {
-    (need.tp, need.range.base_offset, need.range.place)
+fn good(tp: TopicPartition, range: &StoredRange) -> (TopicPartition, Offset, Place) {
+    (tp, range.base_offset, range.place)
+}
+
+/// Every partition of a topic that exists, in order.
+fn known(state: &State) -> Vec<Known<'_>> {
+    let names = names(&state.manifest);
+    let known = state.images.iter().filter_map(|(tp, image)| {
+        let (topic, compacted) = *names.get(&tp.topic)?;
+        Some(Known {
+            tp: *tp,
+            topic,
+            compacted,
+            image,
+        })
+    });
+    let mut known: Vec<Known<'_>> = known.collect();
+    // So that a report is the same twice.
+    known.sort_by_key(|one| one.tp);
+    known
+}
+
+/// Every range, by its object, and of each object by partition and offset.
+fn references(known: &[Known<'_>]) -> Vec<Reference> {
+    let ranges = known.iter().map(|one| one.image.ranges.len()).sum();
+    let mut references = Vec::with_capacity(ranges);
+    for (partition, one) in known.iter().enumerate() {
+        references.extend(one.image.ranges.iter().enumerate().map(|(range, r)| Reference {
+            place: r.place,
+            partition: partition as u32,
+            range: range as u32,
+        }));
+    }
+    references.sort_unstable();
+    references
+}
+
+fn need<'s>(known: &[Known<'s>], reference: &Reference) -> (Known<'s>, &'s StoredRange) {
+    let one = known[reference.partition as usize];
+    (one, &one.image.ranges[reference.range as usize])
+}
+
+/// The key of the object of these references, of which there is one at least.
+fn key(known: &[Known<'_>], of_object: &[Reference]) -> String {
+    let (one, range) = need(known, &of_object[0]);
+    let place = range.place;
+    match place.level {
+        Level::L2 => keys::archived(one.topic, one.tp.topic, place.incarnation, place.seq),
+        Level::L0 | Level::L1 => keys::place(place),
+    }
+}
+
+fn object(known: &[Known<'_>], of_object: &[Reference]) -> Object {
+    let needs = of_object.iter().map(|reference| {
+        let (one, range) = need(known, reference);
+        Need {
+            tp: one.tp,
+            name: one.name(),
+            range: *range,
+            compacted: one.compacted,
+        }
+    });
+    Object {
+        key: key(known, of_object),
+        place: of_object[0].place,
+        needs: needs.collect(),
+    }
 }
 
 /// Names of topics by id, and whether they are compacted.

@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use futures::{StreamExt, stream};
+use hashbrown::HashMap;
+use object_store::path::Path;
 use serde::Serialize;
 
 use super::{Report, manifest};
@@ -28,7 +30,7 @@ pub struct Repaired {
 pub fn deletable(report: &Report) -> Repaired {
     Repaired {
         objects: report.deletable.len() as u64,
-        bytes: report.deletable.iter().map(|meta| meta.size).sum(),
+        bytes: report.deletable.total_size(),
     }
 }
 
@@ -66,15 +68,20 @@ pub async fn repair(store: &Store, report: &Report) -> Result<Repaired, ClusterE
         )));
     }
     let mut repaired = Repaired::default();
-    for batch in report.deletable.chunks(BATCH) {
-        let keys: Vec<_> = batch.iter().map(|meta| Ok(meta.location.clone())).collect();
+    let mut deletable = report.deletable.iter();
+    loop {
+        let batch = deletable.by_ref().take(BATCH);
+        let batch: HashMap<Path, u64> = batch.map(|(key, size)| (store.key(&key), size)).collect();
+        if batch.is_empty() {
+            break;
+        }
+        let keys: Vec<_> = batch.keys().cloned().map(Ok).collect();
         let mut answers = store.bulk.delete_stream(stream::iter(keys).boxed());
         while let Some(answer) = answers.next().await {
             match answer {
                 Ok(key) => {
                     repaired.objects += 1;
-                    let meta = batch.iter().find(|meta| meta.location == key);
-                    repaired.bytes += meta.map_or(0, |meta| meta.size);
+                    repaired.bytes += batch.get(&key).copied().unwrap_or(0);
                 }
                 Err(object_store::Error::NotFound { .. }) => {}
                 Err(e) => {

@@ -96,15 +96,11 @@ pub(super) async fn read(store: &Store, manifest: Manifest) -> Result<(State, Ve
 
 /// Slots that a stream owns, or whose logs go through it.
 fn through(manifest: &Manifest, stream: Incarnation) -> BTreeSet<Slot> {
-    let linked = (0..manifest.slot_count).filter(|slot| {
-        let mut links = manifest.links(*slot).into_iter();
-        links.any(|link| link.stream == stream)
-    });
-    manifest
-        .slots_of(stream)
-        .map(|(slot, _)| slot)
-        .chain(linked)
-        .collect()
+    let all: Vec<Slot> = (0..manifest.slot_count).collect();
+    let linked = all.iter().zip(manifest.links_of(&all));
+    let linked = linked.filter(|(_, links)| links.iter().any(|link| link.stream == stream));
+    let owned = manifest.slots_of(stream).map(|(slot, _)| slot);
+    owned.chain(linked.map(|(slot, _)| *slot)).collect()
 }
 
 /// What stands at a key.
@@ -400,8 +396,8 @@ fn claimed_in<'a>(slots: impl Iterator<Item = &'a SlotImage>) -> Vec<crate::entr
 /// Slots with the same links are rebuilt together; if that fails, in halves, until it is known which of them fail.
 fn rebuild_alike(after: &Manifest, slots: &[Slot], sources: &Sources, state: &mut State) -> Vec<Finding> {
     let mut alike: BTreeMap<Vec<Link>, Vec<Slot>> = BTreeMap::new();
-    for slot in slots {
-        alike.entry(after.links(*slot)).or_default().push(*slot);
+    for (slot, links) in slots.iter().zip(after.links_of(slots)) {
+        alike.entry(links).or_default().push(*slot);
     }
     let mut failed: BTreeMap<String, BTreeSet<Slot>> = BTreeMap::new();
     let mut groups: Vec<Vec<Slot>> = alike.into_values().collect();

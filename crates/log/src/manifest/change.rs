@@ -7,7 +7,9 @@ use std::collections::BTreeMap;
 
 use uuid::Uuid;
 
-use super::{Endpoint, LinkRun, Manifest, ReleasedRun, SlotRun, StreamEntry, StreamState, Topic};
+use super::{
+    Endpoint, FEATURE_LEVEL, LinkRun, Manifest, ReleasedRun, SlotRun, StreamEntry, StreamState, Topic,
+};
 use crate::{Incarnation, Seq, Slot, TopicId};
 
 /// Partitions of one topic, at most.
@@ -156,7 +158,7 @@ impl Manifest {
         Err(Rejection::InvalidPartitions(problem))
     }
 
-    /// A broker start: registers a live stream and returns its incarnation.
+    /// A broker start: registers a live stream, with what this build knows, and returns its incarnation.
     pub fn register(
         &mut self,
         node_id: i32,
@@ -175,6 +177,11 @@ impl Manifest {
                 released: vec![],
             },
         );
+        // A build that does not know this map leaves in it what it ended.
+        let streams = &self.streams;
+        let live = |stream: &Incarnation| streams.get(stream).is_some_and(StreamEntry::is_live);
+        self.known_levels.retain(|stream, _| live(stream));
+        self.known_levels.insert(incarnation, FEATURE_LEVEL);
         incarnation
     }
 
@@ -268,6 +275,7 @@ impl Manifest {
                 entry.state = StreamState::Sealed { at: *at, links };
             }
             self.last_commits.remove(stream);
+            self.known_levels.remove(stream);
         }
         self.forget_drained();
     }
@@ -330,12 +338,12 @@ impl Manifest {
     /// no other stream any more: their logs no longer go through those. Returns how many slots were unlinked.
     pub fn drop_links(&mut self, owner: Incarnation, covered: &[(Slot, i32)]) -> usize {
         let covered: BTreeMap<Slot, i32> = covered.iter().copied().collect();
-        let mut unlinked = std::collections::BTreeSet::new();
-        for (slot, epoch) in self.slots_of(owner) {
-            if covered.get(&slot) == Some(&epoch) && self.has_links(slot) {
-                unlinked.insert(slot);
-            }
-        }
+        let held = self.slots_of(owner);
+        let held = held.filter(|(slot, epoch)| covered.get(slot) == Some(epoch));
+        let held: Vec<Slot> = held.map(|(slot, _)| slot).collect();
+        let linked = held.iter().zip(self.links_of(&held));
+        let linked = linked.filter(|(_, links)| !links.is_empty());
+        let unlinked: std::collections::BTreeSet<Slot> = linked.map(|(slot, _)| *slot).collect();
         for entry in self.streams.values_mut() {
             if let StreamState::Sealed { links, .. } = &mut entry.state {
                 let single = links.iter().flat_map(|l| {
@@ -529,6 +537,23 @@ mod tests {
         );
         assert_eq!(Manifest::decode(&m.encode()).unwrap(), m);
         use crate::manifest::Link;
+    }
+
+    #[test]
+    fn what_a_broker_knows_leaves_with_its_stream() {
+        let mut m = manifest();
+        let a = m.register(1, None, BTreeMap::new());
+        m.take_over(a, &[]).unwrap();
+        let b = m.register(1, None, BTreeMap::new());
+        let known = |m: &Manifest| m.known_levels.keys().copied().collect::<Vec<_>>();
+        assert_eq!(known(&m), [a, b]);
+        m.take_over(b, &[(a, 17)]).unwrap();
+        assert_eq!(known(&m), [b]);
+        // Somebody who does not know the map ended them.
+        m.known_levels.extend([(a, 3), (77, 3)]);
+        let c = m.register(2, None, BTreeMap::new());
+        assert_eq!(known(&m), [b, c]);
+        assert_eq!(m.known_level(c), FEATURE_LEVEL);
     }
 
     #[test]

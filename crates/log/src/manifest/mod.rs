@@ -28,6 +28,8 @@ pub const LEVEL_OF_CLUSTERS: u32 = 2;
 /// From this level on a broker may publish files of history and compacted data: readers of level 2 do not know those
 /// entries.
 pub const LEVEL_OF_HISTORY: u32 = 3;
+/// The level that a broker is taken to know whose build did not say: the last one before builds said it.
+const LEVEL_UNSAID: u32 = 2;
 const KIND: &str = "alluvium manifest";
 /// How the error begins that says that the bytes are no manifest, while others say that it is not for us.
 pub(crate) const DAMAGED: &str = "not a valid manifest";
@@ -110,6 +112,10 @@ pub struct Manifest {
     /// Newest commit id of each live incarnation: settles a CAS of unknown outcome, also when another
     /// writer has already built on it.
     pub last_commits: BTreeMap<Incarnation, Uuid>,
+    /// Highest feature level that the build of each live stream's broker knows. It stands here and not in the stream's
+    /// entry because builds that do not know the field keep it here whenever they change something else.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub known_levels: BTreeMap<Incarnation, u32>,
     /// Brokers, by node id, that an operator has asked to hand over all that they lead; they get nothing until that
     /// is undone.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
@@ -287,6 +293,7 @@ impl Manifest {
             deleted_names: BTreeMap::new(),
             broker_configs: BTreeMap::new(),
             last_commits: BTreeMap::new(),
+            known_levels: BTreeMap::new(),
             draining: BTreeSet::new(),
             restored: None,
             unknown: BTreeMap::new(),
@@ -378,6 +385,12 @@ impl Manifest {
         self.streams.get(&incarnation).is_some_and(StreamEntry::is_live)
     }
 
+    /// Highest feature level that the broker of a stream can read.
+    pub fn known_level(&self, incarnation: Incarnation) -> u32 {
+        let said = self.known_levels.get(&incarnation);
+        said.copied().unwrap_or(LEVEL_UNSAID)
+    }
+
     /// Live streams, oldest first.
     pub fn live(&self) -> impl Iterator<Item = (Incarnation, &StreamEntry)> {
         self.streams
@@ -388,29 +401,50 @@ impl Manifest {
 
     /// Earlier streams that a slot's log goes through, oldest first.
     pub fn links(&self, slot: Slot) -> Vec<Link> {
-        let holds = |first: Slot, count: u32| first <= slot && slot - first < count;
-        let mut links = vec![];
-        for (stream, entry) in &self.streams {
-            let link = |bound, epoch, released| Link {
-                stream: *stream,
-                bound,
-                epoch,
-                released,
-            };
-            if let StreamState::Sealed { at, links: runs } = &entry.state {
-                let sealed = runs.iter().filter(|r| holds(r.first, r.count));
-                links.extend(sealed.map(|r| link(*at, r.epoch, false)));
-            }
-            let released = entry.released.iter().filter(|r| holds(r.first, r.count));
-            links.extend(released.map(|r| link(r.bound, r.epoch, true)));
+        self.links_of(&[slot]).pop().unwrap_or_default()
+    }
+
+    /// The links of each of some slots, found in one look at the table of streams.
+    pub fn links_of(&self, slots: &[Slot]) -> Vec<Vec<Link>> {
+        let mut sorted: Vec<(Slot, usize)> = slots.iter().copied().zip(0..).collect();
+        sorted.sort_unstable();
+        let mut links: Vec<Vec<Link>> = vec![vec![]; slots.len()];
+        for (first, count, link) in self.linked_runs() {
+            let from = sorted.partition_point(|(slot, _)| *slot < first);
+            let run = sorted[from..].iter().take_while(|(slot, _)| slot - first < count);
+            run.for_each(|(_, at)| links[*at].push(link));
         }
-        links.sort_by_key(|l| l.epoch);
+        links
+            .iter_mut()
+            .for_each(|of_slot| of_slot.sort_by_key(|l| l.epoch));
         links
     }
 
     /// Whether the slot's log goes through any earlier stream.
     pub fn has_links(&self, slot: Slot) -> bool {
-        !self.links(slot).is_empty()
+        let holds = |(first, count, _): (Slot, u32, Link)| first <= slot && slot - first < count;
+        self.linked_runs().any(holds)
+    }
+
+    /// Neighbouring slots, by the first and how many, with what their logs go through.
+    fn linked_runs(&self) -> impl Iterator<Item = (Slot, u32, Link)> + '_ {
+        self.streams.iter().flat_map(|(stream, entry)| {
+            let link = move |bound, epoch, released| Link {
+                stream: *stream,
+                bound,
+                epoch,
+                released,
+            };
+            let (at, links) = match &entry.state {
+                StreamState::Sealed { at, links } => (*at, links.as_slice()),
+                StreamState::Live => (0, &[][..]),
+            };
+            let sealed = links.iter();
+            let sealed = sealed.map(move |r| (r.first, r.count, link(at, r.epoch, false)));
+            let released = entry.released.iter();
+            let released = released.map(move |r| (r.first, r.count, link(r.bound, r.epoch, true)));
+            sealed.chain(released)
+        })
     }
 
     /// Slots of one owner, with their leader epochs.
@@ -462,6 +496,46 @@ mod tests {
     }
 
     #[test]
+    fn links_are_found_for_one_slot_as_for_many() {
+        let mut m = Manifest::new(Uuid::from_u128(1), Uuid::from_u128(2), 64);
+        let first = m.register(1, None, BTreeMap::new());
+        m.take_over(first, &[]).unwrap();
+        let mut last = first;
+        for n in 2..6 {
+            let next = m.register(n, None, BTreeMap::new());
+            // Every third slot is handed over, the rest is taken over by several.
+            let asked: Vec<_> = (0..64)
+                .filter(|slot| slot % 3 == 0)
+                .map(|slot| (slot, next))
+                .collect();
+            m.set_desired(&asked);
+            let of_last: Vec<_> = m.slots_of(last).filter(|(slot, _)| slot % 3 == 0).collect();
+            let released: Vec<_> = of_last
+                .into_iter()
+                .map(|(slot, epoch)| change::Released {
+                    slot,
+                    epoch,
+                    bound: 7,
+                })
+                .collect();
+            m.move_slots(last, &released).unwrap();
+            m.take_over_for(next, &[(last, 9)], |slot| if slot % 2 == 0 { next } else { 0 })
+                .unwrap();
+            last = next;
+        }
+        let slots: Vec<Slot> = (0..64).rev().chain([5, 5]).collect();
+        let of_all = m.links_of(&slots);
+        for (slot, links) in slots.iter().zip(&of_all) {
+            assert_eq!(links, &m.links(*slot), "slot {slot}");
+            assert!(links.len() >= 4 && m.has_links(*slot));
+            assert!(links.windows(2).all(|w| w[0].epoch < w[1].epoch), "{links:?}");
+        }
+        assert!(of_all.iter().flatten().any(|l| l.released) && of_all.iter().flatten().any(|l| !l.released));
+        assert_eq!((m.links_of(&[]).len(), m.links(64).len()), (0, 0));
+        assert!(!m.has_links(64));
+    }
+
+    #[test]
     fn a_manifest_keeps_what_a_newer_minor_version_added() {
         let m = Manifest::new(Uuid::from_u128(1), Uuid::from_u128(2), 4);
         let mut json: serde_json::Value = serde_json::from_slice(&m.encode()).unwrap();
@@ -469,6 +543,27 @@ mod tests {
         let back = Manifest::decode(json.to_string().as_bytes()).unwrap();
         assert_eq!(back.unknown["placement"]["a"], 1);
         assert!(String::from_utf8(back.encode()).unwrap().contains("placement"));
+    }
+
+    #[test]
+    fn what_brokers_know_is_kept_by_builds_that_know_nothing_of_it() {
+        let mut m = Manifest::new(Uuid::from_u128(1), Uuid::from_u128(2), 4);
+        let empty = String::from_utf8(m.encode()).unwrap();
+        assert!(!empty.contains("known_levels"), "as it was before: {empty}");
+        let broker = m.register(1, None, BTreeMap::new());
+        assert_eq!(m.known_level(broker), FEATURE_LEVEL);
+        assert_eq!(m.known_level(broker + 1), LEVEL_UNSAID, "nothing was said");
+        let bytes = m.encode();
+        assert_eq!(Manifest::decode(&bytes), Ok(m));
+        // Such a build reads every member that it does not know as it reads this one, and writes it back.
+        let mut older: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
+        let members = older.as_object_mut().unwrap();
+        members.remove("crc32c");
+        let said = members.remove("known_levels").unwrap();
+        members.insert("of_a_newer_build".into(), said.clone());
+        let kept = Manifest::decode(older.to_string().as_bytes()).unwrap().encode();
+        let kept: serde_json::Value = serde_json::from_slice(&kept).unwrap();
+        assert_eq!(kept["of_a_newer_build"], said);
     }
 
     #[test]

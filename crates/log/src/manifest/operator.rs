@@ -45,6 +45,17 @@ pub enum NotChanged {
     /// This build does not know the level.
     #[error("feature level {0} is unknown to this build, which knows 1 to {FEATURE_LEVEL}")]
     UnknownLevel(u32),
+    /// It would be shut out by its own cluster, with its partitions.
+    #[error(
+        "a live broker does not know feature level {asked} and could not read the bucket any more: {brokers}; start the \
+         new version in its place first (one that is gone is taken over within seconds, if another one lives)"
+    )]
+    Unready {
+        /// As given.
+        asked: u32,
+        /// "broker 1 knows 1 to 2, broker 7 knows 1 to 2"
+        brokers: String,
+    },
     /// Levels are never lowered: what was written at the higher one would be unreadable.
     #[error("the feature level is {now} and is never lowered to {asked}: what was written since may need it")]
     Lower {
@@ -97,7 +108,8 @@ impl Manifest {
         }
     }
 
-    /// Allows brokers to write what `level` brings.
+    /// Allows brokers to write what `level` brings. Refused while a live one could not read it: it would be left with
+    /// partitions that it can neither serve nor give away.
     pub fn raise_feature_level(&mut self, level: u32) -> Result<(), NotChanged> {
         if level == 0 || level > FEATURE_LEVEL {
             return Err(NotChanged::UnknownLevel(level));
@@ -107,10 +119,29 @@ impl Manifest {
             std::cmp::Ordering::Less => Err(NotChanged::Lower { now, asked: level }),
             std::cmp::Ordering::Equal => Err(NotChanged::AsItIs),
             std::cmp::Ordering::Greater => {
+                let unready = self.unready_in_words(level);
+                if !unready.is_empty() {
+                    let (asked, brokers) = (level, unready);
+                    return Err(NotChanged::Unready { asked, brokers });
+                }
                 self.feature_level = level;
                 Ok(())
             }
         }
+    }
+
+    /// The live brokers that do not know a level, and what they know: "broker 1 knows 1 to 2". Empty: all know it.
+    pub(crate) fn unready_in_words(&self, level: u32) -> String {
+        let known = self
+            .live()
+            .map(|(incarnation, s)| (s.node_id, self.known_level(incarnation)));
+        let mut unready: Vec<(i32, u32)> = known.filter(|(_, known)| *known < level).collect();
+        unready.sort_unstable();
+        let unready: Vec<String> = unready
+            .iter()
+            .map(|(id, known)| format!("broker {id} knows 1 to {known}"))
+            .collect();
+        unready.join(", ")
     }
 
     /// "the live ones are 1, 2" or "there is no live one".
@@ -222,5 +253,33 @@ mod tests {
         assert_eq!(m.feature_level, 3);
         let known: Vec<u32> = LEVELS.iter().map(|(level, _)| *level).collect();
         assert_eq!(known, (1..=FEATURE_LEVEL).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_level_that_a_live_broker_does_not_know_is_refused_and_the_broker_named() {
+        let mut m = manifest(&[7, 4, 9]);
+        m.feature_level = 1;
+        // 7 is of a build that did not say what it knows, 9 of one that knows less than this level.
+        m.known_levels.remove(&1);
+        m.known_levels.insert(3, 2);
+        let before = m.clone();
+        let refused = m.raise_feature_level(3).unwrap_err();
+        assert_eq!(
+            refused,
+            NotChanged::Unready {
+                asked: 3,
+                brokers: "broker 7 knows 1 to 2, broker 9 knows 1 to 2".into()
+            }
+        );
+        assert!(refused.to_string().contains("does not know feature level 3"));
+        assert_eq!(m, before, "nothing was changed");
+        m.raise_feature_level(2).unwrap();
+        // Their new versions come, and take over from them.
+        let new = [7, 9].map(|node_id| m.register(node_id, None, BTreeMap::new()));
+        assert!(m.raise_feature_level(3).is_err(), "the old ones live still");
+        m.take_over(new[0], &[(1, 5)]).unwrap();
+        m.take_over(new[1], &[(3, 5)]).unwrap();
+        m.raise_feature_level(3).unwrap();
+        assert_eq!(m.feature_level, 3);
     }
 }

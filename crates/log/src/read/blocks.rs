@@ -4,7 +4,6 @@
 //! same block.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use moka::future::Cache;
@@ -15,6 +14,7 @@ use tokio::sync::Semaphore;
 use super::ReadError;
 use super::ahead::{ReadAhead, Windows};
 use super::history::HistoryFiles;
+use super::inflow::Inflow;
 use super::tail::TailRing;
 use crate::TopicPartition;
 use crate::entry::Place;
@@ -32,8 +32,6 @@ const FIRST_WINDOW: usize = 8;
 const WINDOW_MAX: usize = 32;
 /// An object that is up to this part of the cache is kept when it is written.
 const KEPT_SHARE: u64 = 16;
-/// The cache may grow beyond its size by this part of it. By itself moka evicts after 64 insertions: 64 MiB of blocks.
-const EXCESS_SHARE: u64 = 16;
 
 /// Where readers get bytes.
 #[derive(Debug)]
@@ -42,8 +40,7 @@ pub(crate) struct Blocks {
     pub(crate) tail: Mutex<TailRing>,
     cache: Cache<BlockId, Bytes>,
     cache_bytes: u64,
-    /// Bytes that came into the cache since it last evicted what is too much.
-    unsettled: AtomicU64,
+    inflow: Inflow,
     cold: Semaphore,
     /// What stands in no object that has blocks.
     pub(crate) history: HistoryFiles,
@@ -84,7 +81,7 @@ impl Blocks {
             tail: Mutex::new(tail),
             cache,
             cache_bytes,
-            unsettled: AtomicU64::new(0),
+            inflow: Inflow::of_cache(cache_bytes),
             cold: Semaphore::new(read_concurrency.max(1)),
             ahead: Mutex::new(ReadAhead::new(Windows {
                 first: FIRST_WINDOW,
@@ -166,7 +163,7 @@ impl Blocks {
             let block = Bytes::copy_from_slice(block);
             let len = block.len() as u64;
             self.cache.insert((place, n as u64), block).await;
-            self.settle(len).await;
+            self.came_in(len).await;
         }
     }
 
@@ -193,16 +190,13 @@ impl Blocks {
         let brought = self.cache.entry(key).or_try_insert_with(read).await;
         let entry = brought.map_err(|e: Arc<ReadError>| (*e).clone())?;
         if entry.is_fresh() {
-            self.settle(entry.value().len() as u64).await;
+            self.came_in(entry.value().len() as u64).await;
         }
         Ok(entry.into_value())
     }
 
-    /// Lets the cache evict what is too much, once enough has come in.
-    async fn settle(&self, came: u64) {
-        let unsettled = self.unsettled.fetch_add(came, Ordering::Relaxed) + came;
-        if unsettled >= self.cache_bytes / EXCESS_SHARE {
-            self.unsettled.store(0, Ordering::Relaxed);
+    async fn came_in(&self, bytes: u64) {
+        if self.inflow.add(bytes) {
             self.cache.run_pending_tasks().await;
         }
     }
@@ -251,7 +245,7 @@ mod tests {
         for n in 0..40 {
             assert_eq!(blocks.block((place, n)).await.unwrap().len() as u64, BLOCK);
             let held: usize = blocks.cache.iter().map(|(_, block)| block.len()).sum();
-            let most = cache_bytes + cache_bytes / EXCESS_SHARE + BLOCK;
+            let most = cache_bytes + blocks.inflow.excess_max() + BLOCK;
             assert!(held as u64 <= most, "{held} after {n}");
         }
         assert!(blocks.cache.contains_key(&(place, 39)), "the newest is there");

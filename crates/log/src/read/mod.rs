@@ -3,6 +3,7 @@
 pub mod ahead;
 pub(crate) mod blocks;
 pub(crate) mod history;
+pub mod inflow;
 pub(crate) mod tail;
 
 use std::sync::Arc;

@@ -660,6 +660,11 @@ impl Stream {
         self.wake.notify_one();
     }
 
+    /// Whether it takes appends: it is neither stopping nor lost.
+    pub(crate) fn is_open(&self) -> bool {
+        self.assigning.lock().check_open().is_ok()
+    }
+
     pub(crate) fn is_fenced(&self) -> bool {
         self.fenced.borrow().is_some()
     }

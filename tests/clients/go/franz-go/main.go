@@ -115,6 +115,18 @@ func readAll(topic string, partitions, count int) []At {
 	return read(topic, count, slices.Repeat([]kgo.Offset{kgo.NewOffset().AtStart()}, partitions)...)
 }
 
+// readTo is what a reader from the start finds up to an offset.
+func readTo(topic string, offset int64) []At {
+	cl := from(topic, kgo.NewOffset().AtStart())
+	defer cl.Close()
+	var out []At
+	Until(30*time.Second, "the end", func() bool {
+		out = append(out, poll(cl, 200*time.Millisecond)...)
+		return len(out) > 0 && out[len(out)-1].Offset >= offset
+	})
+	return out
+}
+
 func value(topic, key string) string {
 	configs := Get(Get(adm.DescribeTopicConfigs(ctx, topic)).On(topic, nil))
 	for _, c := range configs.Configs {
@@ -489,6 +501,16 @@ func administration() {
 		Check(len(all) == 1 && all[0].LastSequence == 4, "producers %+v", all)
 		return ""
 	})
+	suite.AddCompaction(
+		func(name string) string {
+			configs := map[string]*string{}
+			for key, value := range Compact {
+				configs[key] = &value
+			}
+			return create(name, 1, configs)
+		},
+		func(topic string, batch []Record) []At { return produce(topic, batch, 1) },
+		readTo)
 	suite.Add("topic.delete", "DeleteTopics Metadata", func() string {
 		topic := create("delete", 2, nil)
 		produce(topic, Simple(10, "d"), 2)

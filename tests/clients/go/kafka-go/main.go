@@ -121,6 +121,19 @@ func readAll(topic string, acked []At) []At {
 	return out
 }
 
+// readTo is what a reader from the start finds up to an offset.
+func readTo(topic string, offset int64) []At {
+	r := reader(topic, 0)
+	defer r.Close()
+	limited, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	var out []At
+	for len(out) == 0 || out[len(out)-1].Offset < offset {
+		out = append(out, at(Get(r.FetchMessage(limited))))
+	}
+	return out
+}
+
 func value(topic, key string) string {
 	answer := Get(client.DescribeConfigs(ctx, &kafka.DescribeConfigsRequest{Resources: []kafka.DescribeConfigRequestResource{
 		{ResourceType: kafka.ResourceTypeTopic, ResourceName: topic}}}))
@@ -425,6 +438,16 @@ func others() {
 		Check(stored()[0] == -1 && stored()[1] == 7, "after OffsetDelete %v", stored())
 		return ""
 	})
+	suite.AddCompaction(
+		func(name string) string {
+			var configs []kafka.ConfigEntry
+			for key, value := range Compact {
+				configs = append(configs, kafka.ConfigEntry{ConfigName: key, ConfigValue: value})
+			}
+			return create(name, 1, configs...)
+		},
+		func(topic string, batch []Record) []At { return produce(topic, batch, 1) },
+		readTo)
 	suite.Add("topic.delete", "DeleteTopics Metadata", func() string {
 		topic := create("delete", 2)
 		produce(topic, Simple(10, "d"), 2)

@@ -139,6 +139,27 @@ func read(topic string, partitions, count int, from int64) []At {
 	}
 }
 
+// readTo is what a reader from the start finds up to an offset.
+func readTo(topic string, offset int64) []At {
+	consumer := Get(sarama.NewConsumer([]string{suite.Bootstrap}, config()))
+	defer consumer.Close()
+	pc := Get(consumer.ConsumePartition(topic, 0, sarama.OffsetOldest))
+	defer pc.Close()
+	var out []At
+	limit := time.After(30 * time.Second)
+	for len(out) == 0 || out[len(out)-1].Offset < offset {
+		select {
+		case m := <-pc.Messages():
+			out = append(out, at(m))
+		case err := <-pc.Errors():
+			panic(err)
+		case <-limit:
+			panic(fmt.Errorf("offset %d was not read within 30 s", offset))
+		}
+	}
+	return out
+}
+
 // member is a consumer of a group; it implements sarama.ConsumerGroupHandler.
 type member struct {
 	group  sarama.ConsumerGroup
@@ -482,6 +503,16 @@ func others() {
 		Check(found, "the topic is in no log dir")
 		return ""
 	})
+	suite.AddCompaction(
+		func(name string) string {
+			configs := map[string]*string{}
+			for key, value := range Compact {
+				configs[key] = &value
+			}
+			return create(name, 1, configs)
+		},
+		func(topic string, batch []Record) []At { return produce(topic, batch, 1) },
+		readTo)
 	suite.Add("topic.delete", "DeleteTopics Metadata", func() string {
 		topic := create("delete", 2, nil)
 		produce(topic, Simple(10, "d"), 2)

@@ -85,6 +85,63 @@ func Simple(count int, tag string) []Record {
 	return out
 }
 
+// Compact are topic configs under which any broker compacts soon: what is a moment old, however little it is.
+var Compact = map[string]string{"cleanup.policy": "compact", "min.cleanable.dirty.ratio": "0.01", "segment.ms": "100",
+	"max.compaction.lag.ms": "100"}
+
+// superseded are records of ten keys, five times over, and then none of the first key.
+func superseded() []Record {
+	var out []Record
+	for n := range 5 {
+		for key := range 10 {
+			out = append(out, Record{Key: fmt.Appendf(nil, "k%d", key), Value: fmt.Appendf(nil, "%d in %d", key, n)})
+		}
+	}
+	out = append(out, Record{Key: []byte("k0")})
+	for i := range out {
+		out[i].Timestamp = BaseMs + int64(i)*1000
+	}
+	return out
+}
+
+// compacted tells whether of superseded only the newest is left. The newest must be there at any time.
+func compacted(seen []At) bool {
+	rows, newest := 0, map[string]string{}
+	for i, a := range seen {
+		Check(i == 0 || a.Offset > seen[i-1].Offset, "the offsets do not rise at %d", a.Offset)
+		key := string(a.Record.Key)
+		if key == "tick" {
+			continue
+		}
+		rows++
+		newest[key] = string(a.Record.Value)
+	}
+	for key := 1; key < 10; key++ {
+		Check(newest[fmt.Sprintf("k%d", key)] == fmt.Sprintf("%d in 4", key), "the newest are %v", newest)
+	}
+	Check(newest["k0"] == "", "the deleted key is back: %v", newest)
+	// The deletion itself stays for a day.
+	return rows <= 10
+}
+
+// AddCompaction registers topic.compact. create makes a topic of one partition with the configs Compact, produce returns the
+// records as acknowledged, readTo what a reader from the start finds up to an offset.
+func (s *Suite) AddCompaction(create func(name string) string, produce func(topic string, batch []Record) []At,
+	readTo func(topic string, offset int64) []At) {
+	s.Add("topic.compact", "CreateTopics Produce Fetch", func() string {
+		topic, began := create("compact"), time.Now()
+		produce(topic, superseded())
+		Until(75*time.Second, "compaction", func() bool {
+			time.Sleep(time.Second)
+			passed := int64(time.Since(began).Seconds())
+			// Kafka compacts only what a later record has followed.
+			later := Record{Key: []byte("tick"), Value: fmt.Append(nil, passed), Timestamp: BaseMs + (100+passed)*1000}
+			return compacted(readTo(topic, produce(topic, []Record{later})[0].Offset))
+		})
+		return fmt.Sprintf("compacted after %d s", int(time.Since(began).Seconds()))
+	})
+}
+
 // Check panics with the message when the condition does not hold; Run turns that into a failed scenario.
 func Check(condition bool, format string, args ...any) {
 	if !condition {

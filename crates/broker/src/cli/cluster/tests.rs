@@ -148,6 +148,22 @@ async fn a_level_is_raised_once_and_never_lowered() {
 }
 
 #[tokio::test]
+async fn a_level_that_a_live_broker_could_not_read_is_refused_before_anybody_is_asked() {
+    let mut m = shared(&[1, 5]);
+    m.feature_level = 2;
+    m.known_levels.remove(&2);
+    let (root, here) = with_manifest(&m);
+    for more in [&["--yes"][..], &[]] {
+        let mut arguments = vec!["feature-level", here.as_str(), "--set", "3"];
+        arguments.extend(more);
+        let line = ran(&arguments).await.unwrap_err();
+        assert!(line.contains("broker 5 knows 1 to 2;"), "{line}");
+    }
+    assert_eq!(manifest(root.path()), m, "nothing was written");
+    ran(&["feature-level", &here]).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_mark_is_set_and_taken_away() {
     let (root, here) = with_manifest(&shared(&[1, 2]));
     ran(&["drain", "2", &here, "--timeout", "0"]).await.unwrap();
@@ -291,6 +307,7 @@ fn broker(node_id: i32) -> BrokerStatus {
         floor: 999_000_000,
         unmerged: 1_000_000,
         applied_version: 9,
+        known_level: 3,
     }
 }
 
