@@ -8,10 +8,11 @@ use std::time::Duration;
 
 use alluvium_log::batch::{BatchBuilder, ChunkCursor};
 use bytes::Bytes;
-use kafka_wire::create_topics_request::CreatableTopic;
+use kafka_wire::create_topics_request::{CreatableTopic, CreatableTopicConfig};
 use kafka_wire::delete_records_request::{DeleteRecordsPartition, DeleteRecordsTopic};
 use kafka_wire::delete_topics_request::DeleteTopicState;
 use kafka_wire::fetch_request::{FetchPartition, FetchTopic};
+use kafka_wire::incremental_alter_configs_request::{AlterConfigsResource, AlterableConfig};
 use kafka_wire::list_offsets_request::{ListOffsetsPartition, ListOffsetsTopic};
 use kafka_wire::metadata_request::MetadataRequestTopic;
 use kafka_wire::offset_commit_request::{OffsetCommitRequestPartition, OffsetCommitRequestTopic};
@@ -19,18 +20,21 @@ use kafka_wire::offset_fetch_request::{OffsetFetchRequestGroup, OffsetFetchReque
 use kafka_wire::produce_request::{PartitionProduceData, TopicProduceData};
 use kafka_wire::{
     CreateTopicsRequest, DeleteRecordsRequest, DeleteTopicsRequest, FetchRequest, FindCoordinatorRequest,
-    InitProducerIdRequest, ListOffsetsRequest, MetadataRequest, OffsetCommitRequest, OffsetFetchRequest,
-    ProduceRequest,
+    IncrementalAlterConfigsRequest, InitProducerIdRequest, ListOffsetsRequest, MetadataRequest,
+    OffsetCommitRequest, OffsetFetchRequest, ProduceRequest,
 };
 use uuid::Uuid;
 
 use crate::history::{Partition, Value};
 use crate::kafka::{Kafka, code};
 use crate::members::must_join;
-use crate::world::{Chance, Millis, Node, Shared};
+use crate::world::{Chance, EPOCH_MS, Millis, Node, Shared};
 
 /// Batches of a producer in flight at once.
 const IN_FLIGHT: usize = 5;
+/// Of Kafka: a resource that is a topic, and the operation that gives a config a value.
+const TOPIC: i8 = 2;
+const SET: i8 = 0;
 
 /// What all clients need.
 #[derive(Clone, Debug)]
@@ -208,9 +212,9 @@ impl Client {
     // ---- topics
 
     /// Creates a topic, until it is there; returns its id.
-    pub async fn create_topic(&mut self, topic: &str, partitions: i32) -> Uuid {
+    pub async fn create_topic(&mut self, topic: &str, partitions: i32, configs: &[(&str, &str)]) -> Uuid {
         loop {
-            match self.try_create(topic, partitions).await {
+            match self.try_create(topic, partitions, configs).await {
                 Ok(id) => {
                     self.tell(format_args!("created {topic} as {id}"));
                     return id;
@@ -221,13 +225,19 @@ impl Client {
         }
     }
 
-    async fn try_create(&mut self, topic: &str, partitions: i32) -> Tried<Uuid> {
+    async fn try_create(&mut self, topic: &str, partitions: i32, configs: &[(&str, &str)]) -> Tried<Uuid> {
         let node = self.any_broker();
         let mut kafka = self.take(node).await?;
         let mut creatable = CreatableTopic::default();
         creatable.name = topic.to_owned().into();
         creatable.num_partitions = partitions;
         creatable.replication_factor = 1;
+        for (name, value) in configs {
+            let mut config = CreatableTopicConfig::default();
+            config.name = (*name).to_owned().into();
+            config.value = Some((*value).to_owned().into());
+            creatable.configs.push(config);
+        }
         let mut request = CreateTopicsRequest::default();
         request.topics = vec![creatable];
         request.timeout_ms = 10_000;
@@ -266,7 +276,7 @@ impl Client {
     /// Deletes a topic and creates it again under the same name, again and again.
     pub async fn churn(mut self, topic: String, partitions: i32) {
         while !self.closing() {
-            let id = self.create_topic(&topic, partitions).await;
+            let id = self.create_topic(&topic, partitions, &[]).await;
             self.succeeded();
             self.pause(4_000, 20_000).await;
             if self.closing() {
@@ -276,6 +286,63 @@ impl Client {
                 self.tell(format_args!("deleting {topic}: {e}"));
                 self.pause(200, 1_000).await;
             }
+        }
+    }
+
+    /// Lets retention take what a topic has too much of, or what is too old, and then again nothing, in turns.
+    pub async fn retain(mut self, topic: String) {
+        let (config, limit) = self.world.lock().tuning.retention;
+        let mut limited = false;
+        while !self.closing() {
+            self.pause(200, 400).await;
+            let aimed = self.world.lock().aims_at_zombies();
+            let wanted = match aimed {
+                // It is to miss the end of it.
+                Some(zombie) => zombie.is_none(),
+                None if self.chance.happens(0.02) => !limited,
+                None => limited,
+            };
+            if wanted == limited {
+                continue;
+            }
+            let value = if wanted { limit } else { -1 };
+            match self.try_config(&topic, config, value).await {
+                Ok(()) => {
+                    self.tell(format_args!("{topic} has {config}={value}"));
+                    self.succeeded();
+                    limited = wanted;
+                }
+                Err(e) => self.tell(format_args!("{config} of {topic}: {e}")),
+            }
+        }
+    }
+
+    async fn try_config(&mut self, topic: &str, config: &str, value: i64) -> Tried<()> {
+        let zombie = self.world.lock().zombie.map(|z| z.node);
+        let node = match self.any_broker() {
+            node if Some(node) != zombie => node,
+            _ => *self
+                .brokers
+                .iter()
+                .rfind(|n| Some(**n) != zombie)
+                .unwrap_or(&Node(1)),
+        };
+        let mut kafka = self.take(node).await?;
+        let mut altered = AlterableConfig::default();
+        altered.name = config.to_owned().into();
+        altered.config_operation = SET;
+        altered.value = Some(value.to_string().into());
+        let mut resource = AlterConfigsResource::default();
+        resource.resource_type = TOPIC;
+        resource.resource_name = topic.to_owned().into();
+        resource.configs = vec![altered];
+        let mut request = IncrementalAlterConfigsRequest::default();
+        request.resources = vec![resource];
+        let answer = kafka.call(1, &request).await?;
+        self.give_back(kafka);
+        match answer.responses.first().map_or(-1, |r| r.error_code) {
+            code::NONE => Ok(()),
+            other => Err(Failed::Again(format!("error {other}"))),
         }
     }
 
@@ -367,7 +434,8 @@ impl Client {
         let mut kafka = self.take(node).await?;
         let mut sent = vec![];
         for (sequence, values) in unacked.iter() {
-            let request = produce_request(id, partition, batch(identity, *sequence, values));
+            let records = batch(identity, *sequence, values, EPOCH_MS + self.now() as i64);
+            let request = produce_request(id, partition, records);
             sent.push(kafka.send(13, &request).await?);
         }
         for request in sent {
@@ -508,7 +576,17 @@ impl Client {
         let mut w = self.world.lock();
         let now = w.clock();
         for b in &batches {
-            if b.base + b.values.len() as i64 <= *at {
+            let values: Vec<Value> = b.records.iter().map(|(_, value)| *value).collect();
+            if b.next - b.base != values.len() as i64 {
+                let what = format!(
+                    "{topic}-{partition}: {} values in {}..{}",
+                    values.len(),
+                    b.base,
+                    b.next
+                );
+                w.violation(what);
+            }
+            if b.next <= *at {
                 let what = format!("{topic}-{partition}: a batch at {} to a fetch from {at}", b.base);
                 w.violation(what);
             }
@@ -516,8 +594,8 @@ impl Client {
                 let what = format!("{topic}-{partition}: a fetch from {at} got {}", b.base);
                 w.violation(what);
             }
-            w.history.read((id, partition), b.base, b.epoch, &b.values);
-            *at = b.base + b.values.len() as i64;
+            w.history.read((id, partition), b.base, b.epoch, &values);
+            *at = b.next;
         }
         w.tell(format_args!(
             "{} {topic}-{partition} read up to {at} from {node}",
@@ -552,13 +630,9 @@ impl Client {
             self.give_back(kafka);
             let batches = batches.map_err(|e| Failed::Again(format!("fetch at {at}: error {e}")))?;
             for b in batches {
-                for (i, value) in b.values.iter().enumerate() {
-                    let offset = b.base + i as i64;
-                    if offset >= at {
-                        all.push((offset, b.epoch, *value));
-                    }
-                }
-                at = b.base + b.values.len() as i64;
+                let whole = b.records.iter().map(|(offset, value)| (*offset, b.epoch, *value));
+                all.extend(whole.filter(|(offset, ..)| *offset >= at));
+                at = b.next;
             }
         }
         Ok((id, start, all))
@@ -758,13 +832,13 @@ pub fn node_named(host: &str) -> Option<Node> {
     host.strip_prefix('b')?.parse().ok().map(Node)
 }
 
-fn batch(identity: Option<(i64, i16)>, sequence: i32, values: &[Value]) -> Bytes {
+fn batch(identity: Option<(i64, i16)>, sequence: i32, values: &[Value], time: i64) -> Bytes {
     let mut builder = BatchBuilder::new();
     if let Some((id, epoch)) = identity {
         builder = builder.producer(id, epoch, sequence);
     }
     for value in values {
-        builder.push(crate::world::EPOCH_MS, None, Some(&value.encode()), &[]);
+        builder.push(time, Some(&[value.key()]), Some(&value.encode()), &[]);
     }
     builder.build().bytes().clone()
 }
@@ -787,8 +861,11 @@ fn produce_request(id: Uuid, partition: i32, records: Bytes) -> ProduceRequest {
 #[derive(Debug)]
 pub struct Read {
     pub base: i64,
+    /// The offset behind it.
+    pub next: i64,
     pub epoch: i32,
-    pub values: Vec<Value>,
+    /// By offset.
+    pub records: Vec<(i64, Value)>,
 }
 
 /// The batches from `at` on, or the partition's error code.
@@ -833,14 +910,13 @@ pub fn decode(chunks: &[Bytes]) -> Option<Vec<Read>> {
         view.verify(chunks).ok()?;
         let batch = view.to_batch(chunks).ok()?;
         let records = alluvium_log::batch::records(batch.bytes(), 1 << 20).ok()?;
-        let values = records
-            .iter()
-            .map(|r| r.value.as_ref().and_then(|v| Value::decode(v)))
-            .collect::<Option<Vec<Value>>>()?;
+        let value = |r: &alluvium_log::batch::Record| Some((r.offset, Value::decode(r.value.as_ref()?)?));
+        let header = batch.header();
         found.push(Read {
-            base: batch.header().base_offset,
-            epoch: batch.header().leader_epoch,
-            values,
+            base: header.base_offset,
+            next: header.last_offset() + 1,
+            epoch: header.leader_epoch,
+            records: records.iter().map(value).collect::<Option<Vec<_>>>()?,
         });
     }
     Some(found)

@@ -284,6 +284,7 @@ fn build(layered: Layered, surroundings: &Surroundings<'_>) -> Result<(Settings,
                 .unwrap_or(0),
             bytes_per_second: read.parsed("archive.bytes.per.second"),
             pause_above: read.millis("archive.pause.above.ms"),
+            ..ArchiveOptions::default()
         },
         // What knows the format of history comes with the metrics of each start.
         history: None,

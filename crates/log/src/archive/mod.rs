@@ -68,6 +68,8 @@ pub struct ArchiveOptions {
     /// `archive.pause.above.ms`: no more is read while an append has waited longer than this to become durable, for
     /// up to 30 s.
     pub pause_above: Duration,
+    /// Work for a processor is done on threads of its own. A simulation does it in place.
+    pub own_threads: bool,
 }
 
 impl Default for ArchiveOptions {
@@ -76,6 +78,7 @@ impl Default for ArchiveOptions {
             threads: 0,
             bytes_per_second: 64 << 20,
             pause_above: Duration::from_secs(1),
+            own_threads: true,
         }
     }
 }
@@ -152,6 +155,7 @@ struct Shared {
     checkpointer: Arc<Checkpointer>,
     format: Arc<dyn History>,
     pace: Pace,
+    own_threads: bool,
     /// Ranges that stay where they are, by their first offset.
     set_aside: Mutex<HashSet<(TopicPartition, Offset)>>,
 }
@@ -215,6 +219,7 @@ impl Archiver {
                 checkpointer,
                 format,
                 pace: Pace::new(options.bytes_per_second, options.pause_above),
+                own_threads: options.own_threads,
                 set_aside: Mutex::default(),
             }),
             policies,
@@ -422,6 +427,7 @@ impl Shared {
                 number: file.number(),
                 runs: &runs,
                 manner,
+                own_thread: self.own_threads,
                 pace: &self.pace,
             };
             match order.carry_out().await {
