@@ -28,10 +28,12 @@ use uuid::Uuid;
 use crate::history::{Partition, Value};
 use crate::kafka::{Kafka, code};
 use crate::members::must_join;
-use crate::world::{Chance, EPOCH_MS, Millis, Node, Shared};
+use crate::world::{Chance, Millis, Node, Shared};
 
 /// Batches of a producer in flight at once.
 const IN_FLIGHT: usize = 5;
+/// An acknowledged record is looked for by its time once no leader can be unaware of it.
+const SETTLED: Millis = 15_000;
 /// Of Kafka: a resource that is a topic, and the operation that gives a config a value.
 const TOPIC: i8 = 2;
 const SET: i8 = 0;
@@ -305,6 +307,10 @@ impl Client {
             if wanted == limited {
                 continue;
             }
+            if wanted && aimed.is_some() {
+                // Until it is seen what the zombie did.
+                self.pause(3_000, 4_000).await;
+            }
             let value = if wanted { limit } else { -1 };
             match self.try_config(&topic, config, value).await {
                 Ok(()) => {
@@ -434,7 +440,7 @@ impl Client {
         let mut kafka = self.take(node).await?;
         let mut sent = vec![];
         for (sequence, values) in unacked.iter() {
-            let records = batch(identity, *sequence, values, EPOCH_MS + self.now() as i64);
+            let records = batch(identity, *sequence, values);
             let request = produce_request(id, partition, records);
             sent.push(kafka.send(13, &request).await?);
         }
@@ -478,6 +484,7 @@ impl Client {
         while !self.closing() {
             let tried = match self.chance.below(10) {
                 0..=1 => self.ask_end(&topic, partition).await.map(|_| ()),
+                2 => self.ask_time(&topic, partition).await,
                 _ => {
                     if self.chance.happens(0.03) {
                         at = self.chance.below(at as u64 + 1) as i64;
@@ -499,19 +506,7 @@ impl Client {
         let (id, node) = self.leader(topic, partition).await?;
         let mut kafka = self.take(node).await?;
         let asked = self.now();
-        let ask = |timestamp| {
-            let mut of_partition = ListOffsetsPartition::default();
-            of_partition.partition_index = partition;
-            of_partition.current_leader_epoch = -1;
-            of_partition.timestamp = timestamp;
-            let mut of_topic = ListOffsetsTopic::default();
-            of_topic.name = topic.to_owned().into();
-            of_topic.partitions = vec![of_partition];
-            let mut request = ListOffsetsRequest::default();
-            request.replica_id = -1;
-            request.topics = vec![of_topic];
-            request
-        };
+        let ask = |timestamp| offsets_request(topic, partition, timestamp);
         let latest = kafka.call(5, &ask(-1)).await?;
         let earliest = kafka.call(5, &ask(-2)).await?;
         let answered = self.now();
@@ -541,6 +536,34 @@ impl Client {
                 .told((id, partition), end.2, start.1, end.1, asked, answered);
         }
         Ok((id, start.1, end.1))
+    }
+
+    /// Looks an acknowledged record up by its time.
+    async fn ask_time(&mut self, topic: &str, partition: i32) -> Tried<()> {
+        let (id, node) = self.leader(topic, partition).await?;
+        let (lot, settled) = (self.chance.next(), self.now().saturating_sub(SETTLED));
+        let time = self.world.lock().history.some_time((id, partition), settled, lot);
+        let Some(time) = time else { return Ok(()) };
+        let mut kafka = self.take(node).await?;
+        let answer = kafka.call(5, &offsets_request(topic, partition, time)).await?;
+        self.give_back(kafka);
+        let part = answer.topics.first().and_then(|t| t.partitions.first());
+        let (error, offset, at) = part.map_or((-1, -1, -1), |p| (p.error_code, p.offset, p.timestamp));
+        if error != code::NONE {
+            return Err(Failed::Again(format!("time {time}: error {error}")));
+        }
+        // By name: as for the ends.
+        let now = self.leader(topic, partition).await;
+        if now.is_ok_and(|(now, _)| now == id) {
+            let mut w = self.world.lock();
+            w.tell(format_args!(
+                "{} {topic}-{partition} has time {time} at {offset} says {node}",
+                self.name
+            ));
+            let found = (offset >= 0).then_some((offset, at));
+            w.history.found_by_time((id, partition), time, found, settled);
+        }
+        Ok(())
     }
 
     /// Reads on from `at`; true if it got anything.
@@ -832,13 +855,13 @@ pub fn node_named(host: &str) -> Option<Node> {
     host.strip_prefix('b')?.parse().ok().map(Node)
 }
 
-fn batch(identity: Option<(i64, i16)>, sequence: i32, values: &[Value], time: i64) -> Bytes {
+fn batch(identity: Option<(i64, i16)>, sequence: i32, values: &[Value]) -> Bytes {
     let mut builder = BatchBuilder::new();
     if let Some((id, epoch)) = identity {
         builder = builder.producer(id, epoch, sequence);
     }
     for value in values {
-        builder.push(time, Some(&[value.key()]), Some(&value.encode()), &[]);
+        builder.push(value.time(), Some(&value.key()), Some(&value.encode()), &[]);
     }
     builder.build().bytes().clone()
 }
@@ -854,6 +877,20 @@ fn produce_request(id: Uuid, partition: i32, records: Bytes) -> ProduceRequest {
     request.acks = -1;
     request.timeout_ms = 8_000;
     request.topic_data = vec![of_topic];
+    request
+}
+
+fn offsets_request(topic: &str, partition: i32, timestamp: i64) -> ListOffsetsRequest {
+    let mut of_partition = ListOffsetsPartition::default();
+    of_partition.partition_index = partition;
+    of_partition.current_leader_epoch = -1;
+    of_partition.timestamp = timestamp;
+    let mut of_topic = ListOffsetsTopic::default();
+    of_topic.name = topic.to_owned().into();
+    of_topic.partitions = vec![of_partition];
+    let mut request = ListOffsetsRequest::default();
+    request.replica_id = -1;
+    request.topics = vec![of_topic];
     request
 }
 
@@ -910,7 +947,12 @@ pub fn decode(chunks: &[Bytes]) -> Option<Vec<Read>> {
         view.verify(chunks).ok()?;
         let batch = view.to_batch(chunks).ok()?;
         let records = alluvium_log::batch::records(batch.bytes(), 1 << 20).ok()?;
-        let value = |r: &alluvium_log::batch::Record| Some((r.offset, Value::decode(r.value.as_ref()?)?));
+        // All of a record follows from its value.
+        let value = |r: &alluvium_log::batch::Record| {
+            let value = Value::decode(r.value.as_ref()?)?;
+            let whole = r.timestamp == value.time() && r.key.as_deref() == Some(&value.key()[..]);
+            whole.then_some((r.offset, value))
+        };
         let header = batch.header();
         found.push(Read {
             base: header.base_offset,

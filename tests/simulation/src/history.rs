@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use uuid::Uuid;
 
-use crate::world::Millis;
+use crate::world::{EPOCH_MS, Millis};
 
 /// A partition, by topic id.
 pub type Partition = (Uuid, i32);
@@ -31,8 +31,13 @@ impl Value {
     }
 
     /// The key of its record.
-    pub fn key(self) -> u8 {
-        (self.number % 7) as u8
+    pub fn key(self) -> [u8; 1] {
+        [(self.number % 7) as u8]
+    }
+
+    /// The time of its record: about when it is written.
+    pub fn time(self) -> i64 {
+        EPOCH_MS + 150 * self.number as i64
     }
 
     /// Whether a producer that numbers its batches wrote it: such have even numbers.
@@ -238,6 +243,39 @@ impl History {
         }
     }
 
+    /// The time of some record that was acknowledged up to `settled`.
+    pub fn some_time(&self, p: Partition, settled: Millis, lot: u64) -> Option<i64> {
+        let acked = &self.logs.get(&p)?.acked;
+        let (last, _) = acked.last_key_value()?;
+        let (_, record) = acked.range((lot % (*last as u64 + 1)) as i64..).next()?;
+        (record.answered <= settled).then(|| record.value.time())
+    }
+
+    /// A leader answered which record is the first that is not older than `time`, with its time; all that was acknowledged
+    /// up to `settled` is known to it.
+    pub fn found_by_time(&mut self, p: Partition, time: i64, found: Option<(i64, i64)>, settled: Millis) {
+        if self.limited.contains_key(&p.0) || self.gone.contains(&p.0) {
+            return;
+        }
+        let log = self.log(p);
+        let mut problems = vec![];
+        if let Some((offset, at)) = found {
+            let known = log.records.get(&offset).map(|value| value.time());
+            if at < time || known.is_some_and(|known| known != at) {
+                problems.push(format!("and is of {known:?}"));
+            }
+        }
+        let end = found.map_or(i64::MAX, |(offset, _)| offset).max(log.start_asked);
+        let passed = log.acked.range(log.start_asked..end);
+        let passed = passed.filter(|(_, a)| a.answered <= settled && a.value.time() >= time);
+        problems.extend(passed.map(|(o, a)| format!("and {o} is of {}", a.value.time())));
+        for what in problems.into_iter().take(1) {
+            self.wrong(format!(
+                "{p:?}: {found:?} is told to be the first of {time}, {what}"
+            ));
+        }
+    }
+
     /// Somebody asks for the log to start at `offset`.
     pub fn start_asked(&mut self, p: Partition, offset: i64) {
         let log = self.log(p);
@@ -435,7 +473,7 @@ impl History {
             }
         }
         let have: BTreeMap<i64, Value> = log.iter().map(|(o, _, v)| (*o, *v)).collect();
-        let last: BTreeMap<u8, i64> = log.iter().map(|(o, _, v)| (v.key(), *o)).collect();
+        let last: BTreeMap<[u8; 1], i64> = log.iter().map(|(o, _, v)| (v.key(), *o)).collect();
         for (offset, value) in self.must_be_there(p, start, before) {
             let superseded = compacted && last.get(&value.key()).is_some_and(|newer| *newer > offset);
             if have.get(&offset) != Some(&value) && !superseded {
@@ -544,6 +582,25 @@ mod tests {
         assert_eq!(look(&all[2..]), 0, "7 has the key of 0, and 8 that of 1");
         assert_eq!(look(&[all[0], all[3]]), 1);
         assert_eq!(look(&all[..3]), 1, "the newest itself");
+    }
+
+    #[test]
+    fn the_first_record_of_a_time_is_found() {
+        let told = |time: u64, at: Option<(i64, u64)>| {
+            let mut h = History::default();
+            h.acked(P, 0, &[v(0), v(5), v(3)], 10);
+            h.acked(P, 3, &[v(6)], 20);
+            let at = at.map(|(offset, of)| (offset, v(of).time()));
+            h.found_by_time(P, v(time).time(), at, 15);
+            found(&h)
+        };
+        assert_eq!(told(4, Some((1, 5))), 0);
+        assert_eq!(told(6, Some((3, 6))), 0);
+        assert_eq!(told(6, None), 0, "what is new may be unknown");
+        assert_eq!(told(4, None), 1);
+        assert_eq!(told(3, Some((2, 3))), 1, "an earlier one was passed over");
+        assert_eq!(told(4, Some((0, 0))), 1, "it is older");
+        assert_eq!(told(4, Some((1, 6))), 1, "it has another time");
     }
 
     #[test]
