@@ -103,6 +103,8 @@ pub struct ParquetOptions {
     pub decode_concurrency: usize,
     /// How far ahead of one reader portions are brought, in bytes of records.
     pub read_ahead_bytes: usize,
+    /// Files are opened and decoded on threads of their own. A simulation does it in place.
+    pub own_threads: bool,
 }
 
 impl Default for ParquetOptions {
@@ -119,6 +121,7 @@ impl Default for ParquetOptions {
             fetch_concurrency: 24,
             decode_concurrency: cores.div_ceil(2),
             read_ahead_bytes: 16 << 20,
+            own_threads: true,
         }
     }
 }

@@ -416,6 +416,9 @@ impl Files {
         &self,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, ReadError> {
+        if !self.options.own_threads {
+            return Ok(work());
+        }
         let permit = Arc::clone(&self.decoding)
             .acquire_owned()
             .await

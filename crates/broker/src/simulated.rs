@@ -23,7 +23,7 @@ use crate::dispatch::{Dispatcher, Peer};
 use crate::frame::{ConnectionLimits, FrameBudgets, FrameReader};
 use crate::groups::{Coordinator, WallClock};
 use crate::peers::{PeerClient, PeerMetrics, Wire};
-use crate::{compaction, retention, server};
+use crate::{compaction, history, retention, server};
 
 /// One broker process.
 pub struct Simulated {
@@ -37,7 +37,7 @@ pub struct Simulated {
 impl Simulated {
     /// Starts a broker on the runtime that this is called in; returns once it has recovered its log.
     pub async fn start<S, F>(
-        settings: Settings,
+        mut settings: Settings,
         store: Store,
         clock: Arc<dyn Clock>,
         dial: impl Fn(&Endpoint) -> F + Send + Sync + 'static,
@@ -57,15 +57,18 @@ impl Simulated {
             names.collect(),
             metrics,
         );
-        let opened = Log::open(store, settings.log.clone(), clock.clone(), &mut registry).await;
+        // A thread would not know of the simulation's time.
+        settings.log.archive.own_threads = false;
+        let (options, policies) = history::with_history(&settings, &mut registry);
+        let opened = Log::open(store, options, clock.clone(), &mut registry).await;
         let log = opened.map_err(|e| e.to_string())?;
         peers.belongs_to(log.manifest().cluster_id, log.incarnation());
         log.watch_peers(Arc::new(peers), MembershipOptions::default(), &mut registry);
         let config = Arc::new(Config::new(settings, log.node_id()));
+        policies.follow(config.clone(), &log);
         let wall: WallClock = Arc::new(move || clock.now_ms());
         let groups = Coordinator::new(log.clone(), config.clone(), wall.clone(), &mut registry);
         retention::spawn(log.clone(), config.clone(), wall.clone(), &mut registry);
-        // A thread would not know of the simulation's time.
         let options = CompactionOptions {
             own_thread: false,
             ..config.settings.compaction.unwrap_or_default()

@@ -29,11 +29,15 @@ pub enum Mutation {
     StaleCoordinator,
     /// Segments are published as their writes end, not in order.
     PublishedOutOfOrder,
+    /// Pointers to a file of history are published while it is still being uploaded.
+    PointerBeforeUpload,
+    /// A log start counts that a broker wrote behind the seal of its stream.
+    ZombieMovesLogStart,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Mutation; 11] = [
+    pub const ALL: [Mutation; 13] = [
         Mutation::CasRetriedBlindly,
         Mutation::SealDeleted,
         Mutation::FloorIgnored,
@@ -45,6 +49,8 @@ impl Mutation {
         Mutation::CleanerByAge,
         Mutation::StaleCoordinator,
         Mutation::PublishedOutOfOrder,
+        Mutation::PointerBeforeUpload,
+        Mutation::ZombieMovesLogStart,
     ];
 }
 

@@ -403,7 +403,12 @@ impl Reader {
                     let found = self.seal(victim, at, by).await?;
                     state.on(found)
                 }
-                Takeover::Sealed { seal } => return Ok((seal, read)),
+                Takeover::Sealed { seal } => {
+                    if mutation::on(Mutation::ZombieMovesLogStart) {
+                        self.log_starts_behind(victim, seal, &mut read).await?;
+                    }
+                    return Ok((seal, read));
+                }
             };
         }
     }
@@ -432,6 +437,25 @@ impl Reader {
             }
         }
         Ok(state)
+    }
+
+    /// [`Mutation::ZombieMovesLogStart`]: takes log starts from behind a seal as if they stood before it.
+    async fn log_starts_behind(
+        &self,
+        stream: Incarnation,
+        seal: Seq,
+        read: &mut StreamRead,
+    ) -> Result<(), OpenError> {
+        let Some((_, last)) = read.segments.last_mut() else {
+            return Ok(());
+        };
+        let mut behind = self.indexes(stream, seal + 1, Seq::MAX);
+        while let Some((_, found)) = behind.next().await {
+            let At::Segment(index) = found? else { break };
+            let entries = index.entries.into_iter();
+            last.extend(entries.filter(|e| matches!(e, Entry::LogStart { .. })));
+        }
+        Ok(())
     }
 
     async fn seal(&self, victim: Incarnation, at: Seq, by: &Taker) -> Result<Found, OpenError> {
@@ -520,7 +544,11 @@ impl Reader {
             }
             let read = head.first_unread() + segments.len() as Seq;
             if read >= bound || self.head(stream).await?.commit_id == head.commit_id {
-                return Ok(StreamRead { checkpoint, segments });
+                let mut read = StreamRead { checkpoint, segments };
+                if mutation::on(Mutation::ZombieMovesLogStart) {
+                    self.log_starts_behind(stream, bound, &mut read).await?;
+                }
+                return Ok(read);
             }
         }
     }

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use alluvium::config::Settings;
 use alluvium::simulated::Simulated;
+use alluvium_archive::{ParquetHistory, ParquetOptions};
+use alluvium_log::history::History;
 use alluvium_log::manifest::Endpoint;
 use alluvium_log::store::{Store, StoreKind, StoreOptions};
 use alluvium_log::{Clock, Log, LogOptions};
@@ -57,6 +59,8 @@ pub fn store(world: &Shared, node: Node, seed: u64) -> Store {
 pub fn settings(world: &Shared, node: Node) -> Settings {
     let advertised = format!("PLAINTEXT://{node}:9092");
     let id = if node == TWIN { 1 } else { node.0 }.to_string();
+    let tuning = world.lock().tuning;
+    let (file_bytes, interval_ms) = (tuning.history.0.to_string(), tuning.history.1.to_string());
     let pairs = [
         ("store.url", "s3://simulated"),
         ("node.id", id.as_str()),
@@ -65,15 +69,23 @@ pub fn settings(world: &Shared, node: Node) -> Settings {
         ("auto.create.topics.enable", "false"),
         ("offsets.topic.num.partitions", "4"),
         ("cache.bytes", "16777216"),
+        ("archive.threads", "1"),
+        ("archive.file.bytes", file_bytes.as_str()),
+        ("archive.interval.ms", interval_ms.as_str()),
+        ("log.retention.check.interval.ms", "3000"),
+        // What is worth to be compacted in days is so here in seconds.
+        ("log.cleaner.backoff.ms", "3000"),
+        ("log.cleaner.min.cleanable.ratio", "0.1"),
+        ("log.roll.ms", "10000"),
     ];
     match Settings::from_pairs(pairs) {
         Ok(mut settings) => {
             // So little that most reads go to the store.
             settings.log.tail_bytes = 4_096;
-            let w = world.lock();
-            settings.log.merge.interval = Duration::from_millis(w.tuning.merge_ms);
-            settings.log.merge.file_bytes = w.tuning.file_bytes;
-            settings.log.delete_delay = Duration::from_millis(w.tuning.delete_delay_ms);
+            settings.log.merge.interval = Duration::from_millis(tuning.merge_ms);
+            settings.log.merge.file_bytes = tuning.file_bytes;
+            settings.log.delete_delay = Duration::from_millis(tuning.delete_delay_ms);
+            settings.log.garbage_interval = Duration::from_millis(tuning.garbage_ms);
             settings
         }
         Err(why) => panic!("the simulation's settings: {why}"),
@@ -139,10 +151,24 @@ fn exit(world: &Shared, node: Node, boot: u64, why: &str) {
     world.lock().commands.push(Command::Exited { node, boot, why });
 }
 
+/// History as brokers write it, for who only looks.
+pub fn history() -> Arc<dyn History> {
+    let options = ParquetOptions {
+        own_threads: false,
+        ..ParquetOptions::default()
+    };
+    Arc::new(ParquetHistory::new(options, &mut Registry::default()))
+}
+
 /// Opens the log of a bucket that nobody else uses.
-pub async fn open_alone(store: Store, clock: Arc<dyn Clock>) -> Result<Log, String> {
+pub async fn open_alone(
+    store: Store,
+    clock: Arc<dyn Clock>,
+    history: Arc<dyn History>,
+) -> Result<Log, String> {
     let mut options = LogOptions::for_store(StoreKind::Memory);
     options.node_id = Some(99);
+    options.history = Some(history);
     let mut registry = Registry::default();
     let opened = Log::open(store, options, clock, &mut registry).await;
     opened.map_err(|e| e.to_string())

@@ -8,10 +8,11 @@ use std::time::Duration;
 
 use alluvium_log::batch::{BatchBuilder, ChunkCursor};
 use bytes::Bytes;
-use kafka_wire::create_topics_request::CreatableTopic;
+use kafka_wire::create_topics_request::{CreatableTopic, CreatableTopicConfig};
 use kafka_wire::delete_records_request::{DeleteRecordsPartition, DeleteRecordsTopic};
 use kafka_wire::delete_topics_request::DeleteTopicState;
 use kafka_wire::fetch_request::{FetchPartition, FetchTopic};
+use kafka_wire::incremental_alter_configs_request::{AlterConfigsResource, AlterableConfig};
 use kafka_wire::list_offsets_request::{ListOffsetsPartition, ListOffsetsTopic};
 use kafka_wire::metadata_request::MetadataRequestTopic;
 use kafka_wire::offset_commit_request::{OffsetCommitRequestPartition, OffsetCommitRequestTopic};
@@ -19,8 +20,8 @@ use kafka_wire::offset_fetch_request::{OffsetFetchRequestGroup, OffsetFetchReque
 use kafka_wire::produce_request::{PartitionProduceData, TopicProduceData};
 use kafka_wire::{
     CreateTopicsRequest, DeleteRecordsRequest, DeleteTopicsRequest, FetchRequest, FindCoordinatorRequest,
-    InitProducerIdRequest, ListOffsetsRequest, MetadataRequest, OffsetCommitRequest, OffsetFetchRequest,
-    ProduceRequest,
+    IncrementalAlterConfigsRequest, InitProducerIdRequest, ListOffsetsRequest, MetadataRequest,
+    OffsetCommitRequest, OffsetFetchRequest, ProduceRequest,
 };
 use uuid::Uuid;
 
@@ -31,6 +32,11 @@ use crate::world::{Chance, Millis, Node, Shared};
 
 /// Batches of a producer in flight at once.
 const IN_FLIGHT: usize = 5;
+/// An acknowledged record is looked for by its time once no leader can be unaware of it.
+const SETTLED: Millis = 15_000;
+/// Of Kafka: a resource that is a topic, and the operation that gives a config a value.
+const TOPIC: i8 = 2;
+const SET: i8 = 0;
 
 /// What all clients need.
 #[derive(Clone, Debug)]
@@ -208,9 +214,9 @@ impl Client {
     // ---- topics
 
     /// Creates a topic, until it is there; returns its id.
-    pub async fn create_topic(&mut self, topic: &str, partitions: i32) -> Uuid {
+    pub async fn create_topic(&mut self, topic: &str, partitions: i32, configs: &[(&str, &str)]) -> Uuid {
         loop {
-            match self.try_create(topic, partitions).await {
+            match self.try_create(topic, partitions, configs).await {
                 Ok(id) => {
                     self.tell(format_args!("created {topic} as {id}"));
                     return id;
@@ -221,13 +227,19 @@ impl Client {
         }
     }
 
-    async fn try_create(&mut self, topic: &str, partitions: i32) -> Tried<Uuid> {
+    async fn try_create(&mut self, topic: &str, partitions: i32, configs: &[(&str, &str)]) -> Tried<Uuid> {
         let node = self.any_broker();
         let mut kafka = self.take(node).await?;
         let mut creatable = CreatableTopic::default();
         creatable.name = topic.to_owned().into();
         creatable.num_partitions = partitions;
         creatable.replication_factor = 1;
+        for (name, value) in configs {
+            let mut config = CreatableTopicConfig::default();
+            config.name = (*name).to_owned().into();
+            config.value = Some((*value).to_owned().into());
+            creatable.configs.push(config);
+        }
         let mut request = CreateTopicsRequest::default();
         request.topics = vec![creatable];
         request.timeout_ms = 10_000;
@@ -266,7 +278,7 @@ impl Client {
     /// Deletes a topic and creates it again under the same name, again and again.
     pub async fn churn(mut self, topic: String, partitions: i32) {
         while !self.closing() {
-            let id = self.create_topic(&topic, partitions).await;
+            let id = self.create_topic(&topic, partitions, &[]).await;
             self.succeeded();
             self.pause(4_000, 20_000).await;
             if self.closing() {
@@ -276,6 +288,67 @@ impl Client {
                 self.tell(format_args!("deleting {topic}: {e}"));
                 self.pause(200, 1_000).await;
             }
+        }
+    }
+
+    /// Lets retention take what a topic has too much of, or what is too old, and then again nothing, in turns.
+    pub async fn retain(mut self, topic: String) {
+        let (config, limit) = self.world.lock().tuning.retention;
+        let mut limited = false;
+        while !self.closing() {
+            self.pause(200, 400).await;
+            let aimed = self.world.lock().aims_at_zombies();
+            let wanted = match aimed {
+                // It is to miss the end of it.
+                Some(zombie) => zombie.is_none(),
+                None if self.chance.happens(0.02) => !limited,
+                None => limited,
+            };
+            if wanted == limited {
+                continue;
+            }
+            if wanted && aimed.is_some() {
+                // Until it is seen what the zombie did.
+                self.pause(3_000, 4_000).await;
+            }
+            let value = if wanted { limit } else { -1 };
+            match self.try_config(&topic, config, value).await {
+                Ok(()) => {
+                    self.tell(format_args!("{topic} has {config}={value}"));
+                    self.succeeded();
+                    limited = wanted;
+                }
+                Err(e) => self.tell(format_args!("{config} of {topic}: {e}")),
+            }
+        }
+    }
+
+    async fn try_config(&mut self, topic: &str, config: &str, value: i64) -> Tried<()> {
+        let zombie = self.world.lock().zombie.map(|z| z.node);
+        let node = match self.any_broker() {
+            node if Some(node) != zombie => node,
+            _ => *self
+                .brokers
+                .iter()
+                .rfind(|n| Some(**n) != zombie)
+                .unwrap_or(&Node(1)),
+        };
+        let mut kafka = self.take(node).await?;
+        let mut altered = AlterableConfig::default();
+        altered.name = config.to_owned().into();
+        altered.config_operation = SET;
+        altered.value = Some(value.to_string().into());
+        let mut resource = AlterConfigsResource::default();
+        resource.resource_type = TOPIC;
+        resource.resource_name = topic.to_owned().into();
+        resource.configs = vec![altered];
+        let mut request = IncrementalAlterConfigsRequest::default();
+        request.resources = vec![resource];
+        let answer = kafka.call(1, &request).await?;
+        self.give_back(kafka);
+        match answer.responses.first().map_or(-1, |r| r.error_code) {
+            code::NONE => Ok(()),
+            other => Err(Failed::Again(format!("error {other}"))),
         }
     }
 
@@ -367,7 +440,8 @@ impl Client {
         let mut kafka = self.take(node).await?;
         let mut sent = vec![];
         for (sequence, values) in unacked.iter() {
-            let request = produce_request(id, partition, batch(identity, *sequence, values));
+            let records = batch(identity, *sequence, values);
+            let request = produce_request(id, partition, records);
             sent.push(kafka.send(13, &request).await?);
         }
         for request in sent {
@@ -410,6 +484,7 @@ impl Client {
         while !self.closing() {
             let tried = match self.chance.below(10) {
                 0..=1 => self.ask_end(&topic, partition).await.map(|_| ()),
+                2 => self.ask_time(&topic, partition).await,
                 _ => {
                     if self.chance.happens(0.03) {
                         at = self.chance.below(at as u64 + 1) as i64;
@@ -431,19 +506,7 @@ impl Client {
         let (id, node) = self.leader(topic, partition).await?;
         let mut kafka = self.take(node).await?;
         let asked = self.now();
-        let ask = |timestamp| {
-            let mut of_partition = ListOffsetsPartition::default();
-            of_partition.partition_index = partition;
-            of_partition.current_leader_epoch = -1;
-            of_partition.timestamp = timestamp;
-            let mut of_topic = ListOffsetsTopic::default();
-            of_topic.name = topic.to_owned().into();
-            of_topic.partitions = vec![of_partition];
-            let mut request = ListOffsetsRequest::default();
-            request.replica_id = -1;
-            request.topics = vec![of_topic];
-            request
-        };
+        let ask = |timestamp| offsets_request(topic, partition, timestamp);
         let latest = kafka.call(5, &ask(-1)).await?;
         let earliest = kafka.call(5, &ask(-2)).await?;
         let answered = self.now();
@@ -473,6 +536,34 @@ impl Client {
                 .told((id, partition), end.2, start.1, end.1, asked, answered);
         }
         Ok((id, start.1, end.1))
+    }
+
+    /// Looks an acknowledged record up by its time.
+    async fn ask_time(&mut self, topic: &str, partition: i32) -> Tried<()> {
+        let (id, node) = self.leader(topic, partition).await?;
+        let (lot, settled) = (self.chance.next(), self.now().saturating_sub(SETTLED));
+        let time = self.world.lock().history.some_time((id, partition), settled, lot);
+        let Some(time) = time else { return Ok(()) };
+        let mut kafka = self.take(node).await?;
+        let answer = kafka.call(5, &offsets_request(topic, partition, time)).await?;
+        self.give_back(kafka);
+        let part = answer.topics.first().and_then(|t| t.partitions.first());
+        let (error, offset, at) = part.map_or((-1, -1, -1), |p| (p.error_code, p.offset, p.timestamp));
+        if error != code::NONE {
+            return Err(Failed::Again(format!("time {time}: error {error}")));
+        }
+        // By name: as for the ends.
+        let now = self.leader(topic, partition).await;
+        if now.is_ok_and(|(now, _)| now == id) {
+            let mut w = self.world.lock();
+            w.tell(format_args!(
+                "{} {topic}-{partition} has time {time} at {offset} says {node}",
+                self.name
+            ));
+            let found = (offset >= 0).then_some((offset, at));
+            w.history.found_by_time((id, partition), time, found, settled);
+        }
+        Ok(())
     }
 
     /// Reads on from `at`; true if it got anything.
@@ -508,7 +599,17 @@ impl Client {
         let mut w = self.world.lock();
         let now = w.clock();
         for b in &batches {
-            if b.base + b.values.len() as i64 <= *at {
+            let values: Vec<Value> = b.records.iter().map(|(_, value)| *value).collect();
+            if b.next - b.base != values.len() as i64 {
+                let what = format!(
+                    "{topic}-{partition}: {} values in {}..{}",
+                    values.len(),
+                    b.base,
+                    b.next
+                );
+                w.violation(what);
+            }
+            if b.next <= *at {
                 let what = format!("{topic}-{partition}: a batch at {} to a fetch from {at}", b.base);
                 w.violation(what);
             }
@@ -516,8 +617,8 @@ impl Client {
                 let what = format!("{topic}-{partition}: a fetch from {at} got {}", b.base);
                 w.violation(what);
             }
-            w.history.read((id, partition), b.base, b.epoch, &b.values);
-            *at = b.base + b.values.len() as i64;
+            w.history.read((id, partition), b.base, b.epoch, &values);
+            *at = b.next;
         }
         w.tell(format_args!(
             "{} {topic}-{partition} read up to {at} from {node}",
@@ -552,13 +653,9 @@ impl Client {
             self.give_back(kafka);
             let batches = batches.map_err(|e| Failed::Again(format!("fetch at {at}: error {e}")))?;
             for b in batches {
-                for (i, value) in b.values.iter().enumerate() {
-                    let offset = b.base + i as i64;
-                    if offset >= at {
-                        all.push((offset, b.epoch, *value));
-                    }
-                }
-                at = b.base + b.values.len() as i64;
+                let whole = b.records.iter().map(|(offset, value)| (*offset, b.epoch, *value));
+                all.extend(whole.filter(|(offset, ..)| *offset >= at));
+                at = b.next;
             }
         }
         Ok((id, start, all))
@@ -764,7 +861,7 @@ fn batch(identity: Option<(i64, i16)>, sequence: i32, values: &[Value]) -> Bytes
         builder = builder.producer(id, epoch, sequence);
     }
     for value in values {
-        builder.push(crate::world::EPOCH_MS, None, Some(&value.encode()), &[]);
+        builder.push(value.time(), Some(&value.key()), Some(&value.encode()), &[]);
     }
     builder.build().bytes().clone()
 }
@@ -783,12 +880,29 @@ fn produce_request(id: Uuid, partition: i32, records: Bytes) -> ProduceRequest {
     request
 }
 
+fn offsets_request(topic: &str, partition: i32, timestamp: i64) -> ListOffsetsRequest {
+    let mut of_partition = ListOffsetsPartition::default();
+    of_partition.partition_index = partition;
+    of_partition.current_leader_epoch = -1;
+    of_partition.timestamp = timestamp;
+    let mut of_topic = ListOffsetsTopic::default();
+    of_topic.name = topic.to_owned().into();
+    of_topic.partitions = vec![of_partition];
+    let mut request = ListOffsetsRequest::default();
+    request.replica_id = -1;
+    request.topics = vec![of_topic];
+    request
+}
+
 /// A batch that was read.
 #[derive(Debug)]
 pub struct Read {
     pub base: i64,
+    /// The offset behind it.
+    pub next: i64,
     pub epoch: i32,
-    pub values: Vec<Value>,
+    /// By offset.
+    pub records: Vec<(i64, Value)>,
 }
 
 /// The batches from `at` on, or the partition's error code.
@@ -833,14 +947,18 @@ pub fn decode(chunks: &[Bytes]) -> Option<Vec<Read>> {
         view.verify(chunks).ok()?;
         let batch = view.to_batch(chunks).ok()?;
         let records = alluvium_log::batch::records(batch.bytes(), 1 << 20).ok()?;
-        let values = records
-            .iter()
-            .map(|r| r.value.as_ref().and_then(|v| Value::decode(v)))
-            .collect::<Option<Vec<Value>>>()?;
+        // All of a record follows from its value.
+        let value = |r: &alluvium_log::batch::Record| {
+            let value = Value::decode(r.value.as_ref()?)?;
+            let whole = r.timestamp == value.time() && r.key.as_deref() == Some(&value.key()[..]);
+            whole.then_some((r.offset, value))
+        };
+        let header = batch.header();
         found.push(Read {
-            base: batch.header().base_offset,
-            epoch: batch.header().leader_epoch,
-            values,
+            base: header.base_offset,
+            next: header.last_offset() + 1,
+            epoch: header.leader_epoch,
+            records: records.iter().map(value).collect::<Option<Vec<_>>>()?,
         });
     }
     Some(found)

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use uuid::Uuid;
 
-use crate::world::Millis;
+use crate::world::{EPOCH_MS, Millis};
 
 /// A partition, by topic id.
 pub type Partition = (Uuid, i32);
@@ -28,6 +28,16 @@ impl Value {
             producer: producer.parse().ok()?,
             number: number.parse().ok()?,
         })
+    }
+
+    /// The key of its record.
+    pub fn key(self) -> [u8; 1] {
+        [(self.number % 7) as u8]
+    }
+
+    /// The time of its record: about when it is written.
+    pub fn time(self) -> i64 {
+        EPOCH_MS + 150 * self.number as i64
     }
 
     /// Whether a producer that numbers its batches wrote it: such have even numbers.
@@ -67,6 +77,26 @@ struct Log {
     /// The highest log start that was acknowledged.
     start_acked: i64,
     deleted: bool,
+    /// Set while nothing lets its start move.
+    standing: Option<Standing>,
+}
+
+/// A log whose start stands still.
+#[derive(Clone, Copy, Debug)]
+struct Standing {
+    /// Leaders of newer epochs were chosen after retention had ended, and have never known of it.
+    above_epoch: i32,
+    /// Where the first of them began.
+    start: Option<i64>,
+}
+
+/// What moves log starts although nobody asks for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Retention {
+    /// A limit of size. What was written last stays.
+    Size,
+    /// A limit of age.
+    Time,
 }
 
 /// Offsets that one group committed for one partition; one client at a time commits, in growing order.
@@ -93,6 +123,10 @@ pub struct History {
     logs: BTreeMap<Partition, Log>,
     /// Topics whose deletion was asked for.
     gone: BTreeSet<Uuid>,
+    /// Topics that had a limit at some time.
+    limited: BTreeMap<Uuid, Retention>,
+    /// Topics of which the newest record of each key stays, and not all.
+    compacted: BTreeSet<Uuid>,
     commits: BTreeMap<(String, Partition), Commits>,
     /// Per group: each generation that a member has heard of as settled, and when.
     generations: BTreeMap<String, Vec<(Millis, i32)>>,
@@ -179,7 +213,6 @@ impl History {
 
     /// A leader of `epoch` told where the log begins and ends.
     pub fn told(&mut self, p: Partition, epoch: i32, start: i64, end: i64, asked: Millis, answered: Millis) {
-        let log = self.log(p);
         let told = Told {
             asked,
             answered,
@@ -187,17 +220,58 @@ impl History {
             end,
             start,
         };
-        log.told.push(told);
+        self.log(p).told.push(told);
+        self.begins(p, epoch, start, "as told");
     }
 
     /// A leader said that `offset` is outside the log, to somebody who read below it before.
     pub fn out_of_range(&mut self, p: Partition, offset: i64) {
+        let limited = self.limited.get(&p.0).copied();
         let log = self.log(p);
-        let below_start = offset < log.start_asked;
         let known_end = log.records.last_key_value().map_or(0, |(o, _)| o + 1);
+        let newest = log.acked.last_key_value().map_or(0, |(o, _)| *o);
+        let below_start = offset < log.start_asked
+            || match limited {
+                Some(Retention::Size) => offset <= newest,
+                Some(Retention::Time) => offset < known_end,
+                None => false,
+            };
         if !below_start && offset <= known_end && !log.deleted {
             self.wrong(format!(
                 "{p:?}: OFFSET_OUT_OF_RANGE for {offset}, and the log reaches {known_end}"
+            ));
+        }
+    }
+
+    /// The time of some record that was acknowledged up to `settled`.
+    pub fn some_time(&self, p: Partition, settled: Millis, lot: u64) -> Option<i64> {
+        let acked = &self.logs.get(&p)?.acked;
+        let (last, _) = acked.last_key_value()?;
+        let (_, record) = acked.range((lot % (*last as u64 + 1)) as i64..).next()?;
+        (record.answered <= settled).then(|| record.value.time())
+    }
+
+    /// A leader answered which record is the first that is not older than `time`, with its time; all that was acknowledged
+    /// up to `settled` is known to it.
+    pub fn found_by_time(&mut self, p: Partition, time: i64, found: Option<(i64, i64)>, settled: Millis) {
+        if self.limited.contains_key(&p.0) || self.gone.contains(&p.0) {
+            return;
+        }
+        let log = self.log(p);
+        let mut problems = vec![];
+        if let Some((offset, at)) = found {
+            let known = log.records.get(&offset).map(|value| value.time());
+            if at < time || known.is_some_and(|known| known != at) {
+                problems.push(format!("and is of {known:?}"));
+            }
+        }
+        let end = found.map_or(i64::MAX, |(offset, _)| offset).max(log.start_asked);
+        let passed = log.acked.range(log.start_asked..end);
+        let passed = passed.filter(|(_, a)| a.answered <= settled && a.value.time() >= time);
+        problems.extend(passed.map(|(o, a)| format!("and {o} is of {}", a.value.time())));
+        for what in problems.into_iter().take(1) {
+            self.wrong(format!(
+                "{p:?}: {found:?} is told to be the first of {time}, {what}"
             ));
         }
     }
@@ -211,6 +285,46 @@ impl History {
     pub fn start_acked(&mut self, p: Partition, start: i64) {
         let log = self.log(p);
         log.start_acked = log.start_acked.max(start);
+    }
+
+    /// From now on only the newest record of each key must stay.
+    pub fn compacted(&mut self, topic: Uuid) {
+        self.compacted.insert(topic);
+    }
+
+    /// The manifest says that a topic has a limit from now on.
+    pub fn limited(&mut self, topic: Uuid, by: Retention) {
+        self.limited.insert(topic, by);
+        for (_, log) in self.logs.range_mut((topic, i32::MIN)..=(topic, i32::MAX)) {
+            log.standing = None;
+        }
+    }
+
+    /// The manifest says that a topic has no limit any more, and the leader epoch of each of its partitions.
+    pub fn unlimited(&mut self, topic: Uuid, epochs: &[(i32, i32)]) {
+        if !self.limited.contains_key(&topic) {
+            return;
+        }
+        for (partition, epoch) in epochs {
+            let log = self.log((topic, *partition));
+            log.standing.get_or_insert(Standing {
+                above_epoch: *epoch,
+                start: None,
+            });
+        }
+    }
+
+    /// Somebody who knows the log up to its leader of `epoch` says that it begins at `start`.
+    pub fn begins(&mut self, p: Partition, epoch: i32, start: i64, how: &str) {
+        let Some(standing) = self.log(p).standing.as_mut().filter(|s| epoch > s.above_epoch) else {
+            return;
+        };
+        let stood = *standing.start.get_or_insert(start);
+        if stood != start {
+            self.wrong(format!(
+                "{how}: {p:?} begins at {start} in epoch {epoch}, and began at {stood} since nothing lets that move"
+            ));
+        }
     }
 
     /// The topic is to be deleted: from now on its end is no loss.
@@ -286,12 +400,16 @@ impl History {
         }
     }
 
-    /// Acknowledged records at or above the log start, of topics that were not deleted: offset and value.
-    pub fn must_be_there(&self, p: Partition, before: Millis) -> Vec<(i64, Value)> {
+    /// Acknowledged records of a log that begins at `start`, of topics that were not deleted: offset and value.
+    pub fn must_be_there(&self, p: Partition, start: i64, before: Millis) -> Vec<(i64, Value)> {
         let Some(log) = self.logs.get(&p).filter(|l| !l.deleted) else {
             return vec![];
         };
-        let acked = log.acked.range(log.start_asked..);
+        let from = match self.limited.contains_key(&p.0) {
+            true => start.max(log.start_asked),
+            false => log.start_asked,
+        };
+        let acked = log.acked.range(from..);
         acked
             .filter(|(_, a)| a.answered <= before)
             .map(|(o, a)| (*o, a.value))
@@ -309,13 +427,20 @@ impl History {
 
     /// A whole log as it is at the end, or in a copy of the bucket: from `start` on, one value per offset.
     pub fn whole(&mut self, p: Partition, start: i64, log: &[(i64, i32, Value)], before: Millis, how: &str) {
-        let (asked, acked) = {
+        let (limited, compacted) = (self.limited.get(&p.0).copied(), self.compacted.contains(&p.0));
+        let (asked, acked, last_acked) = {
             let l = self.log(p);
-            (l.start_asked, l.start_acked)
+            let last = l.acked.iter().rfind(|(_, a)| a.answered <= before);
+            (l.start_asked, l.start_acked, last.map_or(i64::MAX, |(o, _)| *o))
         };
-        if start > asked {
+        let at_most = match limited {
+            None => asked,
+            Some(Retention::Size) => last_acked.max(asked),
+            Some(Retention::Time) => i64::MAX,
+        };
+        if start > at_most {
             self.wrong(format!(
-                "{how}: {p:?} starts at {start}, and nobody asked for more than {asked}"
+                "{how}: {p:?} starts at {start}, and nothing let it begin after {at_most}"
             ));
         }
         if start < acked && before == Millis::MAX {
@@ -327,7 +452,7 @@ impl History {
         let mut newest: BTreeMap<u32, u64> = BTreeMap::new();
         let mut epoch_before = 0;
         for (offset, epoch, value) in log {
-            if next.is_some_and(|n| n != *offset) {
+            if next.is_some_and(|n| n > *offset || (n < *offset && !compacted)) {
                 self.wrong(format!("{how}: {p:?} has a gap before {offset}"));
             }
             next = Some(offset + 1);
@@ -348,8 +473,10 @@ impl History {
             }
         }
         let have: BTreeMap<i64, Value> = log.iter().map(|(o, _, v)| (*o, *v)).collect();
-        for (offset, value) in self.must_be_there(p, before) {
-            if have.get(&offset) != Some(&value) {
+        let last: BTreeMap<[u8; 1], i64> = log.iter().map(|(o, _, v)| (v.key(), *o)).collect();
+        for (offset, value) in self.must_be_there(p, start, before) {
+            let superseded = compacted && last.get(&value.key()).is_some_and(|newer| *newer > offset);
+            if have.get(&offset) != Some(&value) && !superseded {
                 let found = have.get(&offset).copied();
                 self.wrong(format!(
                     "{how}: {p:?} offset {offset} was acknowledged as {value:?} and is {found:?}"
@@ -439,6 +566,77 @@ mod tests {
         h.commit_acked("g", P, 5, 20);
         h.committed("g", P, 5, 21);
         assert_eq!(h.violations, Vec::<String>::new());
+    }
+
+    #[test]
+    fn of_a_compacted_topic_the_newest_of_each_key_must_be_there() {
+        let look = |log: &[(i64, i32, Value)]| {
+            let mut h = History::default();
+            h.compacted(P.0);
+            h.acked(P, 0, &[v(0), v(1), v(7), v(8)], 10);
+            h.whole(P, 0, log, 99, "x");
+            found(&h)
+        };
+        let all = [(0, 1, v(0)), (1, 1, v(1)), (2, 1, v(7)), (3, 1, v(8))];
+        assert_eq!(look(&all), 0);
+        assert_eq!(look(&all[2..]), 0, "7 has the key of 0, and 8 that of 1");
+        assert_eq!(look(&[all[0], all[3]]), 1);
+        assert_eq!(look(&all[..3]), 1, "the newest itself");
+    }
+
+    #[test]
+    fn the_first_record_of_a_time_is_found() {
+        let told = |time: u64, at: Option<(i64, u64)>| {
+            let mut h = History::default();
+            h.acked(P, 0, &[v(0), v(5), v(3)], 10);
+            h.acked(P, 3, &[v(6)], 20);
+            let at = at.map(|(offset, of)| (offset, v(of).time()));
+            h.found_by_time(P, v(time).time(), at, 15);
+            found(&h)
+        };
+        assert_eq!(told(4, Some((1, 5))), 0);
+        assert_eq!(told(6, Some((3, 6))), 0);
+        assert_eq!(told(6, None), 0, "what is new may be unknown");
+        assert_eq!(told(4, None), 1);
+        assert_eq!(told(3, Some((2, 3))), 1, "an earlier one was passed over");
+        assert_eq!(told(4, Some((0, 0))), 1, "it is older");
+        assert_eq!(told(4, Some((1, 6))), 1, "it has another time");
+    }
+
+    #[test]
+    fn what_retention_may_take_is_missed_by_nobody() {
+        let of = |by: Option<Retention>, start: i64| {
+            let mut h = History::default();
+            h.acked(P, 0, &[v(0), v(1), v(2)], 10);
+            by.into_iter().for_each(|by| h.limited(P.0, by));
+            let log: Vec<_> = (start..3).map(|o| (o, 1, v(o as u64))).collect();
+            h.whole(P, start, &log, 99, "x");
+            found(&h)
+        };
+        assert_eq!(of(None, 1), 2, "nobody asked for it, and a record is missing");
+        assert_eq!(of(Some(Retention::Size), 2), 0);
+        assert_eq!(of(Some(Retention::Size), 3), 1, "the last one stays");
+        assert_eq!(of(Some(Retention::Time), 3), 0);
+    }
+
+    #[test]
+    fn a_log_start_stands_still_when_nothing_lets_it_move() {
+        let mut h = History::default();
+        h.unlimited(P.0, &[(0, 4)]);
+        h.begins(P, 9, 1, "as told");
+        h.begins(P, 9, 2, "as told");
+        h.limited(P.0, Retention::Size);
+        h.begins(P, 4, 3, "as told");
+        h.unlimited(P.0, &[(0, 4)]);
+        h.begins(P, 4, 5, "as told");
+        h.begins(P, 5, 5, "as told");
+        h.begins(P, 4, 4, "as told");
+        assert_eq!(found(&h), 0, "the leader of epoch 4 may not know it yet");
+        h.begins(P, 6, 7, "as told");
+        assert_eq!(found(&h), 1);
+        h.limited(P.0, Retention::Size);
+        h.begins(P, 6, 8, "as told");
+        assert_eq!(found(&h), 1);
     }
 
     #[test]

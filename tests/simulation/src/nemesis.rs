@@ -97,14 +97,20 @@ pub struct Plan {
 
 /// Draws a plan and schedules all of it.
 pub fn plan(world: &Shared, chance: &mut Chance) -> Plan {
-    let mut brokers: Vec<Node> = (1..=chance.between(2, 5) as u8).map(Node).collect();
     let rule = world.lock().aim;
+    let zombies = rule == Some(Mutation::ZombieMovesLogStart);
+    let count = match chance.between(2, 5) {
+        // Each is to lead some of every topic.
+        count if zombies => count.min(3),
+        count => count,
+    };
+    let mut brokers: Vec<Node> = (1..=count as u8).map(Node).collect();
     let duels = matches!(rule, Some(Mutation::SealDeleted | Mutation::StaleCoordinator));
     if chance.happens(0.1) || duels {
         brokers.push(TWIN);
     }
     // What must come together for this one takes its time, and anything else spoils it.
-    let quiet = rule == Some(Mutation::FloorIgnored);
+    let quiet = zombies || rule == Some(Mutation::FloorIgnored);
     let calm = chance.happens(0.15) || quiet;
     let plan = Plan {
         chaos_ms: match chance.between(40_000, 240_000) {
@@ -123,6 +129,12 @@ pub fn plan(world: &Shared, chance: &mut Chance) -> Plan {
         merge_ms: chance.between(2_000, 30_000),
         file_bytes: chance.between(2_000, 200_000),
         delete_delay_ms: chance.between(500, 20_000),
+        history: (chance.between(65_536, 131_072), chance.between(5_000, 40_000)),
+        garbage_ms: chance.between(2_000, 20_000),
+        retention: match chance.happens(0.6) {
+            true => ("retention.bytes", chance.between(2_000, 8_000) as i64),
+            false => ("retention.ms", chance.between(10_000, 40_000) as i64),
+        },
     };
     let tuning = w.tuning;
     w.tell(format_args!("{tuning:?}"));
@@ -137,6 +149,9 @@ pub fn plan(world: &Shared, chance: &mut Chance) -> Plan {
             checkpoint: some(0.1),
             seal: some(0.5),
             slow_seal: some(0.5),
+            history: some(0.3),
+            slow_history: some(0.3),
+            garbage: some(0.02),
             after_thaw: some(1.0) > 0.0,
             ms_max: 60_000,
         };
@@ -184,7 +199,7 @@ fn strike(w: &mut World, plan: &Plan, at: Millis, chance: &mut Chance) {
             _ => chance.between(15_000, 60_000),
         };
     let command = |c: Command| move |w: &mut World| w.commands.push(c);
-    match chance.below(14) {
+    match chance.below(15) {
         0..=2 => {
             let silent = chance.happens(0.4);
             w.at(at, command(Command::Kill { node, silent }));
@@ -238,6 +253,7 @@ fn strike(w: &mut World, plan: &Plan, at: Millis, chance: &mut Chance) {
             });
         }
         11 => w.at(at, command(Command::CheckBucket)),
+        12 => w.at(at, move |w| w.trap = Some(node)),
         // A start beside those that run.
         _ => w.at(at, command(Command::Boot(node))),
     }
@@ -281,6 +297,26 @@ fn aim(w: &mut World, rule: Mutation) {
                 ..Ambush::default()
             };
             doze(w, 17_000, 22_000);
+        }
+        // What is pointed to is long not there, and looked for.
+        Mutation::PointerBeforeUpload => {
+            w.ambush.slow_history = 1.0;
+            (20_000..240_000)
+                .step_by(10_000)
+                .for_each(|at| w.at(at, |w| w.commands.push(Command::CheckBucket)));
+        }
+        // Retention ends while a broker sleeps that has a segment on its way. It wakes when it was just succeeded, hears
+        // of that late, and has more to write.
+        Mutation::ZombieMovesLogStart => {
+            w.tuning.retention = ("retention.bytes", 2_000);
+            w.ambush = Ambush {
+                after_thaw: true,
+                ms_max: 60_000,
+                ..Ambush::default()
+            };
+            (20_000..230_000)
+                .step_by(20_000)
+                .for_each(|at| w.at(at, |w| w.trap = Some(Node(1))));
         }
         // What nobody is linked to goes at once, and is merged much later.
         Mutation::LinkDroppedEarly => {

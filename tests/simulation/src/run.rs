@@ -2,19 +2,22 @@
 
 use std::collections::BTreeMap;
 
+use alluvium_log::fsck::{self, Class, Counts, FsckOptions, Kind};
 use alluvium_log::manifest::Manifest;
 use alluvium_log::store::{Store, StoreKind, StoreOptions};
 use alluvium_log::{Clock, Isolation};
 use std::sync::Arc;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use crate::clients::Client;
 use crate::history::{Partition, Value};
 use crate::machine::Machine;
 use crate::mutation::Mutation;
 use crate::nemesis::{Plan, StoreWeather, plan};
-use crate::store::SimStore;
-use crate::world::{Ambush, Chance, Command, EPOCH_MS, Millis, Node, Shared, TWIN, Unheard};
+use crate::store::{MANIFEST, SimStore};
+use crate::world::{
+    Ambush, COMPACTED, Chance, Command, EPOCH_MS, LIMITED, Millis, Node, Shared, TWIN, Unheard,
+};
 use crate::{broker, os};
 
 /// Step of the world.
@@ -26,7 +29,18 @@ const ENDING_BOUND: Millis = 120_000;
 /// How long a cluster is left alone before it must have forgotten its dead.
 const DRAINING: Millis = 240_000;
 /// Clients that have nothing to do for long.
-const NOT_ALWAYS: [&str; 5] = ["trimmer", "churner", "member0", "member1", "member2"];
+const NOT_ALWAYS: [&str; 6] = ["trimmer", "churner", "limiter", "member0", "member1", "member2"];
+/// Partitions that are read from the brokers at the end.
+const AUDITED: [(&str, i32); 6] = [
+    ("t", 0),
+    ("t", 1),
+    ("t", 2),
+    (LIMITED, 0),
+    (LIMITED, 1),
+    (COMPACTED, 0),
+];
+/// Merged objects and files of history that may be left after a rest beside those that logs refer to.
+const FILES_LEFT: u64 = 12;
 /// A process that ended is started again after at most this time.
 const RESTART_MS: Millis = 3_000;
 
@@ -195,6 +209,7 @@ impl Driver {
                     w.network.resets = 0.0;
                     w.ambush = Ambush::default();
                     w.unheard = None;
+                    (w.trap, w.zombie) = (None, None);
                 }
                 for node in self.plan.brokers.clone() {
                     self.thaw(node);
@@ -209,7 +224,7 @@ impl Driver {
                     }
                 }
             }
-            Command::CheckBucket => self.check_bucket("in a copy of the bucket"),
+            Command::CheckBucket => drop(self.check_bucket("in a copy of the bucket")),
         }
     }
 
@@ -297,6 +312,19 @@ impl Driver {
         workers.push((0, Box::pin(of.trim("t".into(), 2))));
         let churn = client(self, "churner");
         workers.push((1, Box::pin(churn.churn("churned".into(), 2))));
+        for p in 0..2 {
+            let of = client(self, &format!("limited{p}"));
+            workers.push((
+                p,
+                Box::pin(of.produce(LIMITED.into(), p as i32, 30 + 2 * p as u32)),
+            ));
+            let of = client(self, &format!("limitedread{p}"));
+            workers.push((1 - p, Box::pin(of.read(LIMITED.into(), p as i32))));
+        }
+        let of = client(self, "limiter");
+        workers.push((0, Box::pin(of.retain(LIMITED.into()))));
+        let of = client(self, "keyed");
+        workers.push((1, Box::pin(of.produce(COMPACTED.into(), 0, 40))));
         let of = client(self, "churned");
         workers.push((0, Box::pin(of.produce_plainly("churned".into(), 0, 3))));
         let of = client(self, "churnread");
@@ -305,7 +333,11 @@ impl Driver {
         let (go, wait) = tokio::sync::watch::channel(false);
         self.clients[0].1.spawn(async move {
             let mut admin = admin;
-            admin.create_topic("t", partitions).await;
+            admin.create_topic("t", partitions, &[]).await;
+            admin.create_topic(LIMITED, 2, &[]).await;
+            let configs = [("cleanup.policy", "compact")];
+            let id = admin.create_topic(COMPACTED, 1, &configs).await;
+            admin.world.lock().history.compacted(id);
             let _ = go.send(true);
         });
         for (on, worker) in workers {
@@ -345,14 +377,14 @@ impl Driver {
         let (done, mut finished) = mpsc::unbounded_channel();
         let mut reader = Client::new(&self.world, Node(20), "auditor", &self.plan.brokers);
         self.clients[0].1.spawn(async move {
-            for partition in 0..3 {
-                let found = reader.read_whole("t", partition).await;
+            for (topic, partition) in AUDITED {
+                let found = reader.read_whole(topic, partition).await;
                 let _ = done.send((partition, found));
             }
         });
         let end = self.now() + ENDING_BOUND;
         let mut wholes = vec![];
-        while wholes.len() < 3 && self.now() < end && self.go_on() {
+        while wholes.len() < AUDITED.len() && self.now() < end && self.go_on() {
             self.tick();
             while let Ok(found) = finished.try_recv() {
                 wholes.push(found);
@@ -361,7 +393,7 @@ impl Driver {
         if !self.go_on() {
             return;
         }
-        if wholes.len() < 3 {
+        if wholes.len() < AUDITED.len() {
             return self
                 .world
                 .lock()
@@ -384,14 +416,10 @@ impl Driver {
         while self.now() < end && self.go_on() {
             self.tick();
         }
-        self.check_bucket("in the bucket after a rest");
+        let counts = self.check_bucket("in the bucket after a rest");
         let running = self.hosts.values().filter(|h| h.machine.is_some()).count();
         let mut w = self.world.lock();
-        let stored = w
-            .bucket
-            .objects
-            .get("cluster/manifest.json")
-            .map(|o| o.bytes.clone());
+        let stored = w.bucket.objects.get(MANIFEST).map(|o| o.bytes.clone());
         let manifest = stored.and_then(|bytes| Manifest::decode(&bytes).ok());
         let Some(manifest) = manifest else {
             return w.violation("there is no readable manifest".into());
@@ -428,11 +456,23 @@ impl Driver {
                 "after {DRAINING} ms of rest {count} objects lie below wal/, at most {allowed} should"
             ));
         }
+        for kind in [Kind::Merged, Kind::Archive] {
+            let classes = counts.by_kind.get(&kind);
+            let of = |class| classes.and_then(|c| c.get(&class)).map_or(0, |c| c.objects);
+            let left = of(Class::Garbage) + of(Class::Unknown);
+            if left > FILES_LEFT {
+                w.violation(format!(
+                    "after {DRAINING} ms of rest nobody refers to {left} objects of kind {kind:?}, at most {FILES_LEFT} may \
+                     be left"
+                ));
+            }
+        }
     }
 
-    /// A broker of its own recovers a copy of the bucket, alone and undisturbed: all that was acknowledged must be
-    /// there, and everything that is referred to must exist.
-    fn check_bucket(&mut self, how: &str) {
+    /// A copy of the bucket is looked through as `alluvium fsck` does: everything that any log refers to must be there
+    /// and whole. Then a broker of its own recovers it, alone and undisturbed: all that was acknowledged must be there.
+    /// Answers what all the objects are.
+    fn check_bucket(&mut self, how: &str) -> Counts {
         self.checks += 1;
         let (copy, now, partitions) = {
             let w = self.world.lock();
@@ -451,11 +491,16 @@ impl Driver {
         let mut w = self.world.lock();
         w.tell(format_args!("the bucket is looked at"));
         match looked {
-            Err(why) => w.violation(format!("{how}: {why}")),
-            Ok(found) => {
-                for (p, start, log) in found {
+            Err(why) => {
+                w.violation(format!("{how}: {why}"));
+                Counts::default()
+            }
+            Ok((counts, found)) => {
+                for (p, epoch, start, log) in found {
+                    w.history.begins(p, epoch, start, how);
                     w.history.whole(p, start, &log, now, how);
                 }
+                counts
             }
         }
     }
@@ -496,12 +541,16 @@ impl Clock for Fixed {
     }
 }
 
-type Whole = (Partition, i64, Vec<(i64, i32, Value)>);
+/// A partition with its leader's epoch in the manifest, its log start and its records.
+type Whole = (Partition, i32, i64, Vec<(i64, i32, Value)>);
 
-/// Opens the log of a bucket that nobody else uses and reads these partitions.
-async fn look(world: Shared, partitions: Vec<Partition>) -> Result<Vec<Whole>, String> {
-    let now = world.lock().now;
-    let client = Arc::new(SimStore::perfect(world));
+/// Looks through a bucket that nobody else uses, opens its log and reads these partitions.
+async fn look(world: Shared, partitions: Vec<Partition>) -> Result<(Counts, Vec<Whole>), String> {
+    let (now, objects) = {
+        let w = world.lock();
+        (w.now, w.bucket.objects.len() as u64)
+    };
+    let client = Arc::new(SimStore::perfect(world.clone()));
     let options = StoreOptions {
         seed: Some(1),
         ..StoreOptions::default()
@@ -510,7 +559,27 @@ async fn look(world: Shared, partitions: Vec<Partition>) -> Result<Vec<Whole>, S
     let path = object_store::path::Path::default();
     let store = Store::from_parts(client.clone(), client, path, "the copy".into(), kind, options);
     let clock = Arc::new(Fixed(EPOCH_MS + now as i64));
-    let log = broker::open_alone(store, clock).await?;
+    let history = broker::history();
+    let options = FsckOptions {
+        fast: false,
+        history: Some(history.clone()),
+    };
+    let checked = fsck::check(&store, &options, &watch::Sender::default()).await;
+    let report = checked.map_err(|e| e.to_string())?;
+    if !report.whole {
+        let findings: Vec<String> = report.findings.iter().map(ToString::to_string).collect();
+        return Err(findings.join(" | "));
+    }
+    let total = report.counts.total().objects;
+    if total != objects {
+        return Err(format!(
+            "{total} objects are live, garbage or unknown, and there are {objects}"
+        ));
+    }
+    let manifest = world.lock().bucket.get(MANIFEST);
+    let manifest = manifest.and_then(|o| Manifest::decode(&o.bytes).ok());
+    let manifest = manifest.ok_or("there is no readable manifest")?;
+    let log = broker::open_alone(store, clock, history).await?;
     let mut found = vec![];
     for (topic, index) in partitions {
         // A topic whose creation was acknowledged is in the manifest; one that is being deleted is not asked for.
@@ -528,16 +597,13 @@ async fn look(world: Shared, partitions: Vec<Partition>) -> Result<Vec<Whole>, S
                 .filter(|b| !b.is_empty())
                 .ok_or_else(|| format!("{topic}-{index} at {at}: nothing readable"))?;
             for b in batches {
-                for (i, value) in b.values.iter().enumerate() {
-                    let offset = b.base + i as i64;
-                    if offset >= at {
-                        all.push((offset, b.epoch, *value));
-                    }
-                }
-                at = b.base + b.values.len() as i64;
+                let whole = b.records.iter().map(|(offset, value)| (*offset, b.epoch, *value));
+                all.extend(whole.filter(|(offset, ..)| *offset >= at));
+                at = b.next;
             }
         }
-        found.push(((topic, index), marks.log_start_offset, all));
+        let epoch = manifest.leader(&topic, index).map_or(-1, |l| l.leader_epoch);
+        found.push(((topic, index), epoch, marks.log_start_offset, all));
     }
-    Ok(found)
+    Ok((report.counts, found))
 }

@@ -6,6 +6,7 @@ use std::fmt;
 use std::ops::Range;
 use std::time::Duration;
 
+use alluvium_log::manifest::Manifest;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::StreamExt;
@@ -19,13 +20,19 @@ use object_store::{
 use tokio::sync::oneshot;
 
 use crate::bucket::{If, Object, Put};
+use crate::history::Retention;
 use crate::mutation::Mutation;
-use crate::world::{Command, EPOCH_MS, Millis, Node, STORE, Shared, World};
+use crate::world::{Command, EPOCH_MS, LIMITED, Millis, Node, STORE, Shared, World, Zombie};
 
 /// How often a client that retries sends a request again.
 const RETRIES: u32 = 6;
 /// How long a client waits for an answer before it gives the request up.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// The manifest's key.
+pub const MANIFEST: &str = "cluster/manifest.json";
+/// How long a segment is on its way whose sender becomes a zombie, and how long that sleeps at most.
+const ZOMBIES_WRITE: Millis = 40_000;
+const ZOMBIES_SLEEP: Millis = 25_000;
 
 /// One client of the bucket.
 #[derive(Clone, Debug)]
@@ -167,7 +174,11 @@ impl World {
                     // As if a body had repeated: what was expected long ago is there again.
                     tag.clone_from(&present.etag);
                 }
-                Reply::Put(self.bucket.put(key, bytes.clone(), &condition, now))
+                let done = self.bucket.put(key, bytes.clone(), &condition, now);
+                if key == MANIFEST && matches!(done, Put::Done(_)) {
+                    self.manifest_written(bytes);
+                }
+                Reply::Put(done)
             }
             Request::Get { key } => Reply::Got(self.bucket.get(key)),
             Request::Delete { key } => {
@@ -192,22 +203,83 @@ impl World {
         reply
     }
 
-    /// Perhaps the sender freezes soon, just when it is about to act on the answer. Returns how much longer the request
-    /// takes.
+    /// What must hold from now on follows from what the manifest says.
+    fn manifest_written(&mut self, bytes: &Bytes) {
+        let Ok(manifest) = Manifest::decode(bytes) else {
+            return;
+        };
+        if let Some(zombie) = self.zombie.filter(|z| !manifest.is_live(z.incarnation)) {
+            self.zombie = None;
+            let wait = self.chance.between(20, 150);
+            self.after(wait, move |w| w.commands.push(Command::Thaw(zombie.node)));
+            if self.aims_at_zombies().is_some() {
+                for wait in [5, 200, 350, 500, 800, 1_200] {
+                    self.after(wait, |w| w.commands.push(Command::CheckBucket));
+                }
+            }
+        }
+        let Some(topic) = manifest.topics.get(LIMITED) else {
+            return;
+        };
+        let limit = |config: &str| {
+            topic
+                .configs
+                .get(config)
+                .is_some_and(|limit| !limit.starts_with('-'))
+        };
+        if limit("retention.bytes") {
+            self.history.limited(topic.id, Retention::Size);
+        } else if limit("retention.ms") {
+            self.history.limited(topic.id, Retention::Time);
+        } else {
+            let epoch = |p| Some((p, manifest.leader(&topic.id, p)?.leader_epoch));
+            let epochs: Vec<_> = (0..topic.partitions as i32).filter_map(epoch).collect();
+            self.history.unlimited(topic.id, &epochs);
+        }
+    }
+
+    /// Perhaps the sender freezes or dies soon, just when it is about to act on the answer. Returns how much longer the
+    /// request takes.
     fn lie_in_wait(&mut self, node: Node, request: &Request) -> Millis {
         let (what, key) = request.name();
         let ambush = self.ambush;
-        let seal =
-            what == "create" && stream_of(key).is_some_and(|s| self.incarnations.get(&node) != Some(&s));
+        let own = self.incarnations.get(&node).copied();
+        let written = stream_of(key).filter(|_| what == "create");
+        if let Some(incarnation) = written.filter(|s| Some(*s) == own && self.trap == Some(node)) {
+            self.trap = None;
+            self.zombie = Some(Zombie { node, incarnation });
+            self.commands.push(Command::Freeze(node));
+            self.after(ZOMBIES_SLEEP, move |w| {
+                if w.zombie.is_some_and(|z| z.incarnation == incarnation) {
+                    w.zombie = None;
+                    w.commands.push(Command::Thaw(node));
+                }
+            });
+            return ZOMBIES_WRITE;
+        }
+        let seal = written.is_some() && written != own;
+        let file = key.starts_with("archive/") && what == "put";
+        if file && self.chance.happens(ambush.slow_history) {
+            let until = self.clock() + self.chance.between(2_000, 15_000);
+            self.slow_keys.entry((node, key.to_owned())).or_insert(until);
+        }
         let probability = match what {
             "get" if key.ends_with("head.json") => ambush.head,
-            "update" if key == "cluster/manifest.json" => ambush.manifest,
+            "update" if key == MANIFEST => ambush.manifest,
             "create" if seal => ambush.seal,
+            "put" if file => ambush.history,
+            "list" if key.starts_with("archive") || key.starts_with("merged") => ambush.garbage,
+            "delete" => ambush.garbage,
             "create" if key.contains("/checkpoint/") || key.starts_with("merged/") => ambush.checkpoint,
             _ => 0.0,
         };
         if probability > 0.0 && self.chance.happens(probability) {
             let wait = self.chance.between(0, 120);
+            if !seal && self.chance.happens(0.3) {
+                let silent = self.chance.happens(0.4);
+                self.after(wait, move |w| w.commands.push(Command::Kill { node, silent }));
+                return 0;
+            }
             let least = if seal { ambush.ms_max / 3 } else { 500 };
             let lasts = self.chance.between(least, ambush.ms_max);
             self.after(wait, move |w| w.commands.push(Command::Freeze(node)));
@@ -373,6 +445,12 @@ fn meta(key: &Path, object: &Object) -> ObjectMeta {
     }
 }
 
+/// What all keys below a path begin with; below an empty one lies everything.
+fn folder(path: Option<&Path>) -> String {
+    let path = path.filter(|p| !p.as_ref().is_empty());
+    path.map_or(String::new(), |p| format!("{p}/"))
+}
+
 fn time(at: Millis) -> chrono::DateTime<chrono::Utc> {
     chrono::DateTime::from_timestamp_millis(EPOCH_MS + at as i64).unwrap_or_default()
 }
@@ -493,7 +571,7 @@ impl ObjectStore for SimStore {
     }
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
-        let (this, prefix) = (self.clone(), prefix.map_or(String::new(), |p| format!("{p}/")));
+        let (this, prefix) = (self.clone(), folder(prefix));
         let listing = async move {
             let listed: Vec<Result<ObjectMeta>> = match this
                 .ask(Request::List {
@@ -513,7 +591,7 @@ impl ObjectStore for SimStore {
     }
 
     async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
-        let path = prefix.map_or(String::new(), |p| format!("{p}/"));
+        let path = folder(prefix);
         let Reply::Listed(found) = self.ask(Request::List { prefix: path.clone() }).await else {
             return Err(failed(&path, "LIST failed"));
         };

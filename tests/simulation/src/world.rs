@@ -30,6 +30,11 @@ pub struct Node(pub u8);
 /// A machine whose broker has the `node.id` of the first one's.
 pub const TWIN: Node = Node(9);
 
+/// The topic that has a limit now and then.
+pub const LIMITED: &str = "limited";
+/// The topic of which the newest record of each key stays.
+pub const COMPACTED: &str = "compacted";
+
 /// The store, seen as a place on the network.
 pub const STORE: Node = Node(0);
 
@@ -160,7 +165,14 @@ pub enum Command {
     CheckBucket,
 }
 
-/// Freezes at the worst moments: probabilities.
+/// A broker whose stream is to be sealed while it is frozen with a segment on its way, and that wakes right then.
+#[derive(Clone, Copy, Debug)]
+pub struct Zombie {
+    pub node: Node,
+    pub incarnation: u64,
+}
+
+/// Freezes and kills at the worst moments: probabilities.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Ambush {
     /// After the head of another broker's stream was read, as at the beginning of a takeover.
@@ -173,6 +185,12 @@ pub struct Ambush {
     pub seal: f64,
     /// The same without a freeze: such a seal takes long, and so does all that its sender asks about its key.
     pub slow_seal: f64,
+    /// After a file of history was sent.
+    pub history: f64,
+    /// Without a freeze: such a file is on its way for seconds.
+    pub slow_history: f64,
+    /// While garbage is looked for or deleted.
+    pub garbage: f64,
     /// A broker that thaws hears late what has become of it, see [`Unheard`].
     pub after_thaw: bool,
     pub ms_max: u64,
@@ -193,6 +211,11 @@ pub struct Tuning {
     pub merge_ms: u64,
     pub file_bytes: u64,
     pub delete_delay_ms: u64,
+    /// Size and age (ms) at which files of history are written.
+    pub history: (u64, u64),
+    pub garbage_ms: u64,
+    /// The config that limits a topic now and then, and its limit.
+    pub retention: (&'static str, i64),
 }
 
 /// See the module's documentation.
@@ -216,6 +239,9 @@ pub struct World {
     /// Incarnation of each broker that is up.
     pub incarnations: BTreeMap<Node, u64>,
     pub unheard: Option<Unheard>,
+    /// A broker that becomes a [`Zombie`] with its next segment.
+    pub trap: Option<Node>,
+    pub zombie: Option<Zombie>,
     /// Until when requests of a broker about a key are on their way.
     pub slow_keys: BTreeMap<(Node, String), Millis>,
     /// Settings of brokers that are drawn from the seed.
@@ -256,11 +282,16 @@ impl Shared {
             ambush: Ambush::default(),
             incarnations: BTreeMap::new(),
             unheard: None,
+            trap: None,
+            zombie: None,
             slow_keys: BTreeMap::new(),
             tuning: Tuning {
                 merge_ms: 45_000,
                 file_bytes: 32 << 20,
                 delete_delay_ms: 60_000,
+                history: (64 << 20, 3_600_000),
+                garbage_ms: 300_000,
+                retention: ("retention.bytes", -1),
             },
             closing: false,
             scheduled: BinaryHeap::new(),
@@ -316,6 +347,11 @@ impl World {
     /// The broker that hears late now, if there is one.
     pub fn unheard(&self) -> Option<Unheard> {
         self.unheard.filter(|u| u.until > self.clock())
+    }
+
+    /// Whether the world is made to show what zombies do to log starts, and the one that there is now.
+    pub fn aims_at_zombies(&self) -> Option<Option<Zombie>> {
+        (self.aim == Some(Mutation::ZombieMovesLogStart)).then_some(self.zombie)
     }
 
     /// Adds a line to the trace.

@@ -285,6 +285,7 @@ fn build(layered: Layered, surroundings: &Surroundings<'_>) -> Result<(Settings,
             bytes_per_second: read.parsed("archive.bytes.per.second"),
             pause_above: read.millis("archive.pause.above.ms"),
             flush_interval_min: read.millis("archive.flush.min.interval.ms"),
+            ..ArchiveOptions::default()
         },
         // What knows the format of history comes with the metrics of each start.
         history: None,

@@ -58,6 +58,7 @@ pub(crate) fn with_history(settings: &Settings, registry: &mut Registry) -> (Log
     let options = ParquetOptions {
         metadata_cache_bytes: settings.archive_metadata_cache_bytes,
         portion_cache_bytes: settings.archive_cache_bytes,
+        own_threads: settings.log.archive.own_threads,
         ..ParquetOptions::default()
     };
     let log = LogOptions {

@@ -16,6 +16,7 @@ use crate::history::{FinishedFile, History, HistoryTopic};
 use crate::keys;
 use crate::merge::plan::{Layout, Run};
 use crate::merge::{MergeError, bring_all};
+use crate::mutation::{self, Mutation};
 use crate::partition::image::StoredRange;
 use crate::store::trouble::reason_of;
 use crate::stream::Stream;
@@ -96,6 +97,8 @@ pub(crate) struct Order<'a> {
     /// By partition and offset.
     pub(crate) runs: &'a [Run],
     pub(crate) manner: Manner,
+    /// Whether a thread of its own works on it.
+    pub(crate) own_thread: bool,
     pub(crate) pace: &'a Pace,
 }
 
@@ -109,6 +112,7 @@ impl Order<'_> {
             self.format.clone(),
             self.topic.clone(),
             self.manner,
+            self.own_thread,
             for_thread,
             from_thread,
         )
@@ -196,11 +200,17 @@ impl Order<'_> {
             let pointers = pointers(self.runs, &names, self.number, &finished.shares);
             let pointers = pointers.map_err(FileError::Format)?;
             upload.add(finished.rest).await.map_err(failed)?;
+            let bytes = if mutation::on(Mutation::PointerBeforeUpload) {
+                tokio::spawn(upload.finish());
+                0
+            } else {
+                upload.finish().await.map_err(failed)?
+            };
             return Ok(Written {
                 pointers,
                 left_out: vec![],
                 rows: finished.rows,
-                bytes: upload.finish().await.map_err(failed)?,
+                bytes,
             });
         }
         Err(FileError::Format("the thread that wrote it has ended".to_owned()))

@@ -72,6 +72,8 @@ pub struct ArchiveOptions {
     /// `archive.flush.min.interval.ms`: a topic becomes history because somebody asks for it ([`crate::Log::archive_now`])
     /// once in this time at most; who asks sooner waits.
     pub flush_interval_min: Duration,
+    /// Work for a processor is done on threads of its own. A simulation does it in place.
+    pub own_threads: bool,
 }
 
 impl Default for ArchiveOptions {
@@ -81,6 +83,7 @@ impl Default for ArchiveOptions {
             bytes_per_second: 64 << 20,
             pause_above: Duration::from_secs(1),
             flush_interval_min: Duration::from_secs(10),
+            own_threads: true,
         }
     }
 }
@@ -182,6 +185,7 @@ struct Shared {
     checkpointer: Arc<Checkpointer>,
     format: Arc<dyn History>,
     pace: Pace,
+    own_threads: bool,
     /// Ranges that stay where they are, by their first offset.
     set_aside: Mutex<HashSet<(TopicPartition, Offset)>>,
 }
@@ -247,6 +251,7 @@ impl Archiver {
                 checkpointer,
                 format,
                 pace: Pace::new(options.bytes_per_second, options.pause_above),
+                own_threads: options.own_threads,
                 set_aside: Mutex::default(),
             }),
             policies,
@@ -459,6 +464,7 @@ impl Shared {
                 number: file.number(),
                 runs: &runs,
                 manner,
+                own_thread: self.own_threads,
                 pace: &self.pace,
             };
             match order.carry_out().await {

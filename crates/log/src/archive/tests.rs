@@ -626,6 +626,23 @@ async fn a_stream_that_is_lost_ends_its_files() {
 }
 
 #[tokio::test]
+async fn a_file_is_written_in_place_where_there_are_no_threads_for_it() {
+    let (store, format) = (memory().await, FakeHistory::new(700_000));
+    let log = open(&store, &format).await;
+    let id = topic(&log, "t", 3).await;
+    let all = produce(&log, &id, 4).await;
+    merger(&log).round().await.unwrap();
+    let mut archiver = archiver(&log, &format, eager(64 << 20));
+    Arc::get_mut(&mut archiver.shared).unwrap().own_threads = false;
+    let (tell, told) = blocking::channel();
+    *format.before_finish.lock() = Some(Box::new(move || tell.send(std::thread::current().id()).unwrap()));
+    round(&archiver).await.unwrap();
+    assert_eq!(told.try_recv(), Ok(std::thread::current().id()));
+    assert!(all_are(&log, &id, Level::L2));
+    assert_eq!(read_all(&log, &id).await, all);
+}
+
+#[tokio::test]
 async fn below_feature_level_3_nothing_is_archived() {
     let (store, format) = (memory().await, FakeHistory::new(1_000));
     let log = open(&store, &format).await;

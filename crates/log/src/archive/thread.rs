@@ -2,11 +2,12 @@
 //!
 //! It opens, sorts and compresses records, which is several times the work of the hot path, so it runs on none of the
 //! threads that serve clients. It is fed through one channel and answers through another; when either of them closes it
-//! ends.
+//! ends. In a simulation it is a task like any other.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
 use crate::batch::{BatchError, ChunkCursor};
@@ -60,20 +61,30 @@ pub(crate) enum Manner {
     Careful,
 }
 
-/// Starts the thread of one file.
+/// Starts the thread of one file, or, without threads of its own, a task.
 pub(crate) fn start(
     format: Arc<dyn History>,
     topic: HistoryTopic,
     manner: Manner,
+    own_thread: bool,
     work: mpsc::Receiver<Work>,
     made: mpsc::Sender<Made>,
 ) -> std::io::Result<()> {
+    let writing = async move {
+        if let Err(end) = write(format.as_ref(), &topic, manner, work, &made).await {
+            // Who does not listen any more need not be told.
+            let _ = made.send(end).await;
+        }
+    };
+    if !own_thread {
+        tokio::spawn(writing);
+        return Ok(());
+    }
+    // It only waits for the two channels, which need nothing of the runtime.
+    let runtime = Handle::current();
     let body = move || {
         stand_back(NICE);
-        if let Err(end) = write(format.as_ref(), &topic, manner, work, &made) {
-            // Who does not listen any more need not be told.
-            let _ = made.blocking_send(end);
-        }
+        runtime.block_on(writing);
     };
     std::thread::Builder::new()
         .name("alluvium-archive".to_owned())
@@ -82,7 +93,7 @@ pub(crate) fn start(
 }
 
 /// Writes one file; the error is the last word to be told.
-fn write(
+async fn write(
     format: &dyn History,
     topic: &HistoryTopic,
     manner: Manner,
@@ -90,7 +101,7 @@ fn write(
     made: &mpsc::Sender<Made>,
 ) -> Result<(), Made> {
     let mut writer = format.begin(topic).map_err(Made::Failed)?;
-    while let Some(work) = work.blocking_recv() {
+    while let Some(work) = work.recv().await {
         let ranges = match work {
             Work::Ranges(ranges) => ranges,
             Work::Finish if writer.is_empty() => return Err(Made::Nothing),
@@ -104,7 +115,7 @@ fn write(
             if manner == Manner::Careful {
                 let mut scratch = format.begin(topic).map_err(Made::Failed)?;
                 if let Err(why) = add(scratch.as_mut(), loaded).map_err(Made::Failed)? {
-                    if made.blocking_send(Made::Bad(partition, range, why)).is_err() {
+                    if made.send(Made::Bad(partition, range, why)).await.is_err() {
                         return Ok(());
                     }
                     continue;
@@ -119,7 +130,7 @@ fn write(
                 Err(why) => return Err(Made::Bad(partition, range, why)),
             }
             let bytes = writer.take();
-            if !bytes.is_empty() && made.blocking_send(Made::Bytes(bytes)).is_err() {
+            if !bytes.is_empty() && made.send(Made::Bytes(bytes)).await.is_err() {
                 return Ok(());
             }
         }
