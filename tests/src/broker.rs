@@ -207,15 +207,7 @@ impl Broker {
 
     /// The value of a metric, summed over its labels; labels may be given as in `name{kind="put"}`.
     pub fn metric(&self, name: &str) -> Option<f64> {
-        let (_, text) = self.http_get("/metrics").ok()?;
-        let (name, labels) = name.split_once('{').unwrap_or((name, ""));
-        let labels = labels.trim_end_matches('}');
-        let values = text.lines().filter_map(|line| {
-            let (series, value) = line.rsplit_once(' ')?;
-            let (found, found_labels) = series.split_once('{').unwrap_or((series, ""));
-            (found == name && found_labels.contains(labels)).then(|| value.parse::<f64>().ok())?
-        });
-        values.fold(None, |sum, value| Some(sum.unwrap_or(0.0) + value))
+        metric(self.http, name)
     }
 
     /// The exit status, if the process has ended by itself.
@@ -497,6 +489,19 @@ pub fn free_address() -> SocketAddr {
 /// Status and body of a plain HTTP GET.
 pub fn http_get(address: SocketAddr, path: &str) -> io::Result<(u16, String)> {
     http(address, "GET", path, "")
+}
+
+/// The value of a broker's metric, summed over its labels; labels may be given as in `name{kind="put"}`.
+pub fn metric(http: SocketAddr, name: &str) -> Option<f64> {
+    let (_, text) = http_get(http, "/metrics").ok()?;
+    let (name, labels) = name.split_once('{').unwrap_or((name, ""));
+    let labels = labels.trim_end_matches('}');
+    let values = text.lines().filter_map(|line| {
+        let (series, value) = line.rsplit_once(' ')?;
+        let (found, found_labels) = series.split_once('{').unwrap_or((series, ""));
+        (found == name && found_labels.contains(labels)).then(|| value.parse::<f64>().ok())?
+    });
+    values.fold(None, |sum, value| Some(sum.unwrap_or(0.0) + value))
 }
 
 /// Status and body of the answer to a plain HTTP request.

@@ -2,10 +2,12 @@
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
-use std::process::Output;
+use std::path::Path;
+use std::process::{Command, Output};
 use std::time::Duration;
 
-use alluvium_tests::broker::{Broker, BrokerOptions, run};
+use alluvium_tests::benchmarks::Results;
+use alluvium_tests::broker::{Broker, BrokerOptions, binary, run};
 use serde_json::Value;
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -101,6 +103,9 @@ fn what_is_produced_is_consumed() {
     assert!(count(&consumed, "bytes") > records * 1024);
     assert!(count(&consumed, "wire_bytes") > count(&consumed, "bytes"));
     assert!(count(&consumed, "fetches") > 0 && number(&consumed, "first_byte_ms") > 0.0);
+    let one = consume_all(&broker, "fast", &["--only-partition", "1"]);
+    assert_eq!(count(&one, "partitions"), 1);
+    assert!((1..records).contains(&count(&one, "records")), "{one}");
     // Every consumer of a crowd reads a partition of its own, some the same.
     let crowd = json(&broker, &["consume", "--topic", "fast", "--consumers", "6"]);
     assert_eq!(count(&crowd, "records"), 2 * records);
@@ -171,21 +176,24 @@ fn a_rate_gives_an_exact_number_of_records() {
 #[test]
 fn every_codec_and_every_acks_keeps_the_count() {
     let broker = Broker::start(BrokerOptions::embedded());
-    for codec in ["gzip", "snappy", "lz4", "zstd"] {
+    for (codec, values) in [
+        ("gzip", &["--compressible", "4"][..]),
+        ("snappy", &["--compressible", "4"]),
+        ("lz4", &["--compressible", "4"]),
+        ("zstd", &["--json-values"]),
+    ] {
         let arguments = [
             "produce",
             "--topic",
             codec,
             "--compression",
             codec,
-            "--compressible",
-            "4",
             "--records",
             "2500",
             "--batch-size",
             "100000",
         ];
-        let produced = json(&broker, &arguments);
+        let produced = json(&broker, &[&arguments[..], values].concat());
         assert_eq!(count(&produced, "records"), 2500, "{codec}");
         assert!(
             count(&produced, "wire_bytes") < count(&produced, "bytes") / 2,
@@ -334,8 +342,9 @@ fn a_restart_of_the_broker_is_survived() {
 fn mistakes_are_named_in_one_line() {
     let broker = Broker::start(BrokerOptions::embedded());
     let address = broker.address().to_string();
+    json(&broker, &["produce", "--topic", "one", "--records", "1"]);
     let nobody = alluvium_tests::broker::free_address().to_string();
-    let failures: [(&[&str], &str); 7] = [
+    let failures: [(&[&str], &str); 8] = [
         (
             &["produce", "--bootstrap", &nobody, "--seconds", "1"],
             "cannot connect to 127.0.0.1",
@@ -351,6 +360,18 @@ fn mistakes_are_named_in_one_line() {
         (
             &["consume", "--bootstrap", &address, "--from", "end"],
             "--from end needs",
+        ),
+        (
+            &[
+                "consume",
+                "--bootstrap",
+                &address,
+                "--topic",
+                "one",
+                "--only-partition",
+                "1",
+            ],
+            "there is no partition 1",
         ),
         (&["many", "--bootstrap", &address], "name at least one of"),
         (
@@ -380,11 +401,12 @@ fn mistakes_are_named_in_one_line() {
         );
         assert_eq!((stderr.lines().count(), output.stdout.len()), (1, 0), "{stderr}");
     }
-    let usage: [&[&str]; 6] = [
+    let usage: [&[&str]; 7] = [
         &["produce", "--record-size", "0"],
         &["produce", "--compression", "brotli"],
         &["produce", "--bootstrap", "nowhere"],
         &["produce", "--topic-config", "retention.ms"],
+        &["produce", "--json-values", "--compressible", "2"],
         &["e2e", "--rate", "0"],
         &["consume", "--seconds", "-1"],
     ];
@@ -413,4 +435,58 @@ fn mistakes_are_named_in_one_line() {
     ]);
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert!(stderr.contains("exists with 2 partitions, not 3"), "{stderr}");
+}
+
+/// Far too little work for figures, but every row is measured as it is with enough of it. There is no Apache Kafka here,
+/// which its rows must say, and no time for a file of history to be written beside producers.
+#[test]
+fn the_benchmarks_of_history_measure_every_row() {
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("benchmarks-of-history");
+    let _ = std::fs::remove_dir_all(&directory);
+    std::fs::create_dir_all(&directory).unwrap();
+    // The program looks for the others beside itself, and where itself is, past links.
+    let program = directory.join("benchmarks");
+    std::fs::hard_link(env!("CARGO_BIN_EXE_benchmarks"), &program).unwrap();
+    for (name, other) in [
+        ("alluvium", binary()),
+        ("s3-fake", Path::new(env!("CARGO_BIN_EXE_s3-fake"))),
+    ] {
+        std::os::unix::fs::symlink(other, directory.join(name)).unwrap();
+    }
+    let mut command = Command::new(&program);
+    command.args(["--quick", "--only", "history", "--runs", "1", "--megabytes", "8"]);
+    command.arg("--tools").arg(directory.join("tools"));
+    command.arg("--output").arg(&directory);
+    let output = command.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let results = Results::read(&directory.join("benchmarks.json")).unwrap();
+    let rows = &results
+        .groups
+        .get("history")
+        .unwrap_or_else(|| panic!("{said}"))
+        .rows;
+    assert_eq!(rows.len(), 14, "{said}");
+    for row in rows {
+        let name = format!("{}: {}, {}", row.section, row.work, row.system);
+        match &row.error {
+            Some(error) if row.system == "Kafka" => assert!(
+                error.contains("ormatting") || error.contains("java"),
+                "{name}: {error}"
+            ),
+            Some(error) if row.work.ends_with(", archiving") => {
+                assert!(error.contains("were archived"), "{name}: {error}")
+            }
+            Some(error) => panic!("{name}: {error}\n{said}"),
+            None => assert!(row.runs.iter().all(|run| !run.is_empty()), "{name}"),
+        }
+    }
+    let page = std::fs::read_to_string(directory.join("benchmarks.md")).unwrap();
+    for part in [
+        "## History as Parquet",
+        "| level 2, Parquet |",
+        "$/GiB at 140 MiB/s",
+    ] {
+        assert!(page.contains(part), "{part} is not on the page");
+    }
+    let _ = std::fs::remove_dir_all(&directory);
 }

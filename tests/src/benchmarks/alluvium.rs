@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::Tools;
 use super::process::Process;
 use super::store::Store;
-use crate::broker::{free_address, http_get, isolate};
+use crate::broker::{free_address, http_get, isolate, metric};
 
 const START_PATIENCE: Duration = Duration::from_secs(120);
 const STOP_PATIENCE: Duration = Duration::from_secs(60);
@@ -65,11 +65,10 @@ impl Alluvium {
     }
 
     fn new(tools: &Tools, keeps: Keeps, settings: &[(&str, &str)]) -> Alluvium {
-        let owned = |(key, value): &(&str, &str)| ((*key).to_owned(), (*value).to_owned());
         Alluvium {
             tools: tools.clone(),
             keeps,
-            settings: settings.iter().map(owned).collect(),
+            settings: owned(settings),
             kafka: free_address(),
             http: free_address(),
             process: None,
@@ -103,6 +102,11 @@ impl Alluvium {
         Ok(())
     }
 
+    /// Settings that differ from the defaults, from the next start on.
+    pub(crate) fn set(&mut self, settings: &[(&str, &str)]) {
+        self.settings = owned(settings);
+    }
+
     /// Stops it gracefully and starts it again: what it held in memory is gone.
     pub(crate) fn restart(&mut self) -> Result<(), String> {
         self.stop();
@@ -126,6 +130,19 @@ impl Alluvium {
         self.kafka
     }
 
+    /// The value of a metric, summed over its labels.
+    pub(crate) fn metric(&self, name: &str) -> Result<f64, String> {
+        metric(self.http, name).ok_or_else(|| format!("the broker does not tell {name}"))
+    }
+
+    /// Where an embedded store is.
+    pub(crate) fn directory(&self) -> Option<&Path> {
+        match &self.keeps {
+            Keeps::Directory(path) => Some(path),
+            Keeps::Store { .. } => None,
+        }
+    }
+
     pub(crate) fn process(&self) -> Result<&Process, String> {
         self.process
             .as_ref()
@@ -142,9 +159,47 @@ impl Drop for Alluvium {
     }
 }
 
+fn owned(settings: &[(&str, &str)]) -> Vec<(String, String)> {
+    let owned = |(key, value): &(&str, &str)| ((*key).to_owned(), (*value).to_owned());
+    settings.iter().map(owned).collect()
+}
+
+/// Bytes of the files below a directory whose names end like this.
+pub(crate) fn bytes_below(directory: &Path, ending: &str) -> Result<u64, String> {
+    let failed = |error: std::io::Error| format!("{}: {error}", directory.display());
+    let mut bytes = 0;
+    for entry in std::fs::read_dir(directory).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        let about = entry.metadata().map_err(failed)?;
+        if about.is_dir() {
+            bytes += bytes_below(&entry.path(), ending)?;
+        } else if entry.file_name().to_string_lossy().ends_with(ending) {
+            bytes += about.len();
+        }
+    }
+    Ok(bytes)
+}
+
 /// Removes the data of a row; what cannot be removed is told, since the next rows need the space.
 pub(crate) fn remove(path: &Path) {
     if let Err(error) = std::fs::remove_dir_all(path) {
         eprintln!("{}: {error}", path.display());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_the_files_that_are_meant() {
+        let directory = tempfile::tempdir().unwrap();
+        let below = directory.path().join("a/b");
+        std::fs::create_dir_all(&below).unwrap();
+        std::fs::write(below.join("1.log"), [0; 7]).unwrap();
+        std::fs::write(below.join("1.index"), [0; 100]).unwrap();
+        std::fs::write(directory.path().join("2.log"), [0; 3]).unwrap();
+        assert_eq!(bytes_below(directory.path(), ".log"), Ok(10));
+        assert!(bytes_below(&below.join("nowhere"), ".log").is_err());
     }
 }

@@ -35,6 +35,8 @@ pub(crate) enum Reads {
     JavaProducer,
     /// Kafka's ConsumerPerformance.
     JavaConsumer,
+    /// Words for people; how long it took is what was measured.
+    Nothing,
 }
 
 /// What a load generator measured, as `alluvium bench --json` names it.
@@ -102,6 +104,14 @@ pub(crate) fn bench(tools: &Tools, verb: &str, broker: SocketAddr, arguments: &[
     words.extend(arguments.iter().cloned());
     words.push("--json".to_owned());
     client(command, "alluvium", words, broker, Reads::Json)
+}
+
+/// `alluvium archive flush`.
+pub(crate) fn archive_flush(tools: &Tools, broker: SocketAddr, topic: &str) -> Client {
+    let mut command = Command::new(&tools.alluvium);
+    isolate(&mut command);
+    let line = words(&format!("archive flush {topic} --bootstrap {broker}"));
+    client(command, "alluvium", line, broker, Reads::Nothing)
 }
 
 /// Words of a command line, separated by blanks.
@@ -297,6 +307,7 @@ impl Reads {
             }
             Reads::JavaProducer => java_producer(output),
             Reads::JavaConsumer => java_consumer(output),
+            Reads::Nothing => return Ok(Outcome::default()),
         };
         read.map(Outcome)
             .ok_or_else(|| format!("not understood: {output:?}"))

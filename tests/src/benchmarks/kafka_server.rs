@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use kafka_wire::{DeleteTopicsRequest, MetadataRequest};
 
 use super::Tools;
-use super::alluvium::remove;
+use super::alluvium::{bytes_below, remove};
 use super::process::{Process, tail_of};
 use crate::broker::free_address;
 use crate::kafka::{code, create_topic, list_offset};
@@ -148,7 +148,7 @@ impl KafkaServer {
             return Err(format!("deleting {topic}: error {answered:?}"));
         }
         let deadline = Instant::now() + DELETE_PATIENCE;
-        while self.has_files_of(topic) {
+        while !self.directories_of(topic).is_empty() {
             if Instant::now() > deadline {
                 return Err(format!("the files of {topic} stay"));
             }
@@ -157,12 +157,20 @@ impl KafkaServer {
         Ok(())
     }
 
-    fn has_files_of(&self, topic: &str) -> bool {
+    /// Bytes of a topic's segments, without their indexes.
+    pub(crate) fn segment_bytes(&self, topic: &str) -> Result<u64, String> {
+        let directories = self.directories_of(topic);
+        let bytes = directories.iter().map(|path| bytes_below(path, ".log"));
+        bytes.sum()
+    }
+
+    /// The directories of a topic's partitions.
+    fn directories_of(&self, topic: &str) -> Vec<PathBuf> {
         let entries = std::fs::read_dir(self.directory.join("data"));
-        let names = entries.into_iter().flatten().flatten();
+        let entries = entries.into_iter().flatten().flatten();
         let prefix = format!("{topic}-");
-        let mut names = names.map(|entry| entry.file_name());
-        names.any(|name| name.to_string_lossy().starts_with(&prefix))
+        let of_topic = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix));
+        of_topic.map(|entry| entry.path()).collect()
     }
 }
 

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use serde_json::json;
+
 use super::Tools;
 use super::clients::{Client, Outcome, Reads};
 use super::process::{Process, stat, tail_of, tied};
@@ -119,6 +121,11 @@ impl Plan<'_> {
 }
 
 impl Measurement {
+    /// The client does not say itself what it has done: so many bytes, in all the time that it ran.
+    pub(crate) fn did(&mut self, bytes: f64) {
+        self.outcome = Outcome(json!({"bytes": bytes, "seconds": self.wall_seconds}));
+    }
+
     /// The figures that every table may show.
     pub(crate) fn metrics(&self) -> Metrics {
         let mut metrics = Metrics::new();
@@ -256,6 +263,16 @@ impl Running {
         let outcome = self.reads.read(&output).map_err(failed)?;
         Ok(Some((outcome, now.cpu_seconds)))
     }
+
+    /// Waits for its end.
+    pub(crate) fn finish(mut self) -> Result<Outcome, String> {
+        loop {
+            if let Some((outcome, _)) = self.ended()? {
+                return Ok(outcome);
+            }
+            std::thread::sleep(LOOK);
+        }
+    }
 }
 
 impl Drop for Running {
@@ -306,7 +323,6 @@ pub(crate) fn watch_idle(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
     #[test]
     fn turns_what_was_seen_into_figures() {
@@ -351,6 +367,16 @@ mod tests {
             (600.0 * 5e-6 + 12.0 * 4e-7) / 12.0 * 2_592_000.0,
         );
         assert!(!metrics.contains_key("retries"));
+    }
+
+    #[test]
+    fn a_client_that_tells_nothing_worked_all_the_time() {
+        let mut measurement = Measurement {
+            wall_seconds: 4.0,
+            ..Measurement::default()
+        };
+        measurement.did(2e6);
+        assert_eq!(measurement.metrics()["mb_per_second"], 0.5);
     }
 
     #[test]

@@ -141,7 +141,8 @@ and runs broker, store and load generator on one machine, one broker under load 
 
 How to read it:
 
-- MB are 10^6 bytes of records (1 KiB values, random, not compressible); GB 10^9, GiB 2^30. All producers use acks=all.
+- MB are 10^6 bytes of records (1 KiB values, random, not compressible, unless the group says otherwise); GB 10^9, GiB 2^30.
+  All producers use acks=all.
 - Each figure is the median of the runs of its row. What is compared was measured in turns; \"x Kafka\" is the median of
   the ratios of runs that followed one another. \"spread\" is the largest less the smallest run, in percent of the median.
 - CPU-s/GB is the broker's processor time, user and kernel, per GB of records; \"cores\" is processor time per second

@@ -43,16 +43,18 @@ pub(crate) fn spread(values: &[f64]) -> Option<f64> {
     (values.len() > 1 && middle != 0.0).then(|| (largest - smallest) / middle)
 }
 
-/// The price of these requests; storage and traffic are not in it. Deletes cost nothing.
+/// The price of a request of this kind. Deletes cost nothing.
+pub(crate) fn price(kind: &str) -> f64 {
+    match kind {
+        "get" | "head" => READ_DOLLARS,
+        "delete" => 0.0,
+        _ => WRITE_DOLLARS,
+    }
+}
+
+/// The price of these requests; storage and traffic are not in it.
 pub(crate) fn dollars(requests: &BTreeMap<String, u64>) -> f64 {
-    let prices = requests.iter().map(|(kind, count)| {
-        let price = match kind.as_str() {
-            "get" | "head" => READ_DOLLARS,
-            "delete" => 0.0,
-            _ => WRITE_DOLLARS,
-        };
-        price * *count as f64
-    });
+    let prices = requests.iter().map(|(kind, count)| price(kind) * *count as f64);
     prices.sum()
 }
 

@@ -19,7 +19,7 @@ struct Arguments {
     /// An eighth of the records and a quarter of the time; written below target/benchmarks, not to docs
     #[arg(long)]
     quick: bool,
-    /// Groups to measure: embedded, store30, s3, idle, many, faults, cluster, scale; the others keep what the file says of them
+    /// Groups to measure: embedded, store30, s3, idle, many, faults, cluster, scale, history; the others keep what the file says of them
     #[arg(long, value_name = "GROUPS", value_delimiter = ',')]
     only: Vec<String>,
     /// Runs of each row; the page shows medians

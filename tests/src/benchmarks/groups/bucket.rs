@@ -3,10 +3,9 @@
 use super::super::alluvium::Alluvium;
 use super::super::clients::{Client, bench, words};
 use super::super::measure::{Plan, settle};
-use super::super::report::OURS;
 use super::super::session::{Key, Run, Session};
 use super::super::store::{Store, StoreLatency};
-use super::BENCH;
+use super::ours;
 
 /// One row on a bucket.
 #[derive(Clone, Copy, Debug)]
@@ -25,12 +24,7 @@ pub(super) struct Job<'a> {
 
 impl Job<'_> {
     pub(super) fn key(&self) -> Key {
-        Key {
-            section: self.section,
-            work: self.work.to_owned(),
-            client: BENCH.to_owned(),
-            system: OURS,
-        }
+        ours(self.section, self.work)
     }
 
     pub(super) fn client(&self, session: &Session, broker: &Alluvium) -> Client {

@@ -25,8 +25,6 @@ const PARTITIONS: i32 = 48;
 const RATE: u32 = 960;
 /// Until a cluster that has just started, or has just changed, is at rest.
 const SETTLING: Duration = Duration::from_secs(15);
-/// How often a plan is looked at.
-const LOOK: Duration = Duration::from_millis(10);
 
 /// What happens to the cluster under load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -252,7 +250,7 @@ fn once(session: &Session, event: Event, run: usize) -> Run {
     let client = pace(tools, &addresses(&brokers), TOPIC, RATE, seconds);
     let shown = client.shown.clone();
     let begun = Instant::now();
-    let mut running = Running::start(tools, client, "client")?;
+    let running = Running::start(tools, client, "client")?;
     std::thread::sleep(Duration::from_secs(seconds) / 6);
     let mut led_by_victim: Vec<bool> = vec![true; before.len()];
     let mut moved = None;
@@ -294,12 +292,7 @@ fn once(session: &Session, event: Event, run: usize) -> Run {
             }
         }
     }
-    let outcome = loop {
-        if let Some((outcome, _)) = running.ended()? {
-            break outcome;
-        }
-        std::thread::sleep(LOOK);
-    };
+    let outcome = running.finish()?;
     // Only now: right after a death the others still name the dead.
     let after = leaders(&mut router)?;
     let differ = || {

@@ -8,17 +8,17 @@ use kafka_wire::fetch_request::{FetchPartition, FetchTopic};
 use super::super::alluvium::Alluvium;
 use super::super::clients::{RECORD_BYTES, bench, words};
 use super::super::measure::{Measurement, Plan, Step, settle};
-use super::super::report::{Bound, Column, OURS, Section, Target};
+use super::super::report::{Bound, Column, Section, Target};
 use super::super::results::Metrics;
-use super::super::session::{Key, Run, Session, in_turns};
+use super::super::session::{Run, Session, in_turns};
 use super::super::store::Store;
-use super::{BENCH, GroupSpec, store30};
+use super::{BENCH, GroupSpec, ours, store30};
 use crate::kafka::FETCH_VERSION;
 use crate::wire;
 
 const SECTION: &str = "faults.faults";
 /// 50 MB/s of 1 KiB records.
-const RATE: u64 = 48_828;
+pub(super) const RATE: u64 = 48_828;
 const PARTITIONS: i32 = 12;
 /// Consumers that never read their answers.
 const SLOW_CONSUMERS: usize = 20;
@@ -128,13 +128,7 @@ fn run(session: &mut Session) -> Result<(), String> {
                 metrics.insert("budget_mb".to_owned(), budget as f64 / 1e6);
                 (command, metrics)
             });
-            let key = Key {
-                section: SECTION,
-                work: fault.work().to_owned(),
-                client: BENCH.to_owned(),
-                system: OURS,
-            };
-            session.record(&key, done);
+            session.record(&ours(SECTION, fault.work()), done);
         }
     }
     Ok(())

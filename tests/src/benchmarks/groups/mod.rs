@@ -4,14 +4,15 @@ mod bucket;
 mod cluster;
 mod embedded;
 mod faults;
+mod history;
 mod idle;
 mod many;
 mod s3;
 mod scale;
 mod store30;
 
-use super::report::{Section, Target};
-use super::session::Session;
+use super::report::{OURS, Section, Target};
+use super::session::{Key, Session};
 
 /// One group of rows.
 #[derive(Debug)]
@@ -34,6 +35,7 @@ pub(crate) const ALL: &[GroupSpec] = &[
     faults::GROUP,
     cluster::GROUP,
     scale::GROUP,
+    history::GROUP,
 ];
 
 /// Name of the system that everything is compared with.
@@ -47,3 +49,13 @@ pub(super) const BENCH: &str = "alluvium bench";
 pub(super) const TOPIC: &str = "bench";
 /// Topic that warms a broker up.
 pub(super) const WARM_UP: &str = "warm-up";
+
+/// A row that our load generator measures of our broker.
+pub(super) fn ours(section: &'static str, work: &str) -> Key {
+    Key {
+        section,
+        work: work.to_owned(),
+        client: BENCH.to_owned(),
+        system: OURS,
+    }
+}

@@ -11,11 +11,11 @@ use kafka_wire::produce_request::{PartitionProduceData, TopicProduceData};
 use kafka_wire::{CreateTopicsRequest, ListOffsetsRequest, MetadataRequest, ProduceRequest};
 
 use super::super::alluvium::Alluvium;
-use super::super::report::{Bound, Column, OURS, Section, Target};
+use super::super::report::{Bound, Column, Section, Target};
 use super::super::results::Metrics;
-use super::super::session::{Key, Session};
+use super::super::session::Session;
 use super::super::store::Store;
-use super::{BENCH, GroupSpec, s3};
+use super::{BENCH, GroupSpec, ours, s3};
 use crate::batches::{Producer, batch};
 use crate::kafka::{PRODUCE_VERSION, code};
 use crate::wire::Client;
@@ -78,14 +78,8 @@ const fn target(says: &'static str, metric: &'static str, bound: f64) -> Target 
 type Leaders = BTreeMap<SocketAddr, Vec<(String, i32)>>;
 
 fn run(session: &mut Session) -> Result<(), String> {
-    let key = Key {
-        section: SECTION,
-        work: WORK.to_owned(),
-        client: BENCH.to_owned(),
-        system: OURS,
-    };
     let done = measure(session).map(|metrics| (String::new(), metrics));
-    session.record(&key, done);
+    session.record(&ours(SECTION, WORK), done);
     Ok(())
 }
 

@@ -10,6 +10,8 @@ use bytes::Bytes;
 use rand::rngs::StdRng;
 use rand::{Rng, RngCore, SeedableRng};
 
+use super::event;
+
 /// Bodies of all kinds together have about this size: more than a CPU's caches share, little beside a heap.
 const POOL_BYTES: usize = 32 * 1024 * 1024;
 const BODIES_MIN: usize = 4;
@@ -24,8 +26,8 @@ pub(super) const NUMBERED_BYTES_MIN: u32 = 16;
 pub(super) struct RecordPlan {
     /// Size of each value in bytes.
     pub(super) value_bytes: usize,
-    /// Values can be compressed to about one part in so many; 1 is random bytes.
-    pub(super) compressible: f64,
+    /// What values are made of.
+    pub(super) content: Content,
     /// So many distinct keys; `None` is no key.
     pub(super) keys: Option<u32>,
     /// Largest uncompressed batch in bytes; a record that is larger is a batch of its own.
@@ -34,6 +36,16 @@ pub(super) struct RecordPlan {
     pub(super) batch_records_max: usize,
     /// How batches are compressed.
     pub(super) codec: Codec,
+}
+
+/// What values are made of.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Content {
+    /// Random bytes, and behind them the same byte again and again, so that a codec makes them about one part in so
+    /// many; 1 is random bytes alone.
+    Random(f64),
+    /// JSON as services send it, see [`super::event`].
+    Json,
 }
 
 /// Who a batch comes from, and where it stands in that producer's order.
@@ -305,24 +317,30 @@ impl Numbered {
 struct Random {
     rng: StdRng,
     value: Vec<u8>,
-    random_bytes: usize,
+    content: Content,
     keys: Option<u32>,
 }
 
 impl Random {
     fn new(plan: &RecordPlan) -> Random {
-        let part = plan.value_bytes as f64 / plan.compressible.max(1.0);
         Random {
             rng: StdRng::seed_from_u64(0x0a11_0041),
             // What follows the random part repeats, so any codec makes it nearly nothing.
             value: vec![b'.'; plan.value_bytes],
-            random_bytes: (part.round() as usize).min(plan.value_bytes),
+            content: plan.content,
             keys: plan.keys,
         }
     }
 
     fn value(&mut self) -> &[u8] {
-        self.rng.fill_bytes(&mut self.value[..self.random_bytes]);
+        match self.content {
+            Content::Random(ratio) => {
+                let part = self.value.len() as f64 / ratio.max(1.0);
+                let random_bytes = (part.round() as usize).min(self.value.len());
+                self.rng.fill_bytes(&mut self.value[..random_bytes]);
+            }
+            Content::Json => event::write(&mut self.rng, &mut self.value),
+        }
         &self.value
     }
 
@@ -355,7 +373,7 @@ mod tests {
     fn plan(codec: Codec, keys: Option<u32>) -> RecordPlan {
         RecordPlan {
             value_bytes: 100,
-            compressible: 1.0,
+            content: Content::Random(1.0),
             keys,
             batch_bytes: 16 * 1024,
             batch_records_max: usize::MAX,
@@ -414,17 +432,21 @@ mod tests {
 
     #[test]
     fn values_compress_as_told() {
-        for (ratio, least, most) in [(1.0, 0.98, 1.02), (4.0, 0.2, 0.32)] {
+        for (content, least, most) in [
+            (Content::Random(1.0), 0.98, 1.02),
+            (Content::Random(4.0), 0.2, 0.32),
+            (Content::Json, 0.2, 0.4),
+        ] {
             let plan = RecordPlan {
                 value_bytes: 1000,
-                compressible: ratio,
+                content,
                 batch_bytes: 100_000,
                 ..plan(Codec::Zstd, None)
             };
             let pool = Pool::new(&plan).unwrap();
             let body = &pool.bodies[0];
             let part = body.packed.len() as f64 / body.records.len() as f64;
-            assert!((least..most).contains(&part), "{ratio}: {part}");
+            assert!((least..most).contains(&part), "{content:?}: {part}");
         }
     }
 

@@ -4,6 +4,7 @@ mod answer;
 mod reader;
 mod session;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -32,6 +33,9 @@ pub(in crate::cli) struct ConsumeArgs {
     /// several read the same one, as groups do
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     consumers: u32,
+    /// Read this partition alone; may be repeated [default: all of them]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(..=99_999))]
+    only_partition: Vec<u32>,
     /// Where to begin; the end needs --records or --seconds
     #[arg(long, value_enum, default_value_t = From::Beginning)]
     from: From,
@@ -106,7 +110,7 @@ pub(super) async fn run(args: ConsumeArgs) -> Result<(), String> {
     let cluster = ensure_topic(&bootstrap, &run.topic_plan(false), run.patience)
         .await
         .map_err(said)?;
-    let partitions = cluster.leaders.len();
+    let partitions = chosen(&args.only_partition, cluster.leaders.len())?;
     let end = list_offsets(&cluster, &run.topic, OffsetOf::End)
         .await
         .map_err(said)?;
@@ -137,8 +141,9 @@ pub(super) async fn run(args: ConsumeArgs) -> Result<(), String> {
             start,
             first_byte: first_byte.clone(),
         };
-        let share = partitions_of(consumer, args.consumers as usize, partitions);
+        let share = partitions_of(consumer, args.consumers as usize, partitions.len());
         let positions: Vec<_> = share
+            .map(|place| partitions[place])
             .map(|partition| (partition as i32, begin[partition]))
             .collect();
         let reader = Reader::new(plan.clone(), goal.clone(), meter.clone(), sink, positions);
@@ -155,7 +160,7 @@ pub(super) async fn run(args: ConsumeArgs) -> Result<(), String> {
     run.report(&ConsumeReport {
         kind: "consume",
         topic: run.topic.clone(),
-        partitions,
+        partitions: partitions.len(),
         consumers: args.consumers,
         records: counts.records,
         bytes: counts.bytes,
@@ -170,7 +175,21 @@ pub(super) async fn run(args: ConsumeArgs) -> Result<(), String> {
     })
 }
 
-/// The partitions of a consumer: dealt in turns, or one each if there are not enough.
+/// The partitions that are read, of those that there are.
+fn chosen(only: &[u32], partitions: usize) -> Result<Vec<usize>, String> {
+    if only.is_empty() {
+        return Ok((0..partitions).collect());
+    }
+    let only: BTreeSet<usize> = only.iter().map(|partition| *partition as usize).collect();
+    match only.last() {
+        Some(last) if *last >= partitions => Err(format!(
+            "there is no partition {last}: the topic has {partitions}, counted from 0"
+        )),
+        _ => Ok(only.into_iter().collect()),
+    }
+}
+
+/// Places among the partitions that a consumer reads: dealt in turns, or one each if there are not enough.
 fn partitions_of(consumer: usize, consumers: usize, partitions: usize) -> impl Iterator<Item = usize> {
     let only = consumer % partitions.max(1);
     (0..partitions).filter(move |partition| {
@@ -237,6 +256,14 @@ mod tests {
         assert_eq!(shares(2, 5), vec![vec![0, 2, 4], vec![1, 3]]);
         assert_eq!(shares(3, 2), vec![vec![0], vec![1], vec![0]]);
         assert_eq!(shares(1, 0), vec![Vec::<usize>::new()]);
+    }
+
+    #[test]
+    fn some_partitions_can_be_chosen() {
+        assert_eq!(chosen(&[], 3), Ok(vec![0, 1, 2]));
+        assert_eq!(chosen(&[2, 0, 2], 3), Ok(vec![0, 2]));
+        let error = chosen(&[0, 3], 3).unwrap_err();
+        assert!(error.contains("no partition 3"), "{error}");
     }
 
     #[test]
