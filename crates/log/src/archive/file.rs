@@ -17,7 +17,7 @@ use crate::keys;
 use crate::merge::plan::{Layout, Run};
 use crate::merge::{MergeError, bring_all};
 use crate::partition::image::StoredRange;
-use crate::store::trouble::reason_of;
+use crate::store::reason_of;
 use crate::stream::Stream;
 
 use super::pace::Pace;
