@@ -65,7 +65,8 @@ impl S3Error {
 
     /// The bucket is in another region, and this one knows which.
     pub(crate) fn permanent_redirect() -> S3Error {
-        let message = "The bucket you are attempting to access must be addressed using the specified endpoint.";
+        let message =
+            "The bucket you are attempting to access must be addressed using the specified endpoint.";
         let error = S3Error::new(StatusCode::MOVED_PERMANENTLY, "PermanentRedirect", message);
         let error = error.detail("Endpoint", format!("s3.{ELSEWHERE}.amazonaws.com"));
         S3Error {
@@ -76,7 +77,8 @@ impl S3Error {
 
     /// The request was signed for another region.
     pub(crate) fn wrong_region() -> S3Error {
-        let message = format!("The authorization header is malformed; the region is wrong; expecting '{ELSEWHERE}'");
+        let message =
+            format!("The authorization header is malformed; the region is wrong; expecting '{ELSEWHERE}'");
         let error = S3Error::new(StatusCode::BAD_REQUEST, "AuthorizationHeaderMalformed", message);
         error.detail("Region", ELSEWHERE)
     }

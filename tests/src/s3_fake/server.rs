@@ -146,7 +146,10 @@ impl Shared {
     /// Why S3 would not do this for who asks, if it would not.
     fn denial(&self, operation: &Operation) -> Option<S3Error> {
         let plan = self.plan.lock();
-        let denied = operation.actions().iter().find(|action| plan.denied.contains(**action));
+        let denied = operation
+            .actions()
+            .iter()
+            .find(|action| plan.denied.contains(**action));
         denied.map(|action| S3Error::not_authorized(action))
     }
 }
@@ -330,7 +333,9 @@ async fn run(
         payload: Payload { content: body, md5 },
     };
     if let Some(denial) = shared.denial(&work.request.operation) {
-        let response = work.refused(&denial).unwrap_or_else(|error| shared.error_response(&error, path));
+        let response = work
+            .refused(&denial)
+            .unwrap_or_else(|error| shared.error_response(&error, path));
         shared.counts.lock().answered(kind, response.body().len(), true);
         return Ok(response);
     }

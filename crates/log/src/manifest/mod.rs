@@ -504,7 +504,10 @@ mod tests {
         let at = flipped.windows(version.len()).position(|w| w == version).unwrap() + version.len() - 1;
         flipped[at] ^= 2;
         let flipped = Manifest::decode(&flipped).unwrap_err();
-        assert!(matches!(&flipped, DecodeError::Damaged(why) if why.contains("checksum")), "{flipped}");
+        assert!(
+            matches!(&flipped, DecodeError::Damaged(why) if why.contains("checksum")),
+            "{flipped}"
+        );
         assert_eq!(Manifest::decode(&m.encode()), Ok(m.clone()));
         assert!(Manifest::decode(b"{").is_err());
         assert!(Manifest::decode(b"").is_err());

@@ -179,7 +179,7 @@ pub enum StoreError {
         holder: String,
     },
     /// A request failed after the client's own retries.
-    #[error("store '{store}': reading {key}: {}", reason_of(source))]
+    #[error("store '{store}': reading {key}: {}", reason_of(.source))]
     Read {
         /// What to show people.
         store: String,

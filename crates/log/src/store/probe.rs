@@ -155,6 +155,9 @@ impl Bench<'_> {
     /// All checks at once, each on keys of its own: a start does not wait for their sum.
     async fn run(&self) -> Result<Vec<Check>, ProbeError> {
         let checks: [BoxFuture<'_, Result<Check, ProbeError>>; 9] = [
+            // First, so that it is told of first: who may not list hears of missing objects as if he might not read
+            // them.
+            Box::pin(self.check("a new key is listed", PLAIN, || self.list())),
             Box::pin(self.check("what is written can be read at once", PLAIN, || {
                 self.read_after_write()
             })),
@@ -189,7 +192,6 @@ impl Bench<'_> {
                     self.delete()
                 }),
             ),
-            Box::pin(self.check("a new key is listed", PLAIN, || self.list())),
         ];
         let mut results = join_all(checks).await;
         // What is wrong for certain is told before what only failed, and what waiting does not cure before the rest.

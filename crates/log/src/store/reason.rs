@@ -103,10 +103,9 @@ fn on_disk(kind: io::ErrorKind) -> Option<(&'static str, Cure)> {
         io::ErrorKind::ReadOnlyFilesystem => {
             Some(("the file system is read-only: mount it writable", Cure::Wait))
         }
-        io::ErrorKind::PermissionDenied => Some((
-            "this user may not do that: give it write access",
-            Cure::Change,
-        )),
+        io::ErrorKind::PermissionDenied => {
+            Some(("this user may not do that: give it write access", Cure::Change))
+        }
         _ => None,
     }
 }
@@ -171,7 +170,8 @@ mod tests {
             format!("a directory is gone: mount or restore it ({what})")
         );
         assert_eq!(reason_of(&generic("odd\n  thing")), "odd thing");
-        let answer = "status 400: <?xml version=\"1.0\"?>\n<Error>\n<Code>Odd</Code><Message>so</Message></Error>";
+        let answer =
+            "status 400: <?xml version=\"1.0\"?>\n<Error>\n<Code>Odd</Code><Message>so</Message></Error>";
         assert_eq!(reason_of(&generic(answer)), "status 400: Odd: so");
     }
 
@@ -186,7 +186,11 @@ mod tests {
         }
         let cases = [
             (io::ErrorKind::StorageFull, "the disk is full", Cure::Wait),
-            (io::ErrorKind::PermissionDenied, "give it write access", Cure::Change),
+            (
+                io::ErrorKind::PermissionDenied,
+                "give it write access",
+                Cure::Change,
+            ),
             (io::ErrorKind::ReadOnlyFilesystem, "mount it writable", Cure::Wait),
         ];
         for (kind, advice, cure) in cases {
@@ -200,10 +204,30 @@ mod tests {
     fn requests_without_an_answer_are_told_apart() {
         let reason = |kind, text: &str| Reason::of(&generic(HttpError::new(kind, io::Error::other(text))));
         for (kind, text, advice, cure) in [
-            (HttpErrorKind::Connect, "dns error: no", "host name is unknown", Cure::Wait),
-            (HttpErrorKind::Connect, "invalid peer certificate", "not trusted", Cure::Change),
-            (HttpErrorKind::Connect, "refused", "nothing answers there", Cure::Wait),
-            (HttpErrorKind::Timeout, "time", "nothing answers there", Cure::Wait),
+            (
+                HttpErrorKind::Connect,
+                "dns error: no",
+                "host name is unknown",
+                Cure::Wait,
+            ),
+            (
+                HttpErrorKind::Connect,
+                "invalid peer certificate",
+                "not trusted",
+                Cure::Change,
+            ),
+            (
+                HttpErrorKind::Connect,
+                "refused",
+                "nothing answers there",
+                Cure::Wait,
+            ),
+            (
+                HttpErrorKind::Timeout,
+                "time",
+                "nothing answers there",
+                Cure::Wait,
+            ),
             (HttpErrorKind::Decode, "bytes", "bytes", Cure::Wait),
         ] {
             let reason = reason(kind, text);

@@ -35,7 +35,9 @@ pub(super) async fn run(args: RestoreArgs) -> Result<(), String> {
             WATCH.as_secs(),
             plan.watched()
         ))?;
-        restore::watch(&store, &plan, WATCH).await.map_err(|e| e.to_string())?;
+        restore::watch(&store, &plan, WATCH)
+            .await
+            .map_err(|e| e.to_string())?;
     }
     confirmed("Put it back?", args.yes).await?;
     match restore::restore(&store, &plan).await {

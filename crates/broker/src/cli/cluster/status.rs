@@ -38,7 +38,9 @@ pub(super) async fn run(args: StatusArgs) -> Result<(), String> {
 
 pub(super) async fn look(url: &str) -> Result<Status, String> {
     let store = look_into(&absolute(url)?).await?;
-    let seen = status::look(&store, &SystemClock).await.map_err(|e| e.to_string())?;
+    let seen = status::look(&store, &SystemClock)
+        .await
+        .map_err(|e| e.to_string())?;
     Ok(status::judge(&seen))
 }
 

@@ -43,7 +43,7 @@ impl HttpConnector for Connector {
 
 impl Looking {
     /// What a request asks of S3 or of STS; `None` for the others, whose clients know the answers to expect.
-    fn call(&self, request: &HttpRequest) -> Option<Call> {
+    fn asked(&self, request: &HttpRequest) -> Option<Call> {
         let query = request.uri().query().unwrap_or_default();
         match request.headers().contains_key(SIGNED) || self.caller.credentials == Credentials::None {
             true => Some(Call::of(request.method().as_str(), query)),
@@ -55,7 +55,7 @@ impl Looking {
 #[async_trait]
 impl HttpService for Looking {
     async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
-        let call = self.call(&request);
+        let call = self.asked(&request);
         let response = self.inner.execute(request).await?;
         let status = response.status().as_u16();
         let has_location = response.headers().contains_key("location");
@@ -64,13 +64,12 @@ impl HttpService for Looking {
         };
         let (parts, body) = response.into_parts();
         let body = body.bytes().await?;
+        let region = parts.headers.get("x-amz-bucket-region");
+        let text = String::from_utf8_lossy(&body);
         let answer = Answer {
             status,
-            region: parts
-                .headers
-                .get("x-amz-bucket-region")
-                .and_then(|region| region.to_str().ok()),
-            body: &String::from_utf8_lossy(&body),
+            region: region.and_then(|region| region.to_str().ok()),
+            body: &text,
         };
         match Refusal::read(call, answer, &self.caller) {
             None => Ok(HttpResponse::from_parts(parts, body.into())),

@@ -60,7 +60,7 @@ pub(super) struct Clients {
 
 /// Where credentials come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Credentials {
+pub(crate) enum Credentials {
     None,
     Keys,
     /// The named profile, or the default one.

@@ -77,7 +77,7 @@ impl Profile {
         let own = finder.build().region().await;
         let asked = region.map(|region| aws_config::Region::new(region.to_owned()));
         let config = config.with_region(asked.or_else(|| own.clone()));
-        let source = Box::new(source.configure(&config).build());
+        let source: Box<dyn ProvideCredentials> = Box::new(source.configure(&config).build());
         (source, own.map(|region| region.to_string()))
     }
 

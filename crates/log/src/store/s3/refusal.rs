@@ -100,12 +100,10 @@ impl Call {
     /// A request of credentials from STS; `None` if it is none.
     pub(super) fn of_role(query: &str) -> Option<Call> {
         let action = "sts:AssumeRoleWithWebIdentity";
-        query
-            .contains("AssumeRoleWithWebIdentity")
-            .then_some(Call {
-                action,
-                answers_each_key: false,
-            })
+        query.contains("AssumeRoleWithWebIdentity").then_some(Call {
+            action,
+            answers_each_key: false,
+        })
     }
 
     /// Whether an answer with this status may be a refusal, so that its body has to be looked at.
@@ -174,7 +172,12 @@ fn why(call: Call, answer: Answer<'_>, code: &str, message: &str, error: &str) -
         // An identity provider that STS cannot reach passes.
         return (code != "IDPCommunicationError" && answer.status != 404).then_some(Why::NoRole);
     }
-    let region = || answer.region.or_else(|| element(error, "Region")).map(str::to_owned);
+    let region = || {
+        answer
+            .region
+            .or_else(|| element(error, "Region"))
+            .map(str::to_owned)
+    };
     let why = match code {
         "NoSuchBucket" => Why::NoBucket,
         "PermanentRedirect" | "TemporaryRedirect" | "IncorrectEndpoint" => Why::OtherRegion(region()),
@@ -237,7 +240,11 @@ fn seconds(time: &str) -> Option<i64> {
     let part = |from: usize, to: usize| digits.get(from..to)?.parse::<i64>().ok();
     let (year, month, day) = (part(0, 4)?, part(4, 6)?, part(6, 8)?);
     // A year that begins in March has its leap day at its end.
-    let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
+    let (year, month) = if month > 2 {
+        (year, month - 3)
+    } else {
+        (year - 1, month + 9)
+    };
     let days = 365 * year + year / 4 - year / 100 + year / 400 + (153 * month + 2) / 5 + day;
     Some(((days * 24 + part(8, 10)?) * 60 + part(10, 12)?) * 60 + part(12, 14)?)
 }
@@ -334,18 +341,16 @@ pub(crate) mod tests {
     }
 
     fn xml(code: &str, more: &str) -> String {
-        format!("<?xml version=\"1.0\"?>\n<Error><Code>{code}</Code><Message>no\n way</Message>{more}</Error>")
+        format!(
+            "<?xml version=\"1.0\"?>\n<Error><Code>{code}</Code><Message>no\n way</Message>{more}</Error>"
+        )
     }
 
     fn read(call: Call, status: u16, region: Option<&str>, body: &str) -> Option<Why> {
         if !call.may_be_refused(status, false) {
             return None;
         }
-        let answer = Answer {
-            status,
-            region,
-            body,
-        };
+        let answer = Answer { status, region, body };
         Refusal::read(call, answer, &caller()).map(|refusal| refusal.why)
     }
 
@@ -385,22 +390,47 @@ pub(crate) mod tests {
             (404, None, xml("NoSuchBucket", ""), Some(Why::NoBucket)),
             (404, None, xml("NoSuchKey", ""), None),
             (404, None, String::new(), None),
-            (301, Some("eu-west-1"), xml("PermanentRedirect", ""), region("eu-west-1")),
+            (
+                301,
+                Some("eu-west-1"),
+                xml("PermanentRedirect", ""),
+                region("eu-west-1"),
+            ),
             (301, Some("eu-west-1"), String::new(), region("eu-west-1")),
             (301, None, String::new(), Some(Why::OtherRegion(None))),
             (400, None, with_region, region("eu-west-1")),
             (400, Some("eu-west-1"), String::new(), region("eu-west-1")),
             (400, Some("us-east-1"), String::new(), None),
-            (400, Some("us-east-1"), xml("AuthorizationHeaderMalformed", ""), Some(Why::OtherRegion(None))),
+            (
+                400,
+                Some("us-east-1"),
+                xml("AuthorizationHeaderMalformed", ""),
+                Some(Why::OtherRegion(None)),
+            ),
             (400, None, String::new(), None),
-            (400, None, xml("AuthorizationHeaderMalformed", ""), Some(Why::UnknownKey)),
+            (
+                400,
+                None,
+                xml("AuthorizationHeaderMalformed", ""),
+                Some(Why::UnknownKey),
+            ),
             (400, None, xml("EntityTooLarge", ""), None),
             (403, None, xml("InvalidAccessKeyId", ""), Some(Why::UnknownKey)),
-            (403, None, xml("SignatureDoesNotMatch", ""), Some(Why::WrongSecret)),
+            (
+                403,
+                None,
+                xml("SignatureDoesNotMatch", ""),
+                Some(Why::WrongSecret),
+            ),
             (400, None, xml("ExpiredToken", ""), Some(Why::Expired)),
             (403, None, xml("ExpiredToken", ""), Some(Why::Expired)),
             (403, None, xml("RequestTimeTooSkewed", ""), Some(Why::Clock(None))),
-            (403, None, xml("RequestTimeTooSkewed", skew), Some(Why::Clock(Some(25 * 60)))),
+            (
+                403,
+                None,
+                xml("RequestTimeTooSkewed", skew),
+                Some(Why::Clock(Some(25 * 60))),
+            ),
             (403, None, xml("AccessDenied", ""), denied("s3:GetObject")),
             (403, None, xml("InvalidObjectState", ""), None),
             (403, None, String::new(), denied("s3:GetObject")),
@@ -410,9 +440,16 @@ pub(crate) mod tests {
             (412, None, xml("PreconditionFailed", ""), None),
             (503, None, xml("SlowDown", ""), None),
         ] {
-            assert_eq!(read(GET, status, header, &body), expected, "{status} {header:?} {body}");
+            assert_eq!(
+                read(GET, status, header, &body),
+                expected,
+                "{status} {header:?} {body}"
+            );
         }
-        assert!(!GET.may_be_refused(307, true), "a redirection that says where to is followed");
+        assert!(
+            !GET.may_be_refused(307, true),
+            "a redirection that says where to is followed"
+        );
     }
 
     #[test]
@@ -435,7 +472,10 @@ pub(crate) mod tests {
         let call = Call::of("POST", "delete");
         let body = "<DeleteResult><Deleted><Key>Code</Key></Deleted><Error><Key>a</Key><Code>AccessDenied</Code>\
                     <Message>no</Message></Error></DeleteResult>";
-        assert_eq!(read(call, 200, None, body), Some(Why::Denied("s3:DeleteObject".into())));
+        assert_eq!(
+            read(call, 200, None, body),
+            Some(Why::Denied("s3:DeleteObject".into()))
+        );
         assert_eq!(read(call, 200, None, "<DeleteResult></DeleteResult>"), None);
         let gone = body.replace("AccessDenied", "InternalError");
         assert_eq!(read(call, 200, None, &gone), None);
@@ -445,9 +485,16 @@ pub(crate) mod tests {
     fn a_role_that_is_not_given_is_told_from_a_provider_that_is_away() {
         let call = Call::of_role("Action=AssumeRoleWithWebIdentity&DurationSeconds=3600").unwrap();
         assert_eq!(read(call, 403, None, &xml("AccessDenied", "")), Some(Why::NoRole));
-        assert_eq!(read(call, 400, None, &xml("InvalidIdentityToken", "")), Some(Why::NoRole));
+        assert_eq!(
+            read(call, 400, None, &xml("InvalidIdentityToken", "")),
+            Some(Why::NoRole)
+        );
         assert_eq!(read(call, 400, None, &xml("IDPCommunicationError", "")), None);
-        assert_eq!(Call::of_role(""), None, "the metadata service is asked without a query");
+        assert_eq!(
+            Call::of_role(""),
+            None,
+            "the metadata service is asked without a query"
+        );
     }
 
     #[test]
@@ -462,17 +509,41 @@ pub(crate) mod tests {
         ];
         for (why, what, to_do) in [
             (Why::NoBucket, "'b' does not exist in AWS", "create it"),
-            (Why::OtherRegion(Some("eu-west-1".into())), "is in region eu-west-1", "set AWS_REGION=eu-west-1"),
-            (Why::OtherRegion(None), "not in region us-east-1", "set AWS_REGION"),
+            (
+                Why::OtherRegion(Some("eu-west-1".into())),
+                "is in region eu-west-1",
+                "set AWS_REGION=eu-west-1",
+            ),
+            (
+                Why::OtherRegion(None),
+                "not in region us-east-1",
+                "set AWS_REGION",
+            ),
             (Why::UnknownKey, "from AWS_ACCESS_KEY_ID", "check them"),
             (Why::WrongSecret, "does not belong to its access key", "check it"),
             (Why::Expired, "have expired", "restart"),
             (Why::Clock(Some(-1500)), "25 minutes behind the store's", "set it"),
-            (Why::Clock(Some(1500)), "25 minutes ahead of the store's", "set it"),
+            (
+                Why::Clock(Some(1500)),
+                "25 minutes ahead of the store's",
+                "set it",
+            ),
             (Why::Clock(None), "more than 15 minutes off", "set it"),
-            (Why::Denied("s3:PutObject".into()), "s3:PutObject is denied", "a broker needs s3:GetObject, "),
-            (Why::Denied("s3:GetObject".into()), "s3:GetObject is denied", "or s3:ListBucket"),
-            (Why::Denied("kms:Decrypt".into()), "kms:Decrypt is denied", "on the key"),
+            (
+                Why::Denied("s3:PutObject".into()),
+                "s3:PutObject is denied",
+                "a broker needs s3:GetObject, ",
+            ),
+            (
+                Why::Denied("s3:GetObject".into()),
+                "s3:GetObject is denied",
+                "or s3:ListBucket",
+            ),
+            (
+                Why::Denied("kms:Decrypt".into()),
+                "kms:Decrypt is denied",
+                "on the key",
+            ),
             (Why::NoRole, "the role is not given", "trust policy"),
             (Why::NotImplemented, "conditional writes", "cannot be used"),
         ] {
@@ -495,7 +566,10 @@ pub(crate) mod tests {
 
     #[test]
     fn words_of_the_service_are_one_short_line() {
-        let body = format!("<Code>AccessDenied</Code><Message>{}</Message>", "so\n so ".repeat(1_000));
+        let body = format!(
+            "<Code>AccessDenied</Code><Message>{}</Message>",
+            "so\n so ".repeat(1_000)
+        );
         let answer = Answer {
             status: 403,
             region: None,
@@ -516,7 +590,12 @@ pub(crate) mod tests {
         ] {
             assert_eq!(at(later) - at(earlier), apart, "{earlier} {later}");
         }
-        for odd in ["", "Sat, 11 Apr 2009 12:00:00 GMT", "20240101", "2024-01-01T00:00:00+01"] {
+        for odd in [
+            "",
+            "Sat, 11 Apr 2009 12:00:00 GMT",
+            "20240101",
+            "2024-01-01T00:00:00+01",
+        ] {
             assert_eq!(seconds(odd), None, "{odd}");
         }
     }

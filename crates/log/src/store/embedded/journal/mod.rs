@@ -43,9 +43,7 @@ use object_store::path::Path;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::super::StoreError;
-use super::directory::{
-    Directory, DiskError, Lasting, PRIVATE, at, create_durably, explain, sync_directory,
-};
+use super::directory::{Directory, DiskError, Lasting, PRIVATE, at, create_durably, explain, sync_directory};
 use super::file_of;
 use format::{Header, Object, Record};
 use half::{Found, Half};
