@@ -180,7 +180,11 @@ fn why(call: Call, answer: Answer<'_>, code: &str, message: &str, error: &str) -
     };
     let why = match code {
         "NoSuchBucket" => Why::NoBucket,
-        "PermanentRedirect" | "TemporaryRedirect" | "IncorrectEndpoint" => Why::OtherRegion(region()),
+        "PermanentRedirect"
+        | "TemporaryRedirect"
+        | "IncorrectEndpoint"
+        | "InvalidRegionName"
+        | "IllegalLocationConstraintException" => Why::OtherRegion(region()),
         // Also said of a key that has a slash in it.
         "AuthorizationHeaderMalformed" => match region() {
             Some(region) => Why::OtherRegion(Some(region)),
