@@ -99,7 +99,7 @@ fn ready_answer(check: Result<(), Unready>) -> Response {
         Err(Unready::Draining) => (StatusCode::SERVICE_UNAVAILABLE, "stopping\n").into_response(),
         Err(Unready::Store(how)) => (
             StatusCode::SERVICE_UNAVAILABLE,
-            format!("the store does not answer: {how}\n"),
+            format!("the store cannot be used now: {how}\n"),
         )
             .into_response(),
     }

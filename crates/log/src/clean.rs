@@ -31,7 +31,7 @@ use crate::keys::{self, InStream};
 use crate::manifest::Manifest;
 use crate::manifest::keeper::ManifestKeeper;
 use crate::store::conditional;
-use crate::store::trouble::reason_of;
+use crate::store::reason_of;
 use crate::stream::Stream;
 use crate::{Incarnation, Seq};
 

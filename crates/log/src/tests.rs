@@ -437,7 +437,7 @@ async fn a_damaged_manifest_comes_with_a_next_step_and_a_newer_one_does_not() {
     json["feature_level"] = 99.into();
     let newer = refused(json.to_string().into_bytes()).await;
     assert!(
-        newer.contains("upgrade this broker") && !newer.contains("history"),
+        newer.contains("use a newer Alluvium") && !newer.contains("history"),
         "{newer}"
     );
 }

@@ -60,7 +60,8 @@ Rules are name=value pairs joined by commas:
   prefix=wal/       prefix of the key         key=REGEX   expression that the key contains
   nth=3             only the third match      after=N     skip N matches      times=N   fire at most N times
   probability=0.01  fire by chance            ms=200      time of late-..., hang, delay, stale
-  do=ACTION         500, 503, 409, 412, 403, skew, cut, hang: alone the write is not applied,
+  do=ACTION         500, 503, 409, 412, 403, skew, no-bucket, expired, unknown-key, bad-signature,
+                    redirect, region, cut, hang: alone the write is not applied,
                     as applied-then-500 it is, as late-500 it is applied ms later;
                     truncate, flip (GET bodies); delay; stale (LIST as of ms ago)
   Example: --fault 'kind=put,probability=0.01,do=applied-then-500'

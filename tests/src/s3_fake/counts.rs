@@ -34,6 +34,9 @@ pub struct Counts {
     pub rejected: u64,
     /// Requests that an outage swallowed.
     pub outage: u64,
+    /// IAM actions that S3 would have wanted to be allowed, and how often.
+    #[serde(default)]
+    pub actions: BTreeMap<String, u64>,
     /// Price of all requests in dollars (S3 Standard, us-east-1).
     pub dollars: f64,
 }
@@ -42,6 +45,13 @@ impl Counts {
     /// The counts of one kind.
     pub fn of(&self, kind: Kind) -> KindCounts {
         self.kinds.get(&kind).copied().unwrap_or_default()
+    }
+
+    /// A request needs these actions to be allowed.
+    pub(crate) fn needs(&mut self, actions: &[&str]) {
+        for action in actions {
+            *self.actions.entry((*action).to_owned()).or_default() += 1;
+        }
     }
 
     pub(crate) fn begin(&mut self, kind: Kind, bytes_in: u64, fault: bool) {

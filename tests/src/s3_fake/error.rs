@@ -13,7 +13,16 @@ pub struct S3Error {
     pub code: &'static str,
     /// Value of `<Message>`.
     pub message: String,
+    /// Further elements.
+    pub details: Vec<(&'static str, String)>,
+    /// Value of the header `x-amz-bucket-region`.
+    pub region: Option<&'static str>,
 }
+
+/// Where the bucket is when it is elsewhere.
+const ELSEWHERE: &str = "eu-central-1";
+/// How far the clock of a client is behind when it is wrong, in minutes.
+const BEHIND_MINUTES: i64 = 20;
 
 impl S3Error {
     fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> S3Error {
@@ -21,7 +30,57 @@ impl S3Error {
             status,
             code,
             message: message.into(),
+            details: Vec::new(),
+            region: None,
         }
+    }
+
+    fn detail(mut self, name: &'static str, value: impl Into<String>) -> S3Error {
+        self.details.push((name, value.into()));
+        self
+    }
+
+    /// Access is denied to somebody who may not do this.
+    pub(crate) fn not_authorized(action: &str) -> S3Error {
+        S3Error::access_denied(&format!(
+            "User: arn:aws:iam::123456789012:user/fake is not authorized to perform: {action} on resource: \
+             \"arn:aws:s3:::bucket\" because no identity-based policy allows the {action} action"
+        ))
+    }
+
+    pub(crate) fn expired_token() -> S3Error {
+        let message = "The provided token has expired.";
+        S3Error::new(StatusCode::BAD_REQUEST, "ExpiredToken", message)
+    }
+
+    pub(crate) fn invalid_access_key() -> S3Error {
+        let message = "The AWS Access Key Id you provided does not exist in our records.";
+        S3Error::new(StatusCode::FORBIDDEN, "InvalidAccessKeyId", message)
+    }
+
+    pub(crate) fn signature_mismatch() -> S3Error {
+        let message = "The request signature we calculated does not match the signature you provided.";
+        S3Error::new(StatusCode::FORBIDDEN, "SignatureDoesNotMatch", message)
+    }
+
+    /// The bucket is in another region, and this one knows which.
+    pub(crate) fn permanent_redirect() -> S3Error {
+        let message =
+            "The bucket you are attempting to access must be addressed using the specified endpoint.";
+        let error = S3Error::new(StatusCode::MOVED_PERMANENTLY, "PermanentRedirect", message);
+        let error = error.detail("Endpoint", format!("s3.{ELSEWHERE}.amazonaws.com"));
+        S3Error {
+            region: Some(ELSEWHERE),
+            ..error
+        }
+    }
+
+    /// The request was signed for another region.
+    pub(crate) fn wrong_region() -> S3Error {
+        let message =
+            format!("The authorization header is malformed; the region is wrong; expecting '{ELSEWHERE}'");
+        let error = S3Error::new(StatusCode::BAD_REQUEST, "AuthorizationHeaderMalformed", message);
+        error.detail("Region", ELSEWHERE)
     }
 
     pub(crate) fn no_such_key(key: &str) -> S3Error {
@@ -77,7 +136,12 @@ impl S3Error {
 
     pub(crate) fn clock_skew() -> S3Error {
         let message = "The difference between the request time and the current time is too large.";
+        let now = chrono::Utc::now();
+        let server = now + chrono::TimeDelta::minutes(BEHIND_MINUTES);
         S3Error::new(StatusCode::FORBIDDEN, "RequestTimeTooSkewed", message)
+            .detail("RequestTime", now.format("%Y%m%dT%H%M%SZ").to_string())
+            .detail("ServerTime", server.format("%Y-%m-%dT%H:%M:%SZ").to_string())
+            .detail("MaxAllowedSkewMilliseconds", "900000")
     }
 
     pub(crate) fn invalid_argument(message: impl Into<String>) -> S3Error {

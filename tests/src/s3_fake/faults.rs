@@ -35,6 +35,18 @@ pub enum Injected {
     AccessDenied,
     /// 403 RequestTimeTooSkewed: the client's clock is wrong.
     ClockSkew,
+    /// 404 NoSuchBucket.
+    NoBucket,
+    /// 400 ExpiredToken.
+    Expired,
+    /// 403 InvalidAccessKeyId.
+    UnknownKey,
+    /// 403 SignatureDoesNotMatch.
+    BadSignature,
+    /// 301 PermanentRedirect: the bucket is in another region.
+    Redirect,
+    /// 400 AuthorizationHeaderMalformed: signed for another region than the bucket's.
+    WrongRegion,
 }
 
 /// What happens to a request that a rule has picked.
@@ -232,6 +244,12 @@ fn fault(action: &str, ms: Option<u64>) -> Result<Fault, String> {
         "412" => Fault::Answer(Injected::PreconditionFailed, landing),
         "403" => Fault::Answer(Injected::AccessDenied, landing),
         "skew" => Fault::Answer(Injected::ClockSkew, landing),
+        "no-bucket" => Fault::Answer(Injected::NoBucket, landing),
+        "expired" => Fault::Answer(Injected::Expired, landing),
+        "unknown-key" => Fault::Answer(Injected::UnknownKey, landing),
+        "bad-signature" => Fault::Answer(Injected::BadSignature, landing),
+        "redirect" => Fault::Answer(Injected::Redirect, landing),
+        "region" => Fault::Answer(Injected::WrongRegion, landing),
         "cut" => Fault::Cut(landing),
         // The time of a late hang is that of its landing.
         "hang" => Fault::Hang(
@@ -248,8 +266,9 @@ fn fault(action: &str, ms: Option<u64>) -> Result<Fault, String> {
         "stale" if plain => Fault::StaleList(needs_ms()?),
         _ => {
             return Err(format!(
-                "unknown do='{action}'; known: 500, 503, 409, 412, 403, skew, cut, hang (each also as applied-then-... \
-                 and late-...), truncate, flip, delay, stale"
+                "unknown do='{action}'; known: 500, 503, 409, 412, 403, skew, no-bucket, expired, unknown-key, \
+                 bad-signature, redirect, region, cut, hang (each also as applied-then-... and late-...), truncate, \
+                 flip, delay, stale"
             ));
         }
     };

@@ -275,6 +275,16 @@ impl S3Fake {
         self.shared.outage.send_replace(outage);
     }
 
+    /// Allows everything but these IAM actions; who may not list is told of no object that it is missing.
+    pub fn deny(&self, actions: &[&str]) {
+        self.shared.plan.lock().denied = actions.iter().map(|action| (*action).to_owned()).collect();
+    }
+
+    /// The credentials with these access keys, and only they, have expired.
+    pub fn expire_keys(&self, keys: &[&str]) {
+        self.shared.plan.lock().expired = keys.iter().map(|key| (*key).to_owned()).collect();
+    }
+
     /// What has been asked since the start or the last reset.
     pub fn counts(&self) -> Counts {
         self.shared.counts.lock().clone()

@@ -164,6 +164,31 @@ pub(crate) enum Operation {
     },
 }
 
+impl Operation {
+    /// The IAM actions that S3 wants to be allowed for it ("Required permissions" of its API reference).
+    pub(crate) fn actions(&self) -> &'static [&'static str] {
+        match self {
+            Operation::CreateBucket => &["s3:CreateBucket"],
+            Operation::HeadBucket | Operation::List(_) => &["s3:ListBucket"],
+            Operation::BucketLocation => &["s3:GetBucketLocation"],
+            // Whether an object has a certain ETag says something of its content.
+            Operation::Put(Precondition::Matches(_))
+            | Operation::CompleteUpload {
+                condition: Precondition::Matches(_),
+                ..
+            } => &["s3:PutObject", "s3:GetObject"],
+            Operation::Put(_)
+            | Operation::CreateUpload
+            | Operation::UploadPart { .. }
+            | Operation::CompleteUpload { .. } => &["s3:PutObject"],
+            Operation::Copy(..) => &["s3:PutObject", "s3:GetObject"],
+            Operation::Get(..) | Operation::Head(_) => &["s3:GetObject"],
+            Operation::Delete(_) | Operation::DeleteMany => &["s3:DeleteObject"],
+            Operation::AbortUpload { .. } => &["s3:AbortMultipartUpload"],
+        }
+    }
+}
+
 /// A request whose head is understood.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Request {

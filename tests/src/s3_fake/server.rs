@@ -1,5 +1,6 @@
 //! The HTTP side: one request from its head to its answer, latency and faults included.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -34,6 +35,10 @@ const NOT_ATOMIC_GAP: Duration = Duration::from_millis(5);
 pub(crate) struct Plan {
     pub(crate) rules: Vec<Rule>,
     pub(crate) latencies: Latencies,
+    /// IAM actions that are not allowed.
+    pub(crate) denied: BTreeSet<String>,
+    /// Access keys whose credentials have expired.
+    pub(crate) expired: BTreeSet<String>,
     random: StdRng,
 }
 
@@ -99,6 +104,8 @@ impl Shared {
             plan: Mutex::new(Plan {
                 rules: options.faults.clone(),
                 latencies: options.latencies,
+                denied: BTreeSet::new(),
+                expired: BTreeSet::new(),
                 random,
             }),
             counts: Mutex::new(Counts::default()),
@@ -124,11 +131,26 @@ impl Shared {
         } else {
             xml::error(error, resource, id)
         };
-        respond(
+        let mut response = respond(
             error.status,
             Reply::whole(Bytes::from(body)),
             &[(header::CONTENT_TYPE, "application/xml")],
-        )
+        );
+        if let Some(region) = error.region {
+            let name = HeaderName::from_static("x-amz-bucket-region");
+            insert(&mut response, name, region);
+        }
+        response
+    }
+
+    /// Why S3 would not do this for who asks, if it would not.
+    fn denial(&self, operation: &Operation) -> Option<S3Error> {
+        let plan = self.plan.lock();
+        let denied = operation
+            .actions()
+            .iter()
+            .find(|action| plan.denied.contains(**action));
+        denied.map(|action| S3Error::not_authorized(action))
     }
 }
 
@@ -223,6 +245,11 @@ async fn understand(
             return Ok(refuse(&error));
         }
     };
+    let expired = access_key(&parts.headers).is_some_and(|key| shared.plan.lock().expired.contains(key));
+    if expired {
+        body::drain(incoming).await;
+        return Ok(shared.error_response(&S3Error::expired_token(), path));
+    }
     let body = if parsed.has_body() {
         match body::read(&parts.headers, incoming, shared.object_bytes_max).await {
             Ok(body) => body,
@@ -243,6 +270,12 @@ async fn understand(
         )));
     }
     run(shared, parsed, body, path, started).await
+}
+
+/// The access key in the header of a signature.
+fn access_key(headers: &header::HeaderMap) -> Option<&str> {
+    let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
+    value.split_once("Credential=")?.1.split('/').next()
 }
 
 /// Counts a request as in flight until it is dropped.
@@ -284,10 +317,11 @@ async fn run(
     if let Some(fault) = drawn.fault {
         tracing::debug!(kind = kind.name(), key, ?fault, "fault");
     }
-    shared
-        .counts
-        .lock()
-        .begin(kind, body.len() as u64, drawn.fault.is_some());
+    {
+        let mut counts = shared.counts.lock();
+        counts.begin(kind, body.len() as u64, drawn.fault.is_some());
+        counts.needs(request.operation.actions());
+    }
     let _in_flight = InFlight(shared, kind);
     let stores = matches!(
         request.operation,
@@ -298,6 +332,13 @@ async fn run(
         request,
         payload: Payload { content: body, md5 },
     };
+    if let Some(denial) = shared.denial(&work.request.operation) {
+        let response = work
+            .refused(&denial)
+            .unwrap_or_else(|error| shared.error_response(&error, path));
+        shared.counts.lock().answered(kind, response.body().len(), true);
+        return Ok(response);
+    }
     let work = match shared.conditions {
         Conditions::Atomic => Ok(work),
         Conditions::Ignored => Ok(work.unconditional()),
@@ -334,6 +375,12 @@ async fn run(
             return Err(Cut);
         }
         (Outcome::Answer(Ok(response)), _) => response,
+        // Who may not list learns of no object that it is not there.
+        (Outcome::Answer(Err(error)), _)
+            if error.code == "NoSuchKey" && shared.plan.lock().denied.contains("s3:ListBucket") =>
+        {
+            shared.error_response(&S3Error::access_denied("Access Denied"), path)
+        }
         (Outcome::Answer(Err(error)), _) => shared.error_response(&error, path),
     };
     let error = response.status().as_u16() >= 400;
@@ -346,8 +393,9 @@ async fn perform(shared: Arc<Shared>, work: Work, drawn: Drawn, started: Instant
     let answer_at = started + drawn.latency;
     let outcome = match drawn.fault {
         Some(Fault::Answer(injected, landing)) => {
+            let answer = work.refused(&injected.error());
             land(&shared, work, landing, effect_at).await;
-            Outcome::Answer(Err(injected.error()))
+            Outcome::Answer(answer)
         }
         Some(Fault::Cut(landing)) => {
             land(&shared, work, landing, effect_at).await;
@@ -396,11 +444,27 @@ impl Injected {
             Injected::PreconditionFailed => S3Error::precondition_failed("injected"),
             Injected::AccessDenied => S3Error::access_denied("injected"),
             Injected::ClockSkew => S3Error::clock_skew(),
+            Injected::NoBucket => S3Error::no_such_bucket("injected"),
+            Injected::Expired => S3Error::expired_token(),
+            Injected::UnknownKey => S3Error::invalid_access_key(),
+            Injected::BadSignature => S3Error::signature_mismatch(),
+            Injected::Redirect => S3Error::permanent_redirect(),
+            Injected::WrongRegion => S3Error::wrong_region(),
         }
     }
 }
 
 impl Work {
+    /// The answer if this error meets it: that to DeleteObjects is 200, with an error for each key, where access is
+    /// denied.
+    fn refused(&self, error: &S3Error) -> Result<Response<Reply>, S3Error> {
+        if self.request.operation == Operation::DeleteMany && error.code == "AccessDenied" {
+            let asked = xml::parse_delete(&self.payload.content)?;
+            return Ok(xml_response(xml::not_deleted(&asked.keys, error)));
+        }
+        Err(error.clone())
+    }
+
     /// The same write without its condition.
     fn unconditional(mut self) -> Work {
         if let Operation::Put(condition) = &mut self.request.operation {

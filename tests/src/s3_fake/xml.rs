@@ -24,8 +24,12 @@ const URL_ENCODED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'~');
 
 pub(crate) fn error(error: &S3Error, resource: &str, request_id: u64) -> String {
+    let mut details = String::new();
+    for (name, value) in &error.details {
+        let _ = write!(details, "<{name}>{}</{name}>", escape(value.as_str()));
+    }
     format!(
-        "{HEAD}<Error><Code>{}</Code><Message>{}</Message><Resource>{}</Resource>\
+        "{HEAD}<Error><Code>{}</Code><Message>{}</Message>{details}<Resource>{}</Resource>\
          <RequestId>{request_id:016X}</RequestId></Error>",
         error.code,
         escape(error.message.as_str()),
@@ -90,6 +94,21 @@ pub(crate) fn deleted(keys: &[String], quiet: bool) -> String {
     let mut out = format!("{HEAD}<DeleteResult {NAMESPACE}>");
     for key in keys.iter().filter(|_| !quiet) {
         let _ = write!(out, "<Deleted><Key>{}</Key></Deleted>", escape(key.as_str()));
+    }
+    out + "</DeleteResult>"
+}
+
+/// DeleteObjects answers 200 however many keys it may not delete.
+pub(crate) fn not_deleted(keys: &[String], error: &S3Error) -> String {
+    let mut out = format!("{HEAD}<DeleteResult {NAMESPACE}>");
+    for key in keys {
+        let _ = write!(
+            out,
+            "<Error><Key>{}</Key><Code>{}</Code><Message>{}</Message></Error>",
+            escape(key.as_str()),
+            error.code,
+            escape(error.message.as_str())
+        );
     }
     out + "</DeleteResult>"
 }

@@ -23,7 +23,7 @@ pub(super) async fn check(args: CheckArgs) -> Result<(), String> {
                 "{path} is in use by {holder}; stop it first, for a directory is checked while nobody has it"
             )
         }
-        other => in_words(&other),
+        other => other.to_string(),
     })?;
     let probed = probe(&store).await;
     if store_kind(&url) == StoreKind::Embedded {
@@ -63,15 +63,8 @@ pub(super) async fn look_into(url: &str) -> Result<Store, String> {
                 std::fs::read_dir(&store).map_or_else(|e| e.to_string(), |_| "it cannot be opened".into());
             format!("cannot look at {store}: {why}; {WHAT_TO_GIVE}")
         }
-        other => in_words(&other),
+        other => other.to_string(),
     })
-}
-
-/// The error without the advice of `serve`, which has a flag that other commands have not.
-pub(super) fn in_words(error: &StoreError) -> String {
-    error
-        .to_string()
-        .replace("choose another --store", "choose another store")
 }
 
 #[cfg(test)]

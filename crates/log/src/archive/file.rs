@@ -18,7 +18,7 @@ use crate::merge::plan::{Layout, Run};
 use crate::merge::{MergeError, bring_all};
 use crate::mutation::{self, Mutation};
 use crate::partition::image::StoredRange;
-use crate::store::trouble::reason_of;
+use crate::store::reason_of;
 use crate::stream::Stream;
 
 use super::pace::Pace;

@@ -18,10 +18,10 @@ use uuid::Uuid;
 use super::ClusterError;
 use crate::head::Head;
 use crate::manifest::keeper::keep_copy;
-use crate::manifest::{DAMAGED, Manifest, Restored};
+use crate::manifest::{DecodeError, Manifest, Restored};
 use crate::store::Store;
 use crate::store::conditional::{self, CreateOutcome, Patience, UpdateOutcome};
-use crate::store::trouble::reason_of;
+use crate::store::reason_of;
 use crate::{Incarnation, keys};
 
 /// How long heads are watched: a running broker writes its head at least every 30 s.
@@ -104,9 +104,9 @@ pub async fn find(store: &Store) -> Result<Found, ClusterError> {
     let present = match at.as_ref().map(|at| Manifest::decode(&at.bytes)) {
         None => Present::Missing,
         Some(Ok(manifest)) => Present::Whole(manifest.version),
-        Some(Err(why)) if why.starts_with(DAMAGED) => Present::Damaged(why),
+        Some(Err(why @ DecodeError::Damaged(_))) => Present::Damaged(why.to_string()),
         // It says itself that it is not for this build: a newer one may find it in order.
-        Some(Err(why)) => {
+        Some(Err(DecodeError::NotForUs(why))) => {
             return refused(format!(
                 "{}: {}: {why}; nothing is restored over it",
                 store.display,
@@ -240,12 +240,11 @@ async fn copy(store: &Store, version: u64) -> Result<Result<Manifest, String>, C
     let Some(found) = read.map_err(|e| ClusterError::Refused(e.to_string()))? else {
         return Ok(Err("there is no such copy".to_owned()));
     };
-    Ok(
-        Manifest::decode(&found.bytes).and_then(|copy| match copy.version == version {
-            true => Ok(copy),
-            false => Err(format!("it holds version {}", copy.version)),
-        }),
-    )
+    Ok(match Manifest::decode(&found.bytes) {
+        Ok(copy) if copy.version == version => Ok(copy),
+        Ok(copy) => Err(format!("it holds version {}", copy.version)),
+        Err(why) => Err(why.to_string()),
+    })
 }
 
 /// A head; one that cannot be read counts as none, for it tells nothing.

@@ -17,7 +17,7 @@ use crate::head::Head;
 use crate::keys;
 use crate::manifest::{Endpoint, FEATURE_LEVEL, Manifest, StreamEntry, StreamState};
 use crate::store::Store;
-use crate::store::trouble::reason_of;
+use crate::store::reason_of;
 use crate::{Incarnation, Seq, Slot};
 
 /// A live broker writes its head at least every 30 s; one that has not for this long is not well.

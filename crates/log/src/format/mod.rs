@@ -71,7 +71,7 @@ pub enum FormatError {
     #[error("not an Alluvium {0}")]
     NotOurs(&'static str),
     /// Written by a newer, incompatible version.
-    #[error("written by a newer version ({0}); upgrade this broker")]
+    #[error("written by a newer version ({0}); use a newer Alluvium")]
     TooNew(String),
     /// Belongs to another cluster.
     #[error("belongs to cluster {found}, not {expected}")]

@@ -17,7 +17,7 @@ use crate::garbage::old_copies;
 use crate::keys::{self, InStream};
 use crate::manifest::Manifest;
 use crate::store::Store;
-use crate::store::trouble::reason_of;
+use crate::store::reason_of;
 use crate::{Incarnation, Seq};
 
 /// Headers that are read at once, to tell seals from segments.

@@ -37,10 +37,10 @@ use uuid::Uuid;
 use crate::cluster::ClusterError;
 use crate::history::History;
 use crate::keys;
-use crate::manifest::{DAMAGED, Manifest};
+use crate::manifest::{DecodeError, Manifest};
 use crate::store::Store;
 use crate::store::conditional;
-use crate::store::trouble::reason_of;
+use crate::store::reason_of;
 pub use count::{Class, Counted, Counts, Kind};
 use listing::Listing;
 pub use repair::{Repaired, deletable, grace, repair};
@@ -269,12 +269,12 @@ async fn manifest(store: &Store) -> Result<Option<Result<Manifest, String>>, Clu
         return Ok(copy.map(|_| Err("it is gone, and copies of it are there".to_owned())));
     };
     match Manifest::decode(&found.bytes) {
-        Err(why) if !why.starts_with(DAMAGED) => Err(ClusterError::Refused(format!(
+        Err(DecodeError::NotForUs(why)) => Err(ClusterError::Refused(format!(
             "{}: {}: {why}",
             store.display,
             keys::MANIFEST
         ))),
-        decoded => Ok(Some(decoded)),
+        decoded => Ok(Some(decoded.map_err(|why| why.to_string()))),
     }
 }
 

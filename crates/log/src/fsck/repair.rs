@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::{Report, manifest};
 use crate::cluster::ClusterError;
-use crate::store::trouble::reason_of;
+use crate::store::reason_of;
 use crate::store::{Store, StoreKind};
 
 /// Readers of running brokers that planned a read before get so long to finish it, as brokers give each other.

@@ -22,7 +22,7 @@ use crate::partition::image::PartitionImage;
 use crate::recover::{Source, Sources, StreamRead, recover, to_read};
 use crate::store::Store;
 use crate::store::conditional;
-use crate::store::trouble::reason_of;
+use crate::store::reason_of;
 use crate::{Incarnation, Seq, Slot, TopicPartition};
 
 /// Streams that are read at once.

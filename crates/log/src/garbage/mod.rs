@@ -68,7 +68,7 @@ use crate::manifest::Manifest;
 use crate::manifest::keeper::ManifestKeeper;
 use crate::partition::Partition;
 use crate::store::conditional;
-use crate::store::trouble::reason_of;
+use crate::store::reason_of;
 use crate::stream::Stream;
 use crate::{Incarnation, Slot, keys};
 pub(crate) use claims::{Claimed, Claims, Judge, Uncovered, files_of};

@@ -11,11 +11,11 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::{DAMAGED, DEFAULT_SLOTS, Manifest};
+use super::{DEFAULT_SLOTS, DecodeError, Manifest};
 use crate::Incarnation;
 use crate::keys;
 use crate::store::conditional::{self, CreateOutcome, Patience, UpdateOutcome, Versioned};
-use crate::store::trouble::reason_of;
+use crate::store::reason_of;
 use crate::store::{Store, StoreError};
 
 /// How long one change is tried while the store does not answer.
@@ -296,7 +296,7 @@ async fn has_copies<E>(store: &Store) -> Result<bool, ManifestError<E>> {
 fn decode<E>(store: &Store, bytes: &[u8]) -> Result<Manifest, ManifestError<E>> {
     Manifest::decode(bytes).map_err(|e| {
         let mut what = format!("{}: {}: {e}", store.display, keys::MANIFEST);
-        if e.starts_with(DAMAGED) {
+        if let DecodeError::Damaged(_) = e {
             what.push_str(&format!("; {RESTORE}"));
         }
         ManifestError::Unusable(what)

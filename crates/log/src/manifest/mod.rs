@@ -31,8 +31,17 @@ pub const LEVEL_OF_HISTORY: u32 = 3;
 /// The level that a broker is taken to know whose build did not say: the last one before builds said it.
 const LEVEL_UNSAID: u32 = 2;
 const KIND: &str = "alluvium manifest";
-/// How the error begins that says that the bytes are no manifest, while others say that it is not for us.
-pub(crate) const DAMAGED: &str = "not a valid manifest";
+
+/// Why bytes are not taken for a manifest. Each is one sentence.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DecodeError {
+    /// They are no manifest, or none any more: a copy may be put in their place.
+    #[error("not a valid manifest: {0}")]
+    Damaged(String),
+    /// It is not for this build; another may find it in order.
+    #[error("{0}")]
+    NotForUs(String),
+}
 
 /// What every JSON object of ours begins with.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,7 +79,7 @@ impl Format {
         if self.major > 1 || !self.incompatible.is_empty() {
             let features = self.incompatible.join(", ");
             return Err(format!(
-                "written by a newer version (format {}.{}, features [{features}]); upgrade this broker",
+                "written by a newer version (format {}.{}, features [{features}]); use a newer Alluvium",
                 self.major, self.minor
             ));
         }
@@ -300,35 +309,36 @@ impl Manifest {
         }
     }
 
-    /// Reads and checks a manifest; the error is one sentence.
-    pub fn decode(bytes: &[u8]) -> Result<Manifest, String> {
+    /// Reads and checks a manifest.
+    pub fn decode(bytes: &[u8]) -> Result<Manifest, DecodeError> {
+        let damaged = |e: &dyn std::fmt::Display| DecodeError::Damaged(e.to_string());
         // The format is read first: a newer manifest may have any shape.
         #[derive(Deserialize)]
         struct Envelope {
             format: Format,
         }
-        let envelope: Envelope = serde_json::from_slice(bytes).map_err(|e| format!("{DAMAGED}: {e}"))?;
-        envelope.format.check(KIND)?;
-        checked_json::check(bytes).map_err(|e| format!("{DAMAGED}: {e}"))?;
-        let mut m: Manifest = serde_json::from_slice(bytes).map_err(|e| format!("{DAMAGED}: {e}"))?;
+        let envelope: Envelope = serde_json::from_slice(bytes).map_err(|e| damaged(&e))?;
+        envelope.format.check(KIND).map_err(DecodeError::NotForUs)?;
+        checked_json::check(bytes).map_err(DecodeError::Damaged)?;
+        let mut m: Manifest = serde_json::from_slice(bytes).map_err(|e| damaged(&e))?;
         m.unknown.remove(checked_json::MEMBER);
         if m.feature_level > FEATURE_LEVEL {
-            return Err(format!(
-                "the bucket's feature level is {}, this build knows {FEATURE_LEVEL}; upgrade this broker",
+            return Err(DecodeError::NotForUs(format!(
+                "the bucket's feature level is {}, this build knows {FEATURE_LEVEL}; use a newer Alluvium",
                 m.feature_level
-            ));
+            )));
         }
         let mut next = 0u32;
         for run in &m.slots {
             if run.first != next || run.count == 0 {
-                return Err(format!("{DAMAGED}: slot {next} is in no run or in two"));
+                return Err(damaged(&format!("slot {next} is in no run or in two")));
             }
             next = next
                 .checked_add(run.count)
-                .ok_or_else(|| format!("{DAMAGED}: too many slots"))?;
+                .ok_or_else(|| damaged(&"too many slots"))?;
         }
         if next != m.slot_count || m.slot_count == 0 {
-            return Err(format!("{DAMAGED}: {next} of {} slots are listed", m.slot_count));
+            return Err(damaged(&format!("{next} of {} slots are listed", m.slot_count)));
         }
         Ok(m)
     }
@@ -572,7 +582,9 @@ mod tests {
         let refused = |f: &dyn Fn(&mut serde_json::Value)| {
             let mut json: serde_json::Value = serde_json::from_slice(&m.encode()).unwrap();
             f(&mut json);
-            Manifest::decode(json.to_string().as_bytes()).unwrap_err()
+            Manifest::decode(json.to_string().as_bytes())
+                .unwrap_err()
+                .to_string()
         };
         assert!(refused(&|j| j["format"]["major"] = 2.into()).contains("newer version"));
         assert!(
@@ -586,7 +598,11 @@ mod tests {
         let version = b"\"version\":1";
         let at = flipped.windows(version.len()).position(|w| w == version).unwrap() + version.len() - 1;
         flipped[at] ^= 2;
-        assert!(Manifest::decode(&flipped).unwrap_err().contains("checksum"));
+        let flipped = Manifest::decode(&flipped).unwrap_err();
+        assert!(
+            matches!(&flipped, DecodeError::Damaged(why) if why.contains("checksum")),
+            "{flipped}"
+        );
         assert_eq!(Manifest::decode(&m.encode()), Ok(m.clone()));
         assert!(Manifest::decode(b"{").is_err());
         assert!(Manifest::decode(b"").is_err());

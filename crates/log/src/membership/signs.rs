@@ -10,7 +10,7 @@ use crate::keys;
 use crate::liveness::Sign;
 use crate::store::Store;
 use crate::store::conditional;
-use crate::store::trouble::reason_of;
+use crate::store::reason_of;
 use crate::{Incarnation, Seq};
 
 /// Reads signs of life from the bucket.

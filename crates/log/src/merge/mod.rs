@@ -33,7 +33,7 @@ use crate::manifest::LEVEL_OF_CLUSTERS;
 use crate::manifest::keeper::ManifestKeeper;
 use crate::partition::image::StoredRange;
 use crate::store::conditional::{self, CreateOutcome, Patience};
-use crate::store::trouble::reason_of;
+use crate::store::reason_of;
 use crate::stream::Stream;
 use crate::{Offset, Partition, TopicPartition};
 use plan::{Backlog, FileLimits, Layout, Part, Read, Run, Target, pointers, runs, verify};

@@ -23,7 +23,7 @@ use crate::keys;
 use crate::metrics::LogMetrics;
 use crate::partition::image::StoredRange;
 use crate::store::Store;
-use crate::store::trouble::reason_of;
+use crate::store::reason_of;
 
 /// Bytes of a block.
 const BLOCK: u64 = 1 << 20;

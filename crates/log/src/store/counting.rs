@@ -26,6 +26,8 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 use tokio::time::Instant;
 
+use super::s3::refusal::Refusal;
+
 /// Upper bounds of the latency histograms in seconds: from a page-cache read to a hung request.
 const LATENCY_BUCKETS: [f64; 15] = [
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 10.0, 30.0,
@@ -159,6 +161,9 @@ fn class(error: &Error) -> &'static str {
         Error::PermissionDenied { .. } | Error::Unauthenticated { .. } => return "denied",
         Error::NotSupported { .. } | Error::NotImplemented { .. } => return "unsupported",
         _ => {}
+    }
+    if Refusal::of(error).is_some() {
+        return "denied";
     }
     let mut source: Option<&(dyn StdError + 'static)> = Some(error);
     while let Some(inner) = source {

@@ -25,10 +25,11 @@ pub mod conformance;
 pub mod counting;
 mod embedded;
 pub mod probe;
+pub(crate) mod reason;
 mod s3;
 pub(crate) mod trouble;
 
-pub use trouble::reason_of;
+pub use reason::reason_of;
 
 use std::fmt;
 use std::sync::Arc;
@@ -170,7 +171,7 @@ pub enum StoreError {
         problem: String,
     },
     /// Another process has the directory.
-    #[error("{path} is in use by {holder}; stop it or choose another --store")]
+    #[error("{path} is in use by {holder}; stop it or choose another store")]
     InUse {
         /// The directory.
         path: String,
@@ -178,7 +179,7 @@ pub enum StoreError {
         holder: String,
     },
     /// A request failed after the client's own retries.
-    #[error("store '{store}': reading {key}: {source}")]
+    #[error("store '{store}': reading {key}: {}", reason_of(.source))]
     Read {
         /// What to show people.
         store: String,
@@ -405,114 +406,6 @@ impl fmt::Debug for Store {
 /// can be turned back.
 pub fn segment(name: &str) -> String {
     object_store::path::PathPart::from(name).as_ref().to_owned()
-}
-
-/// An error's text in one line: of the XML of many lines that services answer in, only code and message.
-pub(crate) fn one_line(error: &dyn fmt::Display) -> String {
-    let text = error.to_string();
-    let between = |from: &str, to: &str| Some(text.split_once(from)?.1.split_once(to)?.0);
-    let short = match (text.find("<Error>"), between("<Code>", "</Code>")) {
-        (Some(at), Some(code)) => {
-            let start = text[..at].split("<?xml").next().unwrap_or_default();
-            format!(
-                "{start} {code}: {}",
-                between("<Message>", "</Message>").unwrap_or_default()
-            )
-        }
-        _ => text,
-    };
-    short.split_whitespace().collect::<Vec<_>>().join(" ")
-}
-
-/// What to do about an error of a store, where its text is known, and whether it is one that waiting cures.
-pub(crate) fn advice(text: &str) -> Option<(&'static str, Cure)> {
-    use Cure::{Change, Wait};
-    const ALLOW: &str = "allow s3:GetObject, s3:PutObject, s3:DeleteObject and s3:ListBucket on the prefix";
-    const REGION: &str = "the region is wrong: set AWS_REGION to the bucket's";
-    const ADVICE: [(&str, &str, Cure); 17] = [
-        (
-            "NoSuchBucket",
-            "the bucket does not exist: create it, or check its name and AWS_ENDPOINT_URL",
-            Change,
-        ),
-        (
-            "InvalidAccessKeyId",
-            "the access key is unknown: check AWS_ACCESS_KEY_ID and AWS_ENDPOINT_URL",
-            Change,
-        ),
-        (
-            "SignatureDoesNotMatch",
-            "the secret is wrong: check AWS_SECRET_ACCESS_KEY",
-            Change,
-        ),
-        (
-            "ExpiredToken",
-            "the credentials have expired: renew them (`aws sso login`)",
-            Change,
-        ),
-        (
-            "RequestTimeTooSkewed",
-            "the clock of this machine is more than 15 minutes off the store's: set it",
-            Change,
-        ),
-        ("AuthorizationHeaderMalformed", REGION, Change),
-        ("without LOCATION", REGION, Change),
-        (
-            "NotImplemented",
-            "the service does not implement conditional writes, so it cannot be used",
-            Change,
-        ),
-        ("AccessDenied", ALLOW, Change),
-        (
-            "opened for reading only",
-            "a store that is only looked at cannot be probed",
-            Change,
-        ),
-        (
-            "certificate",
-            "the endpoint's certificate is not trusted by this machine",
-            Change,
-        ),
-        (
-            "dns error",
-            "the endpoint's host name is unknown: check AWS_ENDPOINT_URL and AWS_REGION",
-            Wait,
-        ),
-        (
-            "error sending request",
-            "nothing answers there: check AWS_ENDPOINT_URL and the network",
-            Wait,
-        ),
-        (
-            "No such file or directory",
-            "a directory is gone: mount or restore it",
-            Wait,
-        ),
-        ("No space left on device", "the disk is full: free space", Wait),
-        (
-            "Read-only file system",
-            "the file system is read-only: mount it writable",
-            Wait,
-        ),
-        (
-            "Permission denied",
-            "this user may not do that: give it write access",
-            Change,
-        ),
-    ];
-    ADVICE
-        .iter()
-        .find(|(part, ..)| text.contains(part))
-        .map(|(_, advice, cure)| (*advice, *cure))
-}
-
-/// What makes an error go away.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Cure {
-    /// Perhaps time.
-    Wait,
-    /// Only somebody who changes something.
-    Change,
 }
 
 /// A parsed store URL.

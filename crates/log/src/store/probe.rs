@@ -18,8 +18,8 @@ use object_store::{
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::trouble::{cause_of, with_advice};
-use super::{Cure, Store, advice};
+use super::Store;
+use super::reason::{Cure, Reason};
 
 /// Writers that race for one key.
 const RACERS: usize = 8;
@@ -83,6 +83,14 @@ pub enum ProbeError {
         /// What the requests said, and what to do if that is known.
         problem: String,
     },
+    /// The store turns this process away, or cannot be reached, until somebody changes something.
+    #[error("store '{store}' cannot be used: {problem}")]
+    Unusable {
+        /// What was probed, as shown to people.
+        store: String,
+        /// What is wrong and what to do.
+        problem: String,
+    },
 }
 
 /// How one try of a check ends if it does not pass.
@@ -90,7 +98,7 @@ enum Failure {
     /// The store is wrong: what was seen.
     Broken(String),
     /// A request failed: why.
-    Trouble(String),
+    Trouble(Reason),
 }
 
 type Checked = Result<Option<String>, Failure>;
@@ -147,6 +155,9 @@ impl Bench<'_> {
     /// All checks at once, each on keys of its own: a start does not wait for their sum.
     async fn run(&self) -> Result<Vec<Check>, ProbeError> {
         let checks: [BoxFuture<'_, Result<Check, ProbeError>>; 9] = [
+            // First, so that it is told of first: who may not list hears of missing objects as if he might not read
+            // them.
+            Box::pin(self.check("a new key is listed", PLAIN, || self.list())),
             Box::pin(self.check("what is written can be read at once", PLAIN, || {
                 self.read_after_write()
             })),
@@ -181,11 +192,14 @@ impl Bench<'_> {
                     self.delete()
                 }),
             ),
-            Box::pin(self.check("a new key is listed", PLAIN, || self.list())),
         ];
         let mut results = join_all(checks).await;
-        // What is wrong for certain is told before what only failed.
-        results.sort_by_key(|result| !matches!(result, Err(ProbeError::Refused { .. })));
+        // What is wrong for certain is told before what only failed, and what waiting does not cure before the rest.
+        results.sort_by_key(|result| match result {
+            Err(ProbeError::Refused { .. }) => 0,
+            Err(ProbeError::Unusable { .. }) => 1,
+            _ => 2,
+        });
         results.into_iter().collect()
     }
 
@@ -203,7 +217,7 @@ impl Bench<'_> {
             tries += 1;
             match check().await {
                 Ok(note) => return Ok(Check { name, note }),
-                Err(Failure::Trouble(problem)) if tries < TRIES && !is_final(&problem) => {
+                Err(Failure::Trouble(why)) if tries < TRIES && why.cure == Cure::Wait => {
                     self.pause(tries).await
                 }
                 Err(failure) => return Err(self.error(name, known, failure)),
@@ -220,12 +234,15 @@ impl Bench<'_> {
                 observed,
                 known,
             },
-            Failure::Trouble(problem) => {
-                let problem = with_advice(problem);
-                ProbeError::Failed {
-                    store,
-                    check,
-                    problem,
+            Failure::Trouble(why) => {
+                let problem = why.line;
+                match why.cure {
+                    Cure::Change => ProbeError::Unusable { store, problem },
+                    Cure::Wait => ProbeError::Failed {
+                        store,
+                        check,
+                        problem,
+                    },
                 }
             }
         }
@@ -261,7 +278,7 @@ impl Bench<'_> {
             Ok(Err(Error::AlreadyExists { .. } | Error::Precondition { .. })) => Ok(None),
             Ok(Err(Error::NotFound { .. })) if update => Ok(None),
             Ok(Err(error)) => Err(trouble(&error)),
-            Err(_) => Err(Failure::Trouble("a write got no answer".to_owned())),
+            Err(_) => odd("a write got no answer"),
         }
     }
 
@@ -270,9 +287,7 @@ impl Bench<'_> {
             Some(result) if result.e_tag.is_none() => broken("writes are answered without an ETag"),
             Some(result) => Ok(result.into()),
             // A conflict without anybody to conflict with: an echo of a request that was repeated below.
-            None => Err(Failure::Trouble(
-                "the create of a fresh key was refused".to_owned(),
-            )),
+            None => odd("the create of a fresh key was refused"),
         }
     }
 
@@ -300,7 +315,7 @@ impl Bench<'_> {
         match (won.first(), found) {
             (Some(won), Some(found)) if *won == found => Ok(None),
             (Some(_), _) => broken("the key does not hold what was confirmed"),
-            (None, _) => Err(Failure::Trouble("no concurrent write was confirmed".to_owned())),
+            (None, _) => odd("no concurrent write was confirmed"),
         }
     }
 
@@ -383,9 +398,7 @@ impl Bench<'_> {
         let key = self.fresh();
         let first = self.create(&key, "one").await?;
         let Some(second) = self.put(&key, "two", PutMode::Update(first.clone())).await? else {
-            return Err(Failure::Trouble(
-                "an update from the newest version was refused".to_owned(),
-            ));
+            return odd("an update from the newest version was refused");
         };
         if self
             .put(&key, "three", PutMode::Update(first.clone()))
@@ -399,9 +412,7 @@ impl Bench<'_> {
             .put(&key, "one", PutMode::Update(second.clone().into()))
             .await?
         else {
-            return Err(Failure::Trouble(
-                "an update from the newest version was refused".to_owned(),
-            ));
+            return odd("an update from the newest version was refused");
         };
         if self
             .put(&key, "four", PutMode::Update(second.into()))
@@ -480,18 +491,23 @@ fn broken<T>(observed: impl Into<String>) -> Result<T, Failure> {
 fn worst(mut results: Vec<Checked>) -> Checked {
     results.sort_by_key(|result| match result {
         Err(Failure::Broken(_)) => 0,
-        Err(Failure::Trouble(_)) => 1,
-        Ok(_) => 2,
+        Err(Failure::Trouble(why)) if why.cure == Cure::Change => 1,
+        Err(Failure::Trouble(_)) => 2,
+        Ok(_) => 3,
     });
     results.into_iter().next().unwrap_or(Ok(None))
 }
 
-fn is_final(problem: &str) -> bool {
-    advice(problem).is_some_and(|(_, cure)| cure == Cure::Change)
+/// What a failure elsewhere may explain, so that it is tried again.
+fn odd<T>(observed: &str) -> Result<T, Failure> {
+    Err(Failure::Trouble(Reason {
+        line: observed.to_owned(),
+        cure: Cure::Wait,
+    }))
 }
 
 fn trouble(error: &Error) -> Failure {
-    Failure::Trouble(cause_of(error))
+    Failure::Trouble(Reason::of(error))
 }
 
 #[cfg(test)]

@@ -4,10 +4,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use object_store::Error;
 use tokio::time::Instant;
-
-use super::{advice, one_line};
 
 /// A store that still fails is reported this often.
 const REPORTED_EVERY: Duration = Duration::from_secs(30);
@@ -122,33 +119,6 @@ impl Trouble {
     }
 }
 
-/// Why a request failed, with what to do about it where that is known.
-pub fn reason_of(error: &Error) -> String {
-    with_advice(cause_of(error))
-}
-
-/// Why a request failed, without the key, which the variants of the error put in front of what happened.
-pub(crate) fn cause_of(error: &Error) -> String {
-    match error {
-        Error::NotFound { source, .. }
-        | Error::AlreadyExists { source, .. }
-        | Error::Precondition { source, .. }
-        | Error::NotModified { source, .. }
-        | Error::PermissionDenied { source, .. }
-        | Error::Unauthenticated { source, .. }
-        | Error::Generic { source, .. } => one_line(source),
-        other => one_line(other),
-    }
-}
-
-/// A failure's text with what to do about it in front, where that is known.
-pub(crate) fn with_advice(text: String) -> String {
-    match advice(&text) {
-        Some((advice, _)) => format!("{advice} ({text})"),
-        None => text,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -227,23 +197,5 @@ mod tests {
             trouble.succeeded(now);
         }
         assert_eq!(lines, [(0, false), (11, true), (41, true)]);
-    }
-
-    #[test]
-    fn the_reason_is_what_happened_and_not_where() {
-        let missing = Error::NotFound {
-            path: "wal/1/2".into(),
-            source: "creating /data/.alluvium/staging/10: No such file or directory (os error 2)".into(),
-        };
-        assert_eq!(
-            reason_of(&missing),
-            "a directory is gone: mount or restore it (creating /data/.alluvium/staging/10: No such file or \
-             directory (os error 2))"
-        );
-        let other = Error::Generic {
-            store: "S3",
-            source: "odd\n  thing".into(),
-        };
-        assert_eq!(reason_of(&other), "odd thing");
     }
 }

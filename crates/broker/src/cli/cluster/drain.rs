@@ -6,7 +6,7 @@ use alluvium_log::cluster::{Cluster, ClusterError, Led, led_by_broker};
 use alluvium_log::manifest::Manifest;
 use tokio::time::Instant;
 
-use super::{open_to_change, print, told};
+use super::{open_to_change, print};
 
 /// How often the manifest is looked at.
 const POLL: Duration = Duration::from_secs(1);
@@ -29,7 +29,7 @@ pub(in crate::cli) struct DrainArgs {
 
 pub(super) async fn run(args: DrainArgs) -> Result<(), String> {
     let store = open_to_change(&args.url).await?;
-    let cluster = Cluster::open(&store).await.map_err(told)?;
+    let cluster = Cluster::open(&store).await.map_err(|e| e.to_string())?;
     let (node_id, draining) = (args.node_id, !args.undo);
     let marked = tokio::select! {
         marked = cluster.change(|m| m.set_draining(node_id, draining)) => marked,
@@ -70,7 +70,7 @@ fn unknown_mark(error: ClusterError, url: &str) -> String {
             "{error}; the mark may be set now or later: look with `alluvium cluster status {url}`, and give the \
              command again"
         ),
-        ClusterError::Refused(_) => told(error),
+        ClusterError::Refused(_) => error.to_string(),
     }
 }
 
@@ -109,7 +109,7 @@ async fn wait(cluster: &Cluster, node_id: i32, patience: Duration) -> Result<(),
             }
             Err(error) if !failing => {
                 failing = true;
-                eprintln!("alluvium: {}; trying again", told(error));
+                eprintln!("alluvium: {error}; trying again");
             }
             Err(_) => {}
         }

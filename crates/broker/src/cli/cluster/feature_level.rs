@@ -5,7 +5,7 @@ use alluvium_log::manifest::operator::LEVELS;
 use alluvium_log::manifest::{FEATURE_LEVEL, Manifest, NotChanged};
 
 use super::super::store::{absolute, look_into};
-use super::{confirmed, open_to_change, print, told};
+use super::{confirmed, open_to_change, print};
 
 /// Which level.
 #[derive(clap::Args, Clone, Debug)]
@@ -23,11 +23,11 @@ pub(in crate::cli) struct FeatureLevelArgs {
 pub(super) async fn run(args: FeatureLevelArgs) -> Result<(), String> {
     let Some(level) = args.set else {
         let store = look_into(&absolute(&args.url)?).await?;
-        let cluster = Cluster::open(&store).await.map_err(told)?;
+        let cluster = Cluster::open(&store).await.map_err(|e| e.to_string())?;
         return print(&shown(&cluster.manifest(), &store.display));
     };
     let store = open_to_change(&args.url).await?;
-    let cluster = Cluster::open(&store).await.map_err(told)?;
+    let cluster = Cluster::open(&store).await.map_err(|e| e.to_string())?;
     let before = cluster.manifest();
     match (*before).clone().raise_feature_level(level) {
         Ok(()) => {}
@@ -47,7 +47,7 @@ pub(super) async fn run(args: FeatureLevelArgs) -> Result<(), String> {
             "{error}; the level may be raised now or later: look with `alluvium cluster feature-level {}`",
             args.url
         )),
-        Err(error) => Err(told(error)),
+        Err(error) => Err(error.to_string()),
     }
 }
 

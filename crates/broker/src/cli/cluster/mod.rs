@@ -10,7 +10,7 @@ use std::io::{BufRead, IsTerminal, Write};
 use alluvium_log::store::{Store, StoreError, StoreKind, StoreOptions};
 use clap::Subcommand;
 
-use super::store::{absolute, in_words, look_into};
+use super::store::{absolute, look_into};
 use crate::config::store_kind;
 
 #[derive(Subcommand, Debug)]
@@ -48,15 +48,8 @@ pub(super) async fn open_to_change(url: &str) -> Result<Store, String> {
                 "{path} is in use by {holder}; stop it first, for a directory is changed while nobody has it"
             )
         }
-        other => in_words(&other),
+        other => other.to_string(),
     })
-}
-
-/// An error of the engine, which speaks to brokers, for whoever runs a command.
-pub(super) fn told(error: impl std::fmt::Display) -> String {
-    error
-        .to_string()
-        .replace("upgrade this broker", "use a newer alluvium")
 }
 
 /// Asks before something is done that cannot be undone. Without a terminal to ask on, `--yes` has to be given.

@@ -4,7 +4,7 @@ use alluvium_log::cluster::ClusterError;
 use alluvium_log::cluster::restore::{self, Plan, Present, WATCH};
 use alluvium_log::store::StoreKind;
 
-use super::{confirmed, open_to_change, print, told};
+use super::{confirmed, open_to_change, print};
 
 /// What to restore.
 #[derive(clap::Args, Clone, Debug)]
@@ -24,9 +24,9 @@ pub(in crate::cli) struct RestoreArgs {
 
 pub(super) async fn run(args: RestoreArgs) -> Result<(), String> {
     let store = open_to_change(&args.url).await?;
-    let found = restore::find(&store).await.map_err(told)?;
+    let found = restore::find(&store).await.map_err(|e| e.to_string())?;
     let plan = restore::plan(&store, &found, args.version, args.force).await;
-    let plan = plan.map_err(told)?;
+    let plan = plan.map_err(|e| e.to_string())?;
     print(&described(&plan, &store.display))?;
     // Whoever has opened a directory for changes is alone with it.
     if store.kind == StoreKind::S3 && plan.watched() > 0 {
@@ -35,7 +35,9 @@ pub(super) async fn run(args: RestoreArgs) -> Result<(), String> {
             WATCH.as_secs(),
             plan.watched()
         ))?;
-        restore::watch(&store, &plan, WATCH).await.map_err(told)?;
+        restore::watch(&store, &plan, WATCH)
+            .await
+            .map_err(|e| e.to_string())?;
     }
     confirmed("Put it back?", args.yes).await?;
     match restore::restore(&store, &plan).await {
@@ -47,7 +49,7 @@ pub(super) async fn run(args: RestoreArgs) -> Result<(), String> {
              {}`",
             args.url
         )),
-        Err(error) => Err(told(error)),
+        Err(error) => Err(error.to_string()),
     }
 }
 

@@ -4,7 +4,7 @@ use alluvium_log::SystemClock;
 use alluvium_log::cluster::status::{self, BrokerStatus, SlotRange, Status};
 
 use super::super::store::{absolute, look_into};
-use super::{print, told};
+use super::print;
 
 /// Columns that the page uses at most.
 const WIDTH: usize = 100;
@@ -38,7 +38,9 @@ pub(super) async fn run(args: StatusArgs) -> Result<(), String> {
 
 pub(super) async fn look(url: &str) -> Result<Status, String> {
     let store = look_into(&absolute(url)?).await?;
-    let seen = status::look(&store, &SystemClock).await.map_err(told)?;
+    let seen = status::look(&store, &SystemClock)
+        .await
+        .map_err(|e| e.to_string())?;
     Ok(status::judge(&seen))
 }
 

@@ -142,7 +142,7 @@ async fn a_level_is_raised_once_and_never_lowered() {
     std::fs::write(manifest_file(root.path()), newer.to_string()).unwrap();
     let newer = ran(&["feature-level", &here]).await.unwrap_err();
     assert!(
-        newer.contains("level is 99") && newer.ends_with("use a newer alluvium"),
+        newer.contains("level is 99") && newer.ends_with("use a newer Alluvium"),
         "{newer}"
     );
 }

@@ -24,7 +24,7 @@ use object_store::{
 };
 use tokio::time::Instant;
 
-use super::trouble::reason_of;
+use super::reason_of;
 use super::{Store, StoreError};
 use crate::mutation::{self, Mutation};
 pub use machine::{Action, CreateEvent, CreateMachine, UpdateEvent, UpdateMachine};

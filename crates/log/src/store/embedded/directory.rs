@@ -52,6 +52,24 @@ pub(super) struct DiskError {
     pub(super) source: io::Error,
 }
 
+/// A failure whose consequences last: whoever meets them later is told of the same.
+#[derive(Clone, Debug)]
+pub(super) struct Lasting {
+    kind: ErrorKind,
+    why: String,
+}
+
+impl Lasting {
+    pub(super) fn new(error: &DiskError, why: String) -> Lasting {
+        let kind = error.source.kind();
+        Lasting { kind, why }
+    }
+
+    pub(super) fn error(&self) -> io::Error {
+        io::Error::new(self.kind, self.why.clone())
+    }
+}
+
 pub(super) type Result<T, E = DiskError> = std::result::Result<T, E>;
 
 /// An open directory.
@@ -75,7 +93,7 @@ pub(super) struct Directory {
     /// Names under change whose directory is not fsynced yet, with the number of writers at it.
     unsynced: Mutex<HashMap<PathBuf, u32>>,
     /// Why nothing can be trusted any more.
-    broken: OnceLock<String>,
+    broken: OnceLock<Lasting>,
     key_locks: [Mutex<()>; KEY_LOCKS],
 }
 
@@ -141,8 +159,8 @@ impl Directory {
     }
 
     /// Why the store refuses to work, if it does.
-    pub(super) fn broken(&self) -> Option<&str> {
-        self.broken.get().map(String::as_str)
+    pub(super) fn broken(&self) -> Option<&Lasting> {
+        self.broken.get()
     }
 
     /// How large objects are read and written here.
@@ -284,7 +302,8 @@ impl Directory {
 
     #[cfg(test)]
     pub(super) fn break_for_test(&self, why: &str) {
-        let _ = self.broken.set(why.to_owned());
+        let (kind, why) = (ErrorKind::Other, why.to_owned());
+        let _ = self.broken.set(Lasting { kind, why });
     }
 
     fn unsynced<'a>(&'a self, path: &'a FilePath) -> Unsynced<'a> {
@@ -315,9 +334,8 @@ impl Directory {
 
     /// Nothing is done any more after this error.
     pub(super) fn close(&self, error: &DiskError) {
-        let _ = self.broken.set(format!(
-            "{error}; the store stays closed until it is opened again"
-        ));
+        let why = format!("{error}; the store stays closed until it is opened again");
+        let _ = self.broken.set(Lasting::new(error, why));
     }
 
     /// Writes, names and removes a file once, so that a full or unsuitable disk is found now and not by the
@@ -446,15 +464,15 @@ fn not_a_directory(root: &FilePath) -> StoreError {
 /// Why a directory cannot be used, and what to do.
 pub(super) fn explain(root: &FilePath, error: &DiskError) -> StoreError {
     let advice = match error.source.kind() {
-        ErrorKind::PermissionDenied => "; give this user write access or choose another --store",
-        ErrorKind::ReadOnlyFilesystem => "; mount it writable or choose another --store",
-        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => "; free space or choose another --store",
+        ErrorKind::PermissionDenied => "; give this user write access or choose another store",
+        ErrorKind::ReadOnlyFilesystem => "; mount it writable or choose another store",
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => "; free space or choose another store",
         ErrorKind::NotADirectory | ErrorKind::AlreadyExists => {
             "; name a directory, or one that can be created"
         }
-        ErrorKind::NotFound => "; create it or choose another --store",
+        ErrorKind::NotFound => "; create it or choose another store",
         ErrorKind::Unsupported => {
-            "; the file system lacks what is needed (hard links, flock): choose another --store"
+            "; the file system lacks what is needed (hard links, flock): choose another store"
         }
         _ => "",
     };

@@ -14,7 +14,7 @@ mod staging;
 
 use std::fmt;
 use std::fs::File;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path as FilePath, PathBuf};
@@ -579,7 +579,7 @@ fn e_tag(version: i64) -> String {
 fn check_broken(directory: &Directory) -> Result<()> {
     match directory.broken() {
         None => Ok(()),
-        Some(why) => Err(generic(why.to_owned().into())),
+        Some(why) => Err(generic(why.error().into())),
     }
 }
 
@@ -606,7 +606,7 @@ fn failed(key: &Path, error: DiskError) -> Error {
 }
 
 /// A key's object cannot be made a file, which comes before everything else that can be done to it.
-fn unsettled(why: String) -> Error {
+fn unsettled(why: io::Error) -> Error {
     generic(why.into())
 }
 

@@ -81,7 +81,7 @@ async fn one_process_has_it_and_any_may_look() {
     let shown = dir.path().canonicalize().unwrap();
     let error = open_at(dir.path()).await.unwrap_err().to_string();
     let this = format!(
-        "{} is in use by this process already; stop it or choose another --store",
+        "{} is in use by this process already; stop it or choose another store",
         shown.display()
     );
     assert_eq!(error, this);
@@ -128,7 +128,7 @@ async fn what_cannot_be_used_is_one_line_and_nothing_is_written() {
         (open_read_only(&file).await, "is not a directory"),
         (
             open_read_only(&dir.path().join("missing")).await,
-            "create it or choose another --store",
+            "create it or choose another store",
         ),
         (open_at(FilePath::new("/proc/alluvium")).await, "/proc/alluvium"),
     ];
@@ -150,7 +150,7 @@ async fn what_cannot_be_used_is_one_line_and_nothing_is_written() {
             "{line}"
         );
         assert!(
-            line.contains(expected) && line.contains("choose another --store"),
+            line.contains(expected) && line.contains("choose another store"),
             "{line}"
         );
     }

@@ -15,12 +15,17 @@
 //! 5. `AWS_CONTAINER_CREDENTIALS_RELATIVE_URI` or `..._FULL_URI` (ECS tasks, EKS pod identity);
 //! 6. the default profile, if there is a shared config or credentials file;
 //! 7. the instance's role.
+//!
+//! **Answers** that turn the caller away, whatever the object, are errors of type [`refusal::Refusal`].
 
+mod answers;
 mod profile;
+pub(super) mod refusal;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use object_store::aws::{
@@ -29,7 +34,9 @@ use object_store::aws::{
 use object_store::{BackoffConfig, ClientOptions, RetryConfig};
 use url::Url;
 
-use super::{AttemptLimits, one_line};
+use super::AttemptLimits;
+use super::reason::one_line;
+use refusal::{Caller, Refusal};
 
 /// How long credentials may take to come before the store counts as not configured.
 const CREDENTIALS_TIMEOUT: Duration = Duration::from_secs(10);
@@ -53,7 +60,7 @@ pub(super) struct Clients {
 
 /// Where credentials come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Credentials {
+pub(crate) enum Credentials {
     None,
     Keys,
     /// The named profile, or the default one.
@@ -61,6 +68,36 @@ enum Credentials {
     WebIdentity,
     Container,
     Instance,
+}
+
+impl Credentials {
+    /// Where they come from, in words.
+    fn origin(&self) -> String {
+        match self {
+            Credentials::None => "(none: AWS_SKIP_SIGNATURE is set)".to_owned(),
+            Credentials::Keys => "from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY".to_owned(),
+            Credentials::Profile(name) => format!("from profile '{}'", name.as_deref().unwrap_or("default")),
+            Credentials::WebIdentity => "of the role in AWS_ROLE_ARN".to_owned(),
+            Credentials::Container => "of the container's role".to_owned(),
+            Credentials::Instance => "of the instance's role".to_owned(),
+        }
+    }
+
+    /// What to do when they have expired.
+    fn renewal(&self) -> &'static str {
+        match self {
+            Credentials::None | Credentials::Keys => {
+                "a process keeps those of its environment: restart it with new ones, or give it a role or a profile, \
+                 which can be renewed while it runs"
+            }
+            Credentials::Profile(_) => {
+                "renew them (`aws sso login`, or whatever writes the profile), and they are read again"
+            }
+            Credentials::WebIdentity | Credentials::Container | Credentials::Instance => {
+                "they should have been renewed by themselves: check the role, and the clock of this machine"
+            }
+        }
+    }
 }
 
 /// What the variables say.
@@ -93,8 +130,9 @@ pub(super) async fn connect(
 ) -> Result<Clients, String> {
     let mut plan = Plan::new(bucket, environment, has_shared_files(environment))?;
     let mut provider = None;
+    let stale = Arc::new(AtomicBool::new(false));
     if let Credentials::Profile(name) = &plan.credentials {
-        let profile = profile::Profile::load(name.as_deref(), plan.region.as_deref()).await;
+        let profile = profile::Profile::load(name.clone(), plan.region.clone(), stale.clone()).await;
         plan.region = plan.region.or_else(|| profile.region().map(str::to_owned));
         provider = Some(Arc::new(profile) as AwsCredentialProvider);
     }
@@ -109,9 +147,21 @@ pub(super) async fn connect(
             );
         }
     };
+    let caller = Arc::new(Caller {
+        bucket: bucket.to_owned(),
+        region: region.clone(),
+        endpoint: plan.endpoint.clone(),
+        credentials: plan.credentials.clone(),
+    });
     let setup = |retry, bytes, provider| {
         let builder = builder(bucket, environment, &plan, limits, bytes)?;
-        let mut builder = builder.with_region(&region).with_retry(retry);
+        let mut builder = builder
+            .with_region(&region)
+            .with_retry(retry)
+            .with_http_connector(answers::Connector {
+                caller: caller.clone(),
+                stale: stale.clone(),
+            });
         if let Some(provider) = provider {
             builder = builder.with_credentials(provider);
         }
@@ -186,7 +236,10 @@ async fn check_credentials(source: &Credentials, client: &AmazonS3) -> Result<()
     let answer = tokio::time::timeout(CREDENTIALS_TIMEOUT, client.credentials().get_credential()).await;
     let error = match answer {
         Ok(Ok(_)) => return Ok(()),
-        Ok(Err(error)) => one_line(&error),
+        Ok(Err(error)) => match Refusal::of(&error) {
+            Some(refusal) => return Err(format!("no AWS credentials: {refusal}")),
+            None => one_line(&error),
+        },
         Err(_) => format!("no answer within {CREDENTIALS_TIMEOUT:?}"),
     };
     Err(match source {

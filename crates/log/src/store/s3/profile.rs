@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -20,26 +21,51 @@ use tokio::time::Instant;
 /// fail for some time.
 const RENEW_BEFORE_EXPIRY: Duration = Duration::from_secs(300);
 
-/// How soon a source that gives nothing but nearly expired credentials is asked again.
+/// How soon a source is asked again that gives credentials that have nearly expired, or are refused.
 const RENEW_INTERVAL_MIN: Duration = Duration::from_secs(10);
 
-/// A profile as a source of credentials, kept until they are about to expire.
+/// A profile as a source of credentials, kept until they are about to expire, or the store refuses them: what writes the
+/// shared files may have renewed them there, and not everything tells when they expire.
 pub(super) struct Profile {
-    source: Box<dyn ProvideCredentials>,
+    /// Name, and region unless the profile has its own; `None` if the source does not come from the shared files.
+    named: Option<(Option<String>, Option<String>)>,
     region: Option<String>,
-    kept: Mutex<Option<Kept>>,
+    /// Set by who sees the store refuse what was given.
+    stale: Arc<AtomicBool>,
+    state: Mutex<State>,
+}
+
+struct State {
+    source: Box<dyn ProvideCredentials>,
+    kept: Option<Kept>,
 }
 
 struct Kept {
     credential: Arc<AwsCredential>,
+    fetched: Instant,
     /// `None`: they do not expire.
     renew_at: Option<Instant>,
 }
 
 impl Profile {
     /// The profile of this name (the default one if `None`), with `region` for its calls of SSO and STS unless
-    /// the profile has its own. Nothing is fetched yet.
-    pub(super) async fn load(name: Option<&str>, region: Option<&str>) -> Profile {
+    /// the profile has its own. Nothing is fetched yet. Whoever sees credentials refused sets `stale`.
+    pub(super) async fn load(
+        name: Option<String>,
+        region: Option<String>,
+        stale: Arc<AtomicBool>,
+    ) -> Profile {
+        let (source, own) = Profile::open(name.as_deref(), region.as_deref()).await;
+        Profile {
+            named: Some((name, region)),
+            region: own,
+            stale,
+            state: Mutex::new(State { source, kept: None }),
+        }
+    }
+
+    /// The source, which reads the shared files once, and the region that the profile names.
+    async fn open(name: Option<&str>, region: Option<&str>) -> (Box<dyn ProvideCredentials>, Option<String>) {
         let http = aws_smithy_http_client::Builder::new().tls_provider(Provider::Rustls(CryptoMode::Ring));
         let config = ProviderConfig::without_region().with_http_client(http.build_https());
         let mut finder = ProfileFileRegionProvider::builder().configure(&config);
@@ -51,11 +77,8 @@ impl Profile {
         let own = finder.build().region().await;
         let asked = region.map(|region| aws_config::Region::new(region.to_owned()));
         let config = config.with_region(asked.or_else(|| own.clone()));
-        Profile {
-            source: Box::new(source.configure(&config).build()),
-            region: own.map(|region| region.to_string()),
-            kept: Mutex::new(None),
-        }
+        let source: Box<dyn ProvideCredentials> = Box::new(source.configure(&config).build());
+        (source, own.map(|region| region.to_string()))
     }
 
     /// The region that the profile names.
@@ -64,11 +87,13 @@ impl Profile {
     }
 
     #[cfg(test)]
-    pub(super) fn of_source(source: impl ProvideCredentials + 'static) -> Profile {
+    pub(super) fn of_source(source: impl ProvideCredentials + 'static, stale: Arc<AtomicBool>) -> Profile {
+        let source = Box::new(source);
         Profile {
-            source: Box::new(source),
+            named: None,
             region: None,
-            kept: Mutex::new(None),
+            stale,
+            state: Mutex::new(State { source, kept: None }),
         }
     }
 }
@@ -79,13 +104,20 @@ impl CredentialProvider for Profile {
 
     async fn get_credential(&self) -> object_store::Result<Arc<AwsCredential>> {
         // Held while fetching, so that many requests make one fetch.
-        let mut kept = self.kept.lock().await;
-        if let Some(kept) = &*kept
-            && kept.renew_at.is_none_or(|renew_at| Instant::now() < renew_at)
-        {
-            return Ok(kept.credential.clone());
+        let mut state = self.state.lock().await;
+        let stale = self.stale.swap(false, Ordering::Relaxed);
+        if let Some(kept) = &state.kept {
+            let now = Instant::now();
+            // As long as they are refused, that is said again.
+            let again = stale && now.saturating_duration_since(kept.fetched) >= RENEW_INTERVAL_MIN;
+            if !again && kept.renew_at.is_none_or(|renew_at| now < renew_at) {
+                return Ok(kept.credential.clone());
+            }
+            if again && let Some((name, region)) = &self.named {
+                state.source = Profile::open(name.as_deref(), region.as_deref()).await.0;
+            }
         }
-        match self.source.provide_credentials().await {
+        match state.source.provide_credentials().await {
             Ok(fetched) => {
                 let renew_at = renewal(&fetched).map(|left| Instant::now() + left);
                 let credential = Arc::new(AwsCredential {
@@ -93,8 +125,9 @@ impl CredentialProvider for Profile {
                     secret_key: fetched.secret_access_key().to_owned(),
                     token: fetched.session_token().map(str::to_owned),
                 });
-                *kept = Some(Kept {
+                state.kept = Some(Kept {
                     credential: credential.clone(),
+                    fetched: Instant::now(),
                     renew_at,
                 });
                 Ok(credential)

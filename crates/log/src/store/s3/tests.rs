@@ -171,10 +171,11 @@ impl ProvideCredentials for Counting {
 async fn credentials_of_a_profile_are_kept_until_shortly_before_they_expire() {
     const CENTURIES: Duration = Duration::from_secs(300 * 365 * 86400);
     for (lifetime, fetches) in [(None, 1), (Some(CENTURIES), 1), (Some(Duration::ZERO), 2)] {
-        let profile = profile::Profile::of_source(Counting {
+        let source = Counting {
             fetched: AtomicUsize::new(0),
             lifetime,
-        });
+        };
+        let profile = profile::Profile::of_source(source, Arc::default());
         let mut seen = Vec::new();
         for _ in 0..15 {
             seen.push(profile.get_credential().await.unwrap().key_id.clone());
@@ -183,6 +184,26 @@ async fn credentials_of_a_profile_are_kept_until_shortly_before_they_expire() {
         seen.dedup();
         assert_eq!(seen.len(), fetches, "{lifetime:?}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn credentials_of_a_profile_that_the_store_refuses_are_fetched_again_after_a_while() {
+    let stale = Arc::new(AtomicBool::new(false));
+    let source = Counting {
+        fetched: AtomicUsize::new(0),
+        lifetime: None,
+    };
+    let profile = profile::Profile::of_source(source, stale.clone());
+    let mut fetches = Vec::new();
+    for second in 0..25 {
+        // Refused from the third second on, until the next ones are there.
+        let found = profile.get_credential().await.unwrap().key_id.clone();
+        stale.store(second >= 3 && found == "0", Ordering::Relaxed);
+        fetches.push(found);
+        tokio::time::advance(Duration::from_secs(1)).await;
+    }
+    assert_eq!(fetches.iter().position(|found| found == "1"), Some(10));
+    assert_eq!(fetches.last().unwrap(), "1", "once");
 }
 
 #[test]

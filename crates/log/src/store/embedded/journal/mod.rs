@@ -32,7 +32,7 @@ mod half;
 mod room;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::path::{Path as FilePath, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -43,7 +43,7 @@ use object_store::path::Path;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::super::StoreError;
-use super::directory::{Directory, DiskError, PRIVATE, at, create_durably, explain, sync_directory};
+use super::directory::{Directory, DiskError, Lasting, PRIVATE, at, create_durably, explain, sync_directory};
 use super::file_of;
 use format::{Header, Object, Record};
 use half::{Found, Half};
@@ -133,7 +133,7 @@ struct State {
     stop: bool,
     failures: u64,
     /// Why the last attempt to make files has failed, and when the next one is due.
-    stuck: Option<(String, Instant)>,
+    stuck: Option<(Lasting, Instant)>,
 }
 
 /// What the thread does next.
@@ -285,7 +285,7 @@ impl Journal {
     }
 
     /// Returns when the key is not pending. If its file cannot be made, the error says why.
-    pub(super) fn settle(&self, key: &str) -> Result<(), String> {
+    pub(super) fn settle(&self, key: &str) -> io::Result<()> {
         let mut state = self.shared.state.lock();
         let failures = state.failures;
         if state.pending.contains_key(key) {
@@ -297,12 +297,12 @@ impl Journal {
         }
         while state.pending.contains_key(key) {
             if let Some(why) = self.shared.directory.broken() {
-                return Err(why.to_owned());
+                return Err(why.error());
             }
             if let Some((why, _)) = &state.stuck
                 && state.failures != failures
             {
-                return Err(why.clone());
+                return Err(why.error());
             }
             self.shared.changed.wait(&mut state);
         }
@@ -310,7 +310,7 @@ impl Journal {
     }
 
     /// Locks a key that is not pending, for replacing or removing what it has.
-    pub(super) fn lock_settled(&self, key: &str) -> Result<MutexGuard<'_, ()>, String> {
+    pub(super) fn lock_settled(&self, key: &str) -> io::Result<MutexGuard<'_, ()>> {
         loop {
             let locked = self.shared.directory.key_lock(key).lock();
             if !self.holds(key) {
@@ -427,7 +427,7 @@ impl Shared {
                         tracing::warn!(error = why, "objects stay in the journal of the store for now");
                     }
                     state.failures += 1;
-                    state.stuck = Some((why, Instant::now() + RETRY_AFTER));
+                    state.stuck = Some((Lasting::new(&error, why), Instant::now() + RETRY_AFTER));
                     if state.stop {
                         break;
                     }

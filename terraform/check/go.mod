@@ -1,0 +1,3 @@
+module alluvium/terraform/check
+
+go 1.26.0
