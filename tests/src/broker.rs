@@ -397,7 +397,7 @@ fn command() -> Command {
 pub fn isolate(command: &mut Command) {
     for (name, _) in std::env::vars_os() {
         let text = name.to_string_lossy();
-        if text.starts_with("ALLUVIUM_") || text.starts_with("AWS_") {
+        if ["ALLUVIUM_", "AWS_", "KAFKA_"].iter().any(|prefix| text.starts_with(prefix)) {
             command.env_remove(&name);
         }
     }
