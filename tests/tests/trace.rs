@@ -21,10 +21,9 @@ const WAY: [&str; 5] = [
     "answered",
 ];
 
-fn broker(format: &str, filter: Option<&str>) -> Broker {
+fn broker(format: &str, filter: &str) -> Broker {
     let options = BrokerOptions::embedded().set("log.format", format);
-    let filter = filter.map(|filter| ("RUST_LOG".to_owned(), filter.to_owned()));
-    Broker::start(options.env(filter))
+    Broker::start(options.env([("RUST_LOG".to_owned(), filter.to_owned())]))
 }
 
 fn connect(broker: &Broker) -> Client {
@@ -67,7 +66,7 @@ fn message(line: &Value) -> &str {
 
 #[test]
 fn a_request_is_followed_by_connection_and_correlation_id() {
-    let broker = broker("json", Some(FILTER));
+    let broker = broker("json", FILTER);
     let mut client = connect(&broker);
     // Two at once on one connection, and one on another.
     let ids = [send(&mut client, 0), send(&mut client, 1)];
@@ -147,7 +146,7 @@ fn a_request_is_followed_by_connection_and_correlation_id() {
 
 #[test]
 fn a_request_that_is_refused_says_so() {
-    let broker = broker("json", Some(FILTER));
+    let broker = broker("json", FILTER);
     let mut client = connect(&broker);
     let id = send(&mut client, 7);
     assert_eq!(answer(&mut client).0, code::UNKNOWN_TOPIC_OR_PARTITION);
@@ -160,7 +159,7 @@ fn a_request_that_is_refused_says_so() {
 
 #[test]
 fn in_text_one_word_finds_the_request() {
-    let broker = broker("text", Some(FILTER));
+    let broker = broker("text", FILTER);
     let mut client = connect(&broker);
     let id = send(&mut client, 0);
     answer(&mut client);
@@ -180,7 +179,7 @@ fn in_text_one_word_finds_the_request() {
 /// Whoever does not ask for it gets no line of it, and pays for none.
 #[test]
 fn at_info_nothing_is_followed() {
-    let broker = broker("json", None);
+    let broker = broker("json", "info");
     let mut client = connect(&broker);
     send(&mut client, 0);
     answer(&mut client);
