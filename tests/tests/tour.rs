@@ -251,7 +251,7 @@ fn the_broker_accepts_the_settings_of_the_containers() {
         let errors = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success() && errors.is_empty(), "{errors}");
         let settings: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-        let broker = settings["broker"].as_array().unwrap();
+        let broker = settings.as_array().unwrap();
         let value = |name: &str| broker.iter().find(|one| one["name"] == name).unwrap()["value"].clone();
         assert_eq!(value("http.listen"), format!("0.0.0.0:{HTTP_PORT}"));
         assert_eq!(value("listeners"), service.environment["ALLUVIUM_LISTENERS"]);
@@ -311,10 +311,10 @@ fn prometheus_and_grafana_find_everything() {
     let console = &compose.services["console"].environment["AKHQ_CONFIGURATION"];
     let console: Value = serde_yaml_ng::from_str(console).unwrap();
     let bootstrap = &console["akhq"]["connections"]["alluvium"]["properties"]["bootstrap.servers"];
-    let internal: Vec<&str> = compose
-        .brokers()
+    let brokers = compose.brokers();
+    let internal: Vec<&str> = brokers
         .iter()
-        .map(|broker| &broker.environment["ALLUVIUM_ADVERTISED_LISTENERS"])
+        .map(|broker| broker.environment["ALLUVIUM_ADVERTISED_LISTENERS"].as_str())
         .map(|list| {
             list.split(',')
                 .next()
@@ -322,7 +322,6 @@ fn prometheus_and_grafana_find_everything() {
                 .strip_prefix("INTERNAL://")
                 .unwrap()
         })
-        .map(|address| Box::leak(address.to_owned().into_boxed_str()) as &str)
         .collect();
     assert_eq!(bootstrap.as_str().unwrap(), internal.join(","));
 }
