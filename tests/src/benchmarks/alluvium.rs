@@ -36,13 +36,8 @@ pub(crate) struct Alluvium {
 }
 
 impl Alluvium {
-    /// On an empty embedded store.
-    pub(crate) fn embedded(tools: &Tools) -> Result<Alluvium, String> {
-        Alluvium::embedded_with(tools, &[])
-    }
-
     /// On an empty embedded store, with settings that differ from the defaults.
-    pub(crate) fn embedded_with(tools: &Tools, settings: &[(&str, &str)]) -> Result<Alluvium, String> {
+    pub(crate) fn embedded(tools: &Tools, settings: &[(&str, &str)]) -> Result<Alluvium, String> {
         let keeps = Keeps::Directory(tools.fresh_directory("alluvium")?);
         Alluvium::start(tools, keeps, settings)
     }

@@ -18,13 +18,18 @@ const E2E_WORK: &str = "100 records/s";
 const E2E_RATE: u32 = 100;
 const MAIN_PRODUCE: &str = "1 partition, 1 producer, idempotent";
 const MAIN_CONSUME: &str = "from the start, 1 partition";
+/// As it comes, with topics that become Parquet while they are written: work that the other rows leave out.
+const ARCHIVING: &str = "Alluvium, archiving";
+/// Apache Kafka makes no second copy of a topic in another format, so what is compared makes none either.
+const LIKE_KAFKA: &[(&str, &str)] = &[("archive.enable", "false")];
 
 pub(super) const GROUP: GroupSpec = GroupSpec {
     name: "embedded",
     title: "Embedded store beside Apache Kafka",
     about: "Alluvium on `file://`, every acknowledged record synced to the disk; Apache Kafka on the same disk with its \
             own defaults, which sync nothing. There is no request budget: it costs nothing to write. Each run of Alluvium starts on an empty store; Kafka is started for each \
-            row, warmed up, and keeps running. Before each run the disk has finished earlier work (`sync`).",
+            row, warmed up, and keeps running. Before each run the disk has finished earlier work (`sync`). Topics do \
+            not become Parquet meanwhile (`archive.enable=false`), except in the row that says so: Kafka does no such work.",
     sections: &[
         Section {
             id: PRODUCE,
@@ -274,9 +279,14 @@ fn produce_row(session: &mut Session, kind: Kind, partitions: u32, producers: u3
         idempotent,
         records: session.scale.records(),
     };
+    let systems: &[&str] = if work == MAIN_PRODUCE && kind == Kind::Bench {
+        &[OURS, KAFKA, ARCHIVING]
+    } else {
+        &[OURS, KAFKA]
+    };
     let kafka = warm_kafka(session);
     for run in 0..session.scale.runs {
-        for system in in_turns(&[OURS, KAFKA], run) {
+        for system in in_turns(systems, run) {
             let key = Key {
                 section: PRODUCE,
                 work: work.clone(),
@@ -284,7 +294,8 @@ fn produce_row(session: &mut Session, kind: Kind, partitions: u32, producers: u3
                 system,
             };
             let done = match (system, &kafka) {
-                (OURS, _) => produce_to_alluvium(session, kind, job),
+                (OURS, _) => produce_to_alluvium(session, kind, job, LIKE_KAFKA),
+                (ARCHIVING, _) => produce_to_alluvium(session, kind, job, &[]),
                 (_, Ok(kafka)) => produce_to_kafka(session, kafka, kind, job),
                 (_, Err(error)) => Err(error.clone()),
             };
@@ -293,8 +304,8 @@ fn produce_row(session: &mut Session, kind: Kind, partitions: u32, producers: u3
     }
 }
 
-fn produce_to_alluvium(session: &Session, kind: Kind, job: Produce<'_>) -> Run {
-    let broker = Alluvium::embedded(&session.tools)?;
+fn produce_to_alluvium(session: &Session, kind: Kind, job: Produce<'_>, settings: &[(&str, &str)]) -> Run {
+    let broker = Alluvium::embedded(&session.tools, settings)?;
     let (address, process) = (broker.address(), broker.process()?);
     let records = session.scale.warm_up_records(20);
     fill(session, address, process, WARM_UP, 1, records)?;
@@ -328,7 +339,7 @@ fn consume_rows(session: &mut Session, partitions: u32) {
         filled(session, kafka.address(), kafka.process()?)?;
         Ok(kafka)
     });
-    let ours = Alluvium::embedded(&session.tools).and_then(|broker| {
+    let ours = Alluvium::embedded(&session.tools, LIKE_KAFKA).and_then(|broker| {
         filled(session, broker.address(), broker.process()?)?;
         Ok(broker)
     });
@@ -379,7 +390,7 @@ fn end_to_end_row(session: &mut Session, kind: Kind) {
                 _ => &[],
             };
             let done = match (system, &kafka) {
-                (OURS, _) => Alluvium::embedded(&session.tools).and_then(|broker| {
+                (OURS, _) => Alluvium::embedded(&session.tools, LIKE_KAFKA).and_then(|broker| {
                     let (address, process) = (broker.address(), broker.process()?);
                     warm_up(session, address, process)?;
                     once(session, address, process, configs)

@@ -97,14 +97,15 @@ fn rows(session: &mut Session, section: &'static str, work: &str, arguments: &st
     for run in 0..session.scale.runs {
         for system in in_turns(&[OURS, KAFKA], run) {
             // Fresh for each run: memory that an earlier one left would hide what this one needs.
-            let done = match system {
-                OURS => Alluvium::embedded_with(&session.tools, &[("max.connections", "12000")]).and_then(
-                    |broker| once(session, section, broker.address(), broker.process()?, arguments),
-                ),
-                _ => KafkaServer::start(&session.tools).and_then(|broker| {
-                    once(session, section, broker.address(), broker.process()?, arguments)
-                }),
-            };
+            let done =
+                match system {
+                    OURS => Alluvium::embedded(&session.tools, &[("max.connections", "12000")]).and_then(
+                        |broker| once(session, section, broker.address(), broker.process()?, arguments),
+                    ),
+                    _ => KafkaServer::start(&session.tools).and_then(|broker| {
+                        once(session, section, broker.address(), broker.process()?, arguments)
+                    }),
+                };
             let key = Key {
                 section,
                 work: work.to_owned(),
