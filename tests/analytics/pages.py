@@ -119,7 +119,7 @@ class Surroundings:
         source = os.path.join(package, "extensions", version.split("/")[0], "httpfs.duckdb_extension")
         shutil.copy(source, extensions)
         # Settings of the tests' surroundings would be settings of the broker.
-        self.env = {name: value for name, value in os.environ.items() if not name.startswith(("ALLUVIUM_", "AWS_"))}
+        self.env = {name: value for name, value in os.environ.items() if not name.startswith(("ALLUVIUM_", "AWS_", "KAFKA_"))}
         self.env.update(minio_env, HOME=home, TZ="UTC", PATH="%s:%s:%s" % (path, tools, os.environ["PATH"]))
 
     def run(self, command, given=None):

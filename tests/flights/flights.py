@@ -81,7 +81,7 @@ class Broker:
     def start(self):
         began = time.monotonic()
         # Variables of the tests look like settings, and the broker rightly refuses settings that it does not know.
-        env = {name: value for name, value in os.environ.items() if not name.startswith("ALLUVIUM_")}
+        env = {name: value for name, value in os.environ.items() if not name.startswith(("ALLUVIUM_", "KAFKA_"))}
         with open(self.log, "ab") as out:
             self.process = subprocess.Popen(self.command, stdout=out, stderr=out, stdin=subprocess.DEVNULL, env=env,
                                             start_new_session=True)
@@ -393,7 +393,7 @@ class Run:
 
 def tool(options, *arguments):
     """What `alluvium` prints with these arguments."""
-    env = {name: value for name, value in os.environ.items() if not name.startswith("ALLUVIUM_")}
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("ALLUVIUM_", "KAFKA_"))}
     done = subprocess.run([options.bin, *arguments], capture_output=True, text=True, env=env, timeout=4 * PATIENCE_S)
     if done.returncode != 0:
         raise Wrong("alluvium %s ended with %d: %s" % (" ".join(arguments), done.returncode, done.stderr))

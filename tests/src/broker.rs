@@ -180,6 +180,11 @@ impl Broker {
         self.http
     }
 
+    /// Chooses another address for metrics and health, before the process is started.
+    pub fn set_http(&mut self, address: SocketAddr) {
+        self.http = address;
+    }
+
     /// URL of the store.
     pub fn store(&self) -> &str {
         &self.store
@@ -389,7 +394,10 @@ fn command() -> Command {
 pub fn isolate(command: &mut Command) {
     for (name, _) in std::env::vars_os() {
         let text = name.to_string_lossy();
-        if text.starts_with("ALLUVIUM_") || text.starts_with("AWS_") {
+        if ["ALLUVIUM_", "AWS_", "KAFKA_"]
+            .iter()
+            .any(|prefix| text.starts_with(prefix))
+        {
             command.env_remove(&name);
         }
     }

@@ -9,5 +9,6 @@ pub mod compatibility;
 pub mod installed;
 pub mod kafka;
 pub mod minio;
+pub mod prometheus;
 pub mod s3_fake;
 pub mod wire;

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use kafka_wire::*;
 use kafka_wire_core::{ApiVersion, Decoder};
+use tokio::time::Instant;
 
 use crate::broker::{Broker, RequestContext};
 use crate::connection::{Outcome, Refusal, Requests, Started};
@@ -174,6 +175,8 @@ impl Api {
 /// What requests of one connection have in common.
 #[derive(Debug)]
 pub(crate) struct Peer {
+    /// Number of the connection, for the log.
+    number: u64,
     host: Arc<str>,
     listener: Arc<str>,
     /// The client id of the last request: it hardly ever changes.
@@ -182,9 +185,10 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
-    pub(crate) fn new(ip: IpAddr, listener: &Arc<str>) -> Peer {
+    pub(crate) fn new(number: u64, ip: IpAddr, listener: &Arc<str>) -> Peer {
         // As Java's InetAddress.toString shows an address without a name.
         Peer {
+            number,
             host: format!("/{ip}").into(),
             listener: Arc::clone(listener),
             client_id: "".into(),
@@ -254,7 +258,7 @@ impl Requests for Dispatcher {
                     outcome
                 })
             }
-            Run::Produce => start_produce(&broker, &mut peer.torn, request, permit),
+            Run::Produce => start_produce(&broker, peer, request, permit, received),
             Run::Fetch => Box::pin({
                 let broker = Arc::clone(&broker);
                 async move {
@@ -331,11 +335,15 @@ fn correlation_id(bytes: &[u8]) -> Option<i32> {
 }
 
 /// Orders the batches now; the future waits for their publication.
+///
+/// At level debug the request can be followed through the log by its connection and correlation id: see
+/// docs/monitoring.md.
 fn start_produce(
     broker: &Arc<Broker>,
-    torn: &mut handlers::produce::Torn,
+    peer: &mut Peer,
     request: Request,
     permit: Option<crate::budget::BudgetPermit>,
+    received: Instant,
 ) -> BoxFuture<'static, Outcome> {
     let Request {
         api,
@@ -344,6 +352,8 @@ fn start_produce(
         body,
     } = request;
     let version = ctx.api_version;
+    let span = tracing::debug_span!("produce", trace = %format_args!("{}-{correlation_id}", peer.number));
+    let entered = span.enter();
     let request = match protocol::decode_body::<ProduceRequest>(body, version) {
         Ok(request) => request,
         Err(error) => {
@@ -351,9 +361,22 @@ fn start_produce(
             return Box::pin(async move { outcome });
         }
     };
-    let answer = handlers::produce::start(broker, &ctx, torn, request, permit);
+    tracing::debug!(
+        version,
+        client_id = %ctx.client_id,
+        acks = request.acks,
+        topics = request.topic_data.len(),
+        "decoded"
+    );
+    let answer = handlers::produce::start(broker, &ctx, &mut peer.torn, request, permit);
+    drop(entered);
     Box::pin(async move {
-        match answer.await {
+        let answer = answer.await;
+        span.in_scope(|| {
+            let took = received.elapsed();
+            tracing::debug!(?took, result = answer.word(), "answered");
+        });
+        match answer {
             handlers::produce::Answer::Response(response) => {
                 match protocol::encode_reply(api.key, version, correlation_id, &response) {
                     Ok(reply) => Outcome::Reply(reply),

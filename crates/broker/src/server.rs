@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -119,6 +120,8 @@ struct Shared {
     limits: ConnectionLimits,
     budgets: FrameBudgets,
     admission: Admission,
+    /// Connections so far; each has its number in the log.
+    connections: AtomicU64,
     /// Accepts that failed, connections over a limit, clients that speak something else: each comes in crowds.
     failed_accepts: LogPace,
     refusals: LogPace,
@@ -134,6 +137,7 @@ impl Server {
             limits: ConnectionLimits::new(settings.socket_request_max_bytes, settings.connections_max_idle),
             budgets: budgets(settings, &broker),
             admission: Admission::new(settings.max_connections, settings.max_connections_per_ip),
+            connections: AtomicU64::new(0),
             failed_accepts: LogPace::default(),
             refusals: LogPace::default(),
             strangers: LogPace::default(),
@@ -246,7 +250,9 @@ async fn one_connection(
     metrics.connections.inc();
     let (reader, writer) = stream.into_split();
     let reader = FrameReader::new(reader, shared.limits.clone(), shared.budgets.clone());
-    let peer = Peer::new(address.ip().to_canonical(), &listener);
+    let number = shared.connections.fetch_add(1, Ordering::Relaxed) + 1;
+    tracing::debug!(connection = number, peer = %address, listener = %listener, "connection accepted");
+    let peer = Peer::new(number, address.ip().to_canonical(), &listener);
     let ended = serve(reader, writer, Arc::clone(&shared.dispatcher), peer, stopping).await;
     metrics.connections.dec();
     metrics.connection_closed(ended.reason());

@@ -97,7 +97,7 @@ impl Simulated {
     {
         let (reader, writer) = tokio::io::split(stream);
         let reader = FrameReader::new(reader, self.limits.clone(), self.budgets.clone());
-        let peer = Peer::new(IpAddr::V4(Ipv4Addr::LOCALHOST), &"PLAINTEXT".into());
+        let peer = Peer::new(0, IpAddr::V4(Ipv4Addr::LOCALHOST), &"PLAINTEXT".into());
         let (dispatcher, stopping) = (self.dispatcher.clone(), self.stopping.subscribe());
         async move {
             let ended = serve(reader, writer, dispatcher, peer, stopping).await;

@@ -90,7 +90,7 @@ impl Client {
         let limits = ConnectionLimits::new(1 << 26, Duration::from_secs(600));
         let reader = FrameReader::new(reader, limits, budgets.clone());
         let dispatcher = Arc::new(Dispatcher::new(Arc::clone(broker)));
-        let peer = Peer::new(IpAddr::from([127, 0, 0, 1]), &"PLAINTEXT".into());
+        let peer = Peer::new(0, IpAddr::from([127, 0, 0, 1]), &"PLAINTEXT".into());
         let (stop, stopping) = watch::channel(false);
         let server = tokio::spawn(serve(reader, writer, dispatcher, peer, stopping));
         Client {

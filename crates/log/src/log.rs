@@ -188,6 +188,11 @@ impl PendingAppend {
         PendingAppend { appended, fate }
     }
 
+    /// The offset of the batch's first record; for a duplicate that of the original.
+    pub fn base_offset(&self) -> Offset {
+        self.appended.base_offset
+    }
+
     /// Waits until the append, and everything before it, is durable and visible.
     pub async fn published(self) -> Result<Appended, AppendError> {
         wait_published(self.fate).await.map(|_| self.appended)

@@ -28,7 +28,9 @@ pub(crate) struct LogMetrics {
     pub(crate) segments: Counter,
     pub(crate) segment_bytes: Histogram,
     pub(crate) queue_seconds: Histogram,
+    pub(crate) flush_seconds: Histogram,
     pub(crate) put_seconds: Histogram,
+    pub(crate) order_seconds: Histogram,
     pub(crate) publish_seconds: Histogram,
     pub(crate) puts_in_flight: Gauge,
     pub(crate) tail_bytes: Gauge,
@@ -78,7 +80,9 @@ impl LogMetrics {
             segments: Counter::default(),
             segment_bytes: Histogram::new(exponential_buckets(1024.0, 2.0, 15)),
             queue_seconds: seconds(),
+            flush_seconds: seconds(),
             put_seconds: seconds(),
+            order_seconds: seconds(),
             publish_seconds: seconds(),
             puts_in_flight: Gauge::default(),
             tail_bytes: Gauge::default(),
@@ -137,13 +141,23 @@ impl LogMetrics {
         r.register("segment_bytes", "Size of segments", m.segment_bytes.clone());
         r.register(
             "queue_seconds",
-            "From a segment's first append to the start of its write",
+            "From a segment's first append to its closing, after which it takes no more",
             m.queue_seconds.clone(),
+        );
+        r.register(
+            "flush_seconds",
+            "From a segment's closing to the start of its write: it is put together",
+            m.flush_seconds.clone(),
         );
         r.register(
             "put_seconds",
             "Write of a segment, retries included",
             m.put_seconds.clone(),
+        );
+        r.register(
+            "order_seconds",
+            "From the end of a segment's write to its publication, for which it waits for those before it",
+            m.order_seconds.clone(),
         );
         r.register(
             "publish_seconds",

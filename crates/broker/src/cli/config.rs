@@ -375,7 +375,8 @@ A setting is looked for in four places; the first that has it wins:
 1. a flag: `--store`, `--listeners`, `--advertised-listeners`, `--node-id`, `--rack`, `--http-listen`, `--log-level`,
    `--log-format`, and `--set key=value` for everything else;
 2. the environment: `ALLUVIUM_` and the key in upper case, with underscores for dots: `ALLUVIUM_LOG_RETENTION_MS`
-   for `log.retention.ms`;
+   for `log.retention.ms`. What is meant for the official Kafka image (`KAFKA_LOG_RETENTION_MS`) is taken too, below
+   ours, and names in it that are no settings are ignored with a warning;
 3. the file that `--config FILE` or `ALLUVIUM_CONFIG` names, in the format of Kafka's `server.properties`;
 4. the default.
 

@@ -6,6 +6,7 @@ mod client;
 mod cluster;
 pub mod config;
 mod fsck;
+mod health;
 mod inspect;
 mod life;
 mod serve;
@@ -44,6 +45,8 @@ enum Command {
     /// Look through everything in a store: is all that logs refer to there and whole? Reads only, unless it is told to
     /// repair. Exit code 0: it is, 1: something is wrong, 2: it could not be found out
     Fsck(fsck::FsckArgs),
+    /// Ask a broker whether it is ready, over HTTP; exit code 0 or 1
+    Health(health::HealthArgs),
     /// List every setting with its value, default and meaning
     Config(config::ConfigArgs),
     /// Put load on a Kafka broker, this one or any other, and measure
@@ -67,6 +70,7 @@ pub fn main() -> ExitCode {
         Command::Cluster(command) => on_runtime(cluster::run(command)),
         Command::Archive(command) => on_runtime(archive::run(command)),
         Command::Fsck(args) => return fsck::main(args),
+        Command::Health(args) => health::run(&args),
         Command::Config(args) => show_config(&args),
         Command::Bench(command) => on_runtime(bench::run(command)),
     };

@@ -91,7 +91,7 @@ impl fmt::Display for Warning {
 
 /// All that loading settings takes from the process around it, handed in so that tests can own it.
 pub struct Surroundings<'a> {
-    /// Environment variables; only those that begin with `ALLUVIUM_` are looked at.
+    /// Environment variables; only those that begin with `ALLUVIUM_` or `KAFKA_` are looked at.
     pub variables: Vec<(String, String)>,
     /// The directory from which a relative `store.url` counts.
     pub cwd: PathBuf,
@@ -114,7 +114,7 @@ impl Surroundings<'static> {
                     value.to_string_lossy().into_owned(),
                 )
             })
-            .filter(|(name, _)| name.starts_with(PREFIX))
+            .filter(|(name, _)| name.starts_with(PREFIX) || name.starts_with(KAFKA_PREFIX))
             .collect();
         Ok(Surroundings {
             variables,
@@ -157,6 +157,9 @@ fn hostname() -> Option<String> {
 }
 
 const PREFIX: &str = "ALLUVIUM_";
+
+/// What the settings of the official Kafka image begin with.
+const KAFKA_PREFIX: &str = "KAFKA_";
 
 /// What the tests of the project read. None of it is a setting, and who exports it may start a broker.
 const TEST_PREFIX: &str = "ALLUVIUM_TEST_";
@@ -218,6 +221,8 @@ pub(crate) fn collect(
         let found = from_file(&path, &named_by, surroundings, &mut layered.warnings)?;
         layered.add(found, &mut ignored);
     }
+    let found = from_kafkas_environment(&surroundings.variables, &mut layered.warnings);
+    layered.add(found, &mut ignored);
     let found = from_environment(&surroundings.variables, &mut layered.errors);
     layered.add(found, &mut ignored);
     let flags = flags.into_iter().map(|FlagSetting { flag, key, value }| Found {
@@ -341,6 +346,63 @@ fn from_environment(variables: &[(String, String)], errors: &mut Vec<ConfigError
         });
     }
     found
+}
+
+/// The environment of a container that was made for the official Kafka image. A name that is no setting stops nobody:
+/// unlike ours, this prefix has other users.
+fn from_kafkas_environment(variables: &[(String, String)], warnings: &mut Vec<Warning>) -> Vec<Found> {
+    let (mut found, mut unknown) = (Vec::new(), Vec::new());
+    for (name, value) in variables {
+        let Some(rest) = name.strip_prefix(KAFKA_PREFIX) else {
+            continue;
+        };
+        if is_for_kafkas_scripts(rest) || is_service_link(rest, value) {
+            continue;
+        }
+        let key = kafkas_key(rest);
+        if broker_key(&key).is_none() && foreign(&key).is_none() {
+            unknown.push(quote(name));
+            continue;
+        }
+        found.push(Found {
+            key,
+            value: value.clone(),
+            place: Place::Environment(name.clone()),
+        });
+    }
+    if !unknown.is_empty() {
+        unknown.sort();
+        warnings.push(Warning(format!(
+            "ignored: {} in the environment: neither a setting of Kafka's nor one of ours",
+            unknown.join(", ")
+        )));
+    }
+    found
+}
+
+/// The key that a variable of the official Kafka image names, given without its prefix: one underscore stands for a
+/// dot, two for an underscore, three for a dash.
+pub(super) fn kafkas_key(rest: &str) -> String {
+    let mut key = rest.to_ascii_lowercase();
+    // The marks cannot be in an environment variable's name. Runs longer than three are in no key, and stay.
+    for (run, mark) in [("____", '\u{4}'), ("___", '-'), ("__", '\u{2}'), ("_", '.')] {
+        key = key.replace(run, &mark.to_string());
+    }
+    key.replace('\u{4}', "____").replace('\u{2}', "_")
+}
+
+/// Variables that Kafka's scripts and its image read, which are no settings of a broker.
+fn is_for_kafkas_scripts(rest: &str) -> bool {
+    const OTHERS: [&str; 7] = [
+        "DEBUG",
+        "HOME",
+        "MODE",
+        "OPTS",
+        "VERSION",
+        "JMX_HOSTNAME",
+        "JMX_PORT",
+    ];
+    OTHERS.contains(&rest) || rest.ends_with("_OPTS") || rest.contains("LOG4J_")
 }
 
 /// Kubernetes gives every container variables about each service, so a service named `alluvium` makes

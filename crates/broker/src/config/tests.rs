@@ -477,6 +477,80 @@ fn kubernetes_service_links_are_not_settings() {
 }
 
 #[test]
+fn the_environment_of_the_official_kafka_image_is_taken() {
+    let variables = [
+        ("KAFKA_NODE_ID", "7"),
+        ("KAFKA_LISTENERS", "PLAINTEXT://:9092,CONTROLLER://:9093"),
+        ("KAFKA_ADVERTISED_LISTENERS", "PLAINTEXT://broker-1:9092"),
+        ("KAFKA_CONTROLLER_LISTENER_NAMES", "CONTROLLER"),
+        ("KAFKA_PROCESS_ROLES", "broker,controller"),
+        ("KAFKA_LOG_RETENTION_MS", "5"),
+        ("KAFKA_NUM_PARTITIONS", "3"),
+        ("ALLUVIUM_NUM_PARTITIONS", "4"),
+        // Not the broker's.
+        ("KAFKA_HEAP_OPTS", "-Xmx1G"),
+        ("KAFKA_OPTS", "-Dx=y"),
+        ("KAFKA_LOG4J_ROOT_LOGLEVEL", "DEBUG"),
+        ("KAFKA_SERVICE_HOST", "10.0.0.1"),
+        ("KAFKA_PORT", "tcp://10.0.0.1:9092"),
+    ];
+    let (settings, warnings) = load(None, &variables, &[]).unwrap();
+    assert_eq!(settings.node_id, Some(7));
+    assert_eq!(settings.listeners.len(), 1);
+    let of = |key: &str| {
+        let (value, place) = settings.value(broker_key(key).unwrap()).unwrap();
+        (value, place.to_string())
+    };
+    assert_eq!(of("log.retention.ms").1, "environment KAFKA_LOG_RETENTION_MS");
+    assert_eq!(of("num.partitions").0, "4", "ours wins");
+    let told: Vec<String> = warnings.into_iter().map(|warning| warning.0).collect();
+    let about_roles = told.iter().find(|line| line.contains("process.roles"));
+    assert!(
+        about_roles.is_some_and(|line| line.starts_with("ignored: ")),
+        "{told:?}"
+    );
+    assert!(!told.iter().any(|line| line.contains("OPTS")), "{told:?}");
+}
+
+#[test]
+fn names_of_the_official_kafka_image_that_are_no_settings_are_told() {
+    let variables = [("KAFKA_LOG_RETENTIN_MS", "5"), ("KAFKA_A__B___C", "1")];
+    let (settings, warnings) = load(None, &variables, &[]).unwrap();
+    let retention = settings.value(broker_key("log.retention.ms").unwrap());
+    assert!(
+        matches!(retention, None | Some((_, Place::Default))),
+        "{retention:?}"
+    );
+    assert_eq!(
+        warnings[0].0,
+        "ignored: 'KAFKA_A__B___C', 'KAFKA_LOG_RETENTIN_MS' in the environment: neither a setting of Kafka's nor one of \
+         ours"
+    );
+    // What would protect a Kafka broker is not ignored, wherever it is asked for.
+    let variables = [("KAFKA_AUTHORIZER_CLASS_NAME", "x.Y")];
+    let error = load(None, &variables, &[]).unwrap_err().to_string();
+    assert!(
+        error.starts_with("environment KAFKA_AUTHORIZER_CLASS_NAME: "),
+        "{error}"
+    );
+    let error = load(None, &[("KAFKA_NUM_PARTITIONS", "none")], &[])
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.starts_with("environment KAFKA_NUM_PARTITIONS: bad value 'none'"),
+        "{error}"
+    );
+}
+
+#[test]
+fn underscores_in_names_of_the_official_kafka_image_stand_for_three_characters() {
+    use super::layers::kafkas_key;
+    assert_eq!(kafkas_key("LOG_RETENTION_MS"), "log.retention.ms");
+    assert_eq!(kafkas_key("A__B___C____D_"), "a_b-c____d.");
+    assert_eq!(kafkas_key(""), "");
+}
+
+#[test]
 fn a_server_properties_of_kafka_starts_a_broker() {
     let (settings, warnings) = from_file(
         "process.roles=broker,controller\nnode.id=3\ncontroller.quorum.bootstrap.servers=localhost:9093\n\

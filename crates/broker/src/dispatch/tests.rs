@@ -44,7 +44,7 @@ const KAFKA: &[(i16, i16, i16)] = &[
 ];
 
 fn peer() -> Peer {
-    Peer::new(IpAddr::from([127, 0, 0, 1]), &"PLAINTEXT".into())
+    Peer::new(0, IpAddr::from([127, 0, 0, 1]), &"PLAINTEXT".into())
 }
 
 /// Routes a request and says what came of it, without a broker behind.

@@ -62,6 +62,22 @@ pub(crate) enum Answer {
     SilentFailed(String),
 }
 
+impl Answer {
+    /// What it says of the request's partitions, for the log.
+    pub(crate) fn word(&self) -> &'static str {
+        let is_fine = |topic: &TopicProduceResponse| {
+            let mut partitions = topic.partition_responses.iter();
+            partitions.all(|partition| partition.error_code == 0)
+        };
+        match self {
+            Answer::Response(response) if response.responses.iter().all(is_fine) => "published",
+            Answer::Response(_) => "error",
+            Answer::Silent => "silent",
+            Answer::SilentFailed(_) => "closed",
+        }
+    }
+}
+
 /// Why a batch is not appended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Refusal {
@@ -192,13 +208,13 @@ fn append_all(
                         return Part::Refused { index, refusal };
                     }
                     let part = match (&found, &settings) {
-                        (Ok((_, topic)), Some(settings)) => {
+                        (Ok(topic), Some(settings)) => {
                             let check = Check {
                                 settings,
                                 version: ctx.api_version,
                                 now_ms,
                             };
-                            append_one(broker, &manifest, topic, check, index, records, publication)
+                            append_one(broker, &manifest, *topic, check, index, records, publication)
                         }
                         (Err(refusal), _) => Part::Refused {
                             index,
@@ -209,8 +225,11 @@ fn append_all(
                             refusal: Refusal::new(ErrorCode::UnknownServerError, "the topic has no settings"),
                         },
                     };
-                    if let (Some(batch), Some(error)) = (&sequenced, part.refused_with()) {
-                        torn.note(batch, error);
+                    if let Some(error) = part.refused_with() {
+                        tracing::debug!(topic = %topic.name, partition = index, ?error, "refused");
+                        if let Some(batch) = &sequenced {
+                            torn.note(batch, error);
+                        }
                     }
                     part
                 })
@@ -227,7 +246,7 @@ fn append_all(
 fn append_one(
     broker: &Arc<Broker>,
     manifest: &Manifest,
-    topic: &Topic,
+    (name, topic): (&str, &Topic),
     check: Check<'_>,
     index: i32,
     records: Option<Bytes>,
@@ -247,6 +266,15 @@ fn append_one(
         .append(&partition, batch, check.settings.log_append_time)
     {
         Ok(append) => {
+            let base_offset = append.base_offset();
+            tracing::debug!(
+                topic = name,
+                partition = index,
+                base_offset,
+                records = count,
+                bytes,
+                "appended"
+            );
             broker.metrics.produce_bytes.inc_by(bytes as u64);
             broker
                 .metrics

@@ -5,6 +5,7 @@
 //! checkpoint before its segment and all before it are durable (invariants 1, 2 and 9).
 
 pub mod flush;
+mod trace;
 pub mod window;
 pub(crate) mod writer;
 
@@ -37,6 +38,7 @@ use crate::store::Store;
 use crate::store::conditional::{self, CreateOutcome, Patience};
 use crate::{Incarnation, Offset, Partition, Seq, Slot, TopicPartition};
 use flush::{FlushDecision, FlushPolicy, Gathering, Tokens, UnderWay};
+use trace::Traces;
 use window::Window;
 use writer::{AssignedBatch, SegmentBytes};
 
@@ -108,6 +110,7 @@ struct Open {
     /// Goes at once, whatever the policy says.
     urgent: bool,
     fate: watch::Sender<Fate>,
+    traces: Traces,
 }
 
 #[derive(Debug)]
@@ -127,6 +130,9 @@ struct Written {
     oldest: Instant,
     /// When its write began: once it is published, proof that the stream had no seal then.
     started: Instant,
+    /// When its write ended.
+    durable: Option<Instant>,
+    traces: Traces,
 }
 
 /// The stream of this broker start.
@@ -273,6 +279,7 @@ impl Stream {
         };
         let tp = partition.id();
         let pending = assigning.add(len, &self.wake, &self.policy, |open| {
+            open.traces.add_current();
             open.batches.push(AssignedBatch {
                 partition: tp,
                 leader_epoch,
@@ -462,8 +469,9 @@ impl Stream {
                 () = timer => {}
                 Some((seq, outcome)) = landed.recv() => match outcome {
                     CreateOutcome::Committed => {
+                        window.change(seq, |w| w.durable = Some(Instant::now()));
                         if mutation::on(Mutation::PublishedOutOfOrder) {
-                            window.peek(seq, |w| w.fate.send_replace(Fate::Published(seq)));
+                            window.change(seq, |w| w.fate.send_replace(Fate::Published(seq)));
                         }
                         for written in window.durable(seq) {
                             if mutation::on(Mutation::HighWatermarkFirst) {
@@ -524,11 +532,18 @@ impl Stream {
         let (seq, nonce, now) = (window.next_seq(), Uuid::new_v4(), Instant::now());
         let header = self.header(seq, nonce, window.published_next(), None);
         let built = writer::build(header, self.cluster, open.batches, open.others);
+        let built_at = Instant::now();
         tokens.spend(&self.policy, built.bytes.len() as usize, now);
         let oldest = open.gathering.oldest;
         self.metrics.segment_bytes.observe(built.bytes.len() as f64);
         self.metrics.queue_seconds.observe((now - oldest).as_secs_f64());
+        self.metrics.flush_seconds.observe((built_at - now).as_secs_f64());
         let bytes = Arc::new(built.bytes);
+        let (incarnation, traces) = (self.incarnation, open.traces);
+        traces.each(|| {
+            let queued = now - oldest;
+            tracing::debug!(incarnation, seq, bytes = bytes.len(), ?queued, "segment closed");
+        });
         if mutation::on(Mutation::HighWatermarkFirst) {
             self.publish(Written {
                 entries: built.entries.clone(),
@@ -536,6 +551,8 @@ impl Stream {
                 fate: watch::Sender::new(Fate::Pending),
                 oldest,
                 started: now,
+                durable: None,
+                traces: Traces::default(),
             });
         }
         window.push(Written {
@@ -544,11 +561,18 @@ impl Stream {
             fate: open.fate,
             oldest,
             started: now,
+            durable: None,
+            traces: traces.clone(),
         });
         let (stream, outcomes) = (self.clone(), outcomes.clone());
         tokio::spawn(async move {
             let outcome = stream.create(seq, nonce, bytes.chunks().cloned().collect()).await;
-            stream.metrics.put_seconds.observe(now.elapsed().as_secs_f64());
+            let took = built_at.elapsed();
+            stream.metrics.put_seconds.observe(took.as_secs_f64());
+            traces.each(|| {
+                let outcome = outcome.word();
+                tracing::debug!(incarnation, seq, outcome, ?took, "segment written");
+            });
             // Nobody listens once the stream has ended.
             let _ = outcomes.send((seq, outcome));
         });
@@ -617,15 +641,29 @@ impl Stream {
         // began. A write beyond a seal succeeds too, and proves nothing.
         self.prove(written.started);
         touched.iter().for_each(|p| p.wake());
+        let now = Instant::now();
         self.metrics.segments.inc();
-        self.metrics
-            .publish_seconds
-            .observe(written.oldest.elapsed().as_secs_f64());
+        if let Some(durable) = written.durable {
+            let waited = now - durable;
+            self.metrics.order_seconds.observe(waited.as_secs_f64());
+        }
+        let since_append = now - written.oldest;
+        self.metrics.publish_seconds.observe(since_append.as_secs_f64());
+        written.traces.each(|| {
+            let (incarnation, seq) = (self.incarnation, place.seq);
+            tracing::debug!(incarnation, seq, ?since_append, "segment published");
+        });
         written.fate.send_replace(Fate::Published(place.seq));
     }
 
     fn fail_all(&self, window: &mut Window<Written>) {
         for written in window.fail() {
+            written.traces.each(|| {
+                tracing::debug!(
+                    incarnation = self.incarnation,
+                    "segment given up: the stream is lost"
+                );
+            });
             written.fate.send_replace(Fate::Failed(AppendError::NotLeader));
         }
         if let Some(open) = self.assigning.lock().open.take() {
@@ -775,6 +813,7 @@ impl Assigning {
             },
             urgent: false,
             fate: watch::Sender::new(Fate::Pending),
+            traces: Traces::default(),
         });
         let before = open.gathering.bytes;
         open.gathering.bytes += bytes;

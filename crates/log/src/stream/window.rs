@@ -64,10 +64,10 @@ impl<T> Window<T> {
         ready
     }
 
-    /// Lets the segment of a seq be looked at, if it is here.
-    pub(crate) fn peek<R>(&self, seq: Seq, look: impl FnOnce(&T) -> R) -> Option<R> {
+    /// Changes the segment of a seq, if it is here.
+    pub(crate) fn change<R>(&mut self, seq: Seq, change: impl FnOnce(&mut T) -> R) -> Option<R> {
         let at = seq.checked_sub(self.first)? as usize;
-        self.slots.get(at).map(|(segment, _)| look(segment))
+        self.slots.get_mut(at).map(|(segment, _)| change(segment))
     }
 
     /// The stream is sealed: everything that is not published is dropped.

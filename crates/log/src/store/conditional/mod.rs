@@ -55,6 +55,17 @@ pub enum CreateOutcome {
     Unknown(String),
 }
 
+impl CreateOutcome {
+    /// Its name, for the log.
+    pub(crate) fn word(&self) -> &'static str {
+        match self {
+            CreateOutcome::Committed => "committed",
+            CreateOutcome::Lost(_) => "lost",
+            CreateOutcome::Unknown(_) => "unknown",
+        }
+    }
+}
+
 /// What became of an [`update`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum UpdateOutcome {
