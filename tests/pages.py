@@ -8,8 +8,8 @@ Everything happens in a fresh directory, with a home of its own. Of the page:
   follows it is what it must print. `export` holds for all commands behind it. `cargo run --release -- X` is
   `alluvium X`, and `cargo test`, of which this may be a part, is left out.
 * `alluvium serve` and `alluvium demo` are started and left running, as in a terminal of their own. They must become
-  ready and say each of the lines that follow. "^C" behind them ends them, as Ctrl-C does, and so does the start of one
-  with the same ports; the exit code must be 0. A page that starts none finds one running with default settings.
+  ready and say each of the lines that follow. The line "^C" ends the newest, as Ctrl-C does, and so does the start of
+  one with the same ports; the exit code must be 0. A page that starts none finds one running with default settings.
 * `sql` blocks are given to `duckdb`, `python` blocks to Python; the `text` block behind one is what its output must
   end in.
 * "..." in an expected line stands for any characters, alone in a line for any lines. /home/you/alluvium is the
@@ -64,6 +64,8 @@ def commands(lines):
     for line in lines:
         if line.startswith("$ "):
             found.append(([line[2:]], []))
+        elif line == "^C":
+            found.append(([line], []))
         elif line.startswith("> ") and found and not found[-1][1]:
             found[-1][0].append(line[2:])
         elif found:
@@ -97,6 +99,7 @@ def self_test():
     assert not same(["a"], "a\nb\n") and not same(["a"], "b\n") and not same(["b"], "b\na\n", only_end=True)
     assert not same([], "a\n") and not same(["a...z"], "a\nz\n")
     assert commands(["$ cat <<END", "> x", "> END", "out"]) == [("cat <<END\nx\nEND\n", ["out"])]
+    assert commands(["$ a", "out", "^C"]) == [("a\n", ["out"]), ("^C\n", [])]
     assert IS_BROKER.fullmatch("alluvium serve --set a=b\n") and IS_BROKER.fullmatch("alluvium demo\n")
     assert not IS_BROKER.fullmatch("alluvium served\n") and not IS_BROKER.fullmatch("echo alluvium serve\n")
     assert is_meant([], False) and is_meant(["both"], True) and not is_meant([], True)
@@ -148,7 +151,7 @@ class Surroundings:
         return done.returncode, "", done.stderr
 
     def start(self, command):
-        """Starts a broker and waits until it is ready; returns its HTTP address and what it has printed."""
+        """Starts a broker and waits until it is ready; returns what it has printed."""
         words = shlex.split(command, comments=True)
         http = option(words, "--http-listen", "127.0.0.1:9464")
         if http in self.running:
@@ -169,7 +172,7 @@ class Surroundings:
                 # What it says to people comes when it is ready, or a little later.
                 ready = urllib.request.urlopen("http://%s/readyz" % http, timeout=2).status == 200
                 if ready and re.search("Try it|Ctrl-C", text):
-                    return http, text
+                    return text
             except OSError:
                 pass
             if time.monotonic() > end:
@@ -214,14 +217,14 @@ def is_meant(words, bucket):
 
 def run_command(around, number, command, printed):
     if IS_BROKER.fullmatch(command):
-        http, text = around.start(command)
-        said = [line.rstrip() for line in text.splitlines()]
+        said = [line.rstrip() for line in around.start(command).splitlines()]
         shown = [line.replace("/home/you/alluvium", around.work).rstrip() for line in printed]
-        missing = [line for line in shown if line not in ("...", "^C") and not any(same([line], one) for one in said)]
+        missing = [line for line in shown if line != "..." and not any(same([line], one) for one in said)]
         if missing:
             raise Wrong("line %d: the broker does not say %r, but\n%s" % (number, missing, "\n".join(said)))
-        if "^C" in printed:
-            around.stop(http)
+        return
+    if command == "^C\n":
+        around.stop(list(around.running)[-1])
         return
     run = around.export if command.startswith("export ") else lambda one: around.run(["bash", "-e", "-c", one])
     check(number, command.strip(), run(command), printed, around.work)

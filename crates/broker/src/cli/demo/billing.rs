@@ -93,7 +93,7 @@ impl Billing {
     async fn session(&mut self) -> Result<Infallible, ClientError> {
         let mut client = Client::connect(&self.at).await?;
         loop {
-            let Err(error) = self.generation(&mut client).await;
+            let Err(error) = self.until_the_next_join(&mut client).await;
             match error {
                 ClientError::Refused { code, .. } if joins_anew(code) => {
                     if code == ErrorCode::UnknownMemberId.code() {
@@ -106,8 +106,8 @@ impl Billing {
         }
     }
 
-    /// From a join until the next one is due.
-    async fn generation(&mut self, client: &mut Client) -> Result<Infallible, ClientError> {
+    /// From a join until something asks for another one.
+    async fn until_the_next_join(&mut self, client: &mut Client) -> Result<Infallible, ClientError> {
         let partitions = self.join(client).await?;
         let mut positions = self.positions(client, &partitions).await?;
         self.figures.committed(&positions);
@@ -259,7 +259,7 @@ async fn read_on(client: &mut Client, positions: &mut Positions) -> Result<bool,
         let mut more = false;
         for partition in answer.responses.iter().flat_map(|topic| &topic.partitions) {
             refused("cannot fetch", partition.error_code)?;
-            let records = partition.records.as_ref().map_or(&[][..], |records| records);
+            let records = partition.records.as_deref().unwrap_or_default();
             let position = positions.get_mut(&partition.partition_index);
             if let (Some(position), Some(end)) = (position, end_of(records)) {
                 more |= end > *position;

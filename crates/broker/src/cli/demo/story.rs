@@ -38,7 +38,7 @@ pub(super) struct Topic {
 pub(super) const ORDERS: &str = "orders";
 
 /// All topics. Values are JSON, and text for who queries the Parquet files.
-pub(super) const TOPICS: [Topic; 3] = [
+pub(super) static TOPICS: [Topic; 3] = [
     Topic {
         name: ORDERS,
         partitions: 3,
