@@ -161,36 +161,6 @@ fn links_lead_somewhere() {
     assert!(broken.is_empty(), "broken links:\n{}", broken.join("\n"));
 }
 
-/// Names of the alerts, as `monitoring/alerts.yaml` has them.
-#[test]
-fn every_alert_has_a_runbook() {
-    let alerts = read("monitoring/alerts.yaml");
-    let page = anchors(&read("docs/operations.md"));
-    let runbooks: Vec<&str> = alerts
-        .lines()
-        .filter_map(|line| line.trim().strip_prefix("runbook: docs/operations.md#"))
-        .collect();
-    let names = alerts
-        .lines()
-        .filter(|line| line.trim().starts_with("- alert: "))
-        .count();
-    assert!(
-        names > 10 && runbooks.len() == names,
-        "{names} alerts, {} runbooks",
-        runbooks.len()
-    );
-    let missing: Vec<_> = runbooks.iter().filter(|one| !page.contains(**one)).collect();
-    assert!(missing.is_empty(), "no entry for {missing:?}");
-    let unused = page
-        .iter()
-        .filter(|one| one.starts_with("alert-") && !runbooks.contains(&one.as_str()));
-    assert_eq!(
-        unused.collect::<Vec<_>>(),
-        Vec::<&String>::new(),
-        "entries without an alert"
-    );
-}
-
 /// S3's price of a write, and the seconds of a month of 30 days.
 const DOLLARS_PER_WRITE: f64 = 5e-6;
 const MONTH_SECONDS: f64 = 30.0 * 86_400.0;
