@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::path::Path;
 
+use kafka_wire::API_DESCRIPTORS;
 use serde::Deserialize;
 
 /// What one client said about one scenario: a line of its program's output.
@@ -59,8 +60,11 @@ each scenario does is in `tests/clients`. A cell is empty where a client has no 
 against Apache Kafka 4.3.1 as well.
 ";
 
+/// The versions of each API that a broker names, by the API's key: the first and the last.
+pub type Served = BTreeMap<i16, (i16, i16)>;
+
 /// The page. It holds nothing that changes from run to run.
-pub fn render(reports: &[Report]) -> String {
+pub fn render(reports: &[Report], served: &Served) -> String {
     let mut page = PREAMBLE.to_owned();
     let versions: BTreeMap<&str, &str> = reports.iter().map(|r| (&*r.client, &*r.version)).collect();
     let scenarios: BTreeSet<&str> = reports.iter().map(|r| &*r.scenario).collect();
@@ -83,17 +87,36 @@ pub fn render(reports: &[Report]) -> String {
             );
         }
     }
-    page.push_str("\n\n## Kafka APIs\nIn a scenario that succeeded, the API was used by:\n\n| API | clients |\n|---|---|\n");
-    let apis: BTreeSet<&str> = reports.iter().flat_map(|r| &r.apis).map(|api| &**api).collect();
-    for api in apis {
+    page.push_str(
+        "\n\n## Kafka APIs\n\nWhat the broker names in its answer to ApiVersions, and who used it in a scenario that \
+         succeeded. What is not in this table is not served: clients say that the broker does not support it. Produce is \
+         served from version 3 on; it is named from 0 because older librdkafka looks there for what it may compress \
+         with.\n\n\
+         | key | API | versions | tested by |\n|---|---|---|---|\n",
+    );
+    for (key, (first, last)) in served {
+        let name = name_of(*key);
         let using = reports
             .iter()
-            .filter(|r| r.ok && r.apis.iter().any(|one| one == api));
+            .filter(|r| r.ok && r.apis.iter().any(|one| *one == name));
         let clients: BTreeSet<&str> = using.map(|r| &*r.client).collect();
         let clients: Vec<&str> = clients.into_iter().collect();
-        let _ = writeln!(page, "| {api} | {} |", clients.join(", "));
+        let clients = match clients.is_empty() {
+            true => "our own tests".to_owned(),
+            false => clients.join(", "),
+        };
+        let _ = writeln!(page, "| {key} | {name} | {first} to {last} | {clients} |");
     }
     page
+}
+
+/// Kafka's name of an API.
+fn name_of(key: i16) -> String {
+    let found = API_DESCRIPTORS.iter().find(|api| api.api_key.value() == key);
+    found.map_or_else(
+        || format!("API {key}"),
+        |api| api.request.name.trim_end_matches("Request").to_owned(),
+    )
 }
 
 /// Every success of the page that the reports do not repeat, in words.
@@ -153,11 +176,12 @@ mod tests {
 
     #[test]
     fn page_holds_each_outcome() {
-        let page = render(&[
+        let reports = [
             report("a", "s1", true),
             report("a", "s2", false),
             report("b", "s2", true),
-        ]);
+        ];
+        let page = render(&reports, &Served::from([(0, (3, 13)), (22, (0, 5))]));
         assert!(
             page.contains("| scenario | a 1.0 (inner 2) | b 1.0 (inner 2) |"),
             "{page}"
@@ -166,7 +190,12 @@ mod tests {
             page.contains("\n| s1 | yes |  |\n| s2 | **no** | yes |\n"),
             "{page}"
         );
-        assert!(page.contains("| Api-s2 | b |\n| Produce | a, b |\n"), "{page}");
+        assert!(
+            page.ends_with(
+                "\n| 0 | Produce | 3 to 13 | a, b |\n| 22 | InitProducerId | 0 to 5 | our own tests |\n"
+            ),
+            "{page}"
+        );
     }
 
     #[test]
@@ -176,7 +205,7 @@ mod tests {
             report("a", "s2", false),
             report("b", "s2", true),
         ];
-        let page = render(&before);
+        let page = render(&before, &Served::new());
         assert_eq!(regressions(&page, &before), Vec::<String>::new());
         let better = [
             report("a", "s1", true),

@@ -3,9 +3,12 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use alluvium_tests::compatibility::{read_reports, regressions, render};
+use alluvium_tests::broker::{Broker, BrokerOptions};
+use alluvium_tests::compatibility::{Served, read_reports, regressions, render};
 use alluvium_tests::installed::{root, target};
+use alluvium_tests::wire::Client;
 use clap::Parser;
+use kafka_wire::ApiVersionsRequest;
 
 /// Writes docs/compatibility.md from the results of the client tests.
 #[derive(Debug, Parser)]
@@ -32,6 +35,18 @@ fn main() -> ExitCode {
     }
 }
 
+/// What the real binary names.
+fn served() -> Result<Served, String> {
+    let broker = Broker::start(BrokerOptions::embedded());
+    let answer = Client::connect(broker.address())
+        .and_then(|mut client| client.call(&ApiVersionsRequest::default(), 0))
+        .map_err(|error| format!("no answer to ApiVersions: {error}"))?;
+    let ranges = answer.api_keys.iter();
+    Ok(ranges
+        .map(|api| (api.api_key, (api.min_version, api.max_version)))
+        .collect())
+}
+
 fn run(arguments: &Arguments) -> Result<String, String> {
     let results = arguments.results.clone();
     let results = results.unwrap_or_else(|| target().join("clients/results"));
@@ -41,7 +56,7 @@ fn run(arguments: &Arguments) -> Result<String, String> {
     }
     let path = root().join("docs/compatibility.md");
     let at = |error: std::io::Error| format!("{}: {error}", path.display());
-    let page = render(&reports);
+    let page = render(&reports, &served()?);
     if !arguments.check {
         std::fs::write(&path, page).map_err(at)?;
         return Ok(format!("wrote {} from {} results", path.display(), reports.len()));

@@ -391,7 +391,7 @@ fn counted(number: i64, thing: &str) -> String {
 }
 
 /// A number as people read it.
-fn grouped(number: i64) -> String {
+pub(super) fn grouped(number: i64) -> String {
     let digits = number.to_string();
     let mut out = String::with_capacity(digits.len() + digits.len() / 3);
     for (at, digit) in digits.chars().enumerate() {

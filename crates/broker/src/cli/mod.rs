@@ -5,6 +5,7 @@ mod bench;
 mod client;
 mod cluster;
 pub mod config;
+mod demo;
 mod fsck;
 mod health;
 mod inspect;
@@ -31,6 +32,8 @@ struct Cli {
 enum Command {
     /// Run a broker
     Serve(config::SettingsArgs),
+    /// Run a broker that has something to look at: topics, a producer, a consumer group. Needs no configuration
+    Demo(demo::DemoArgs),
     /// Look at an object store
     #[command(subcommand)]
     Store(StoreCommand),
@@ -65,6 +68,7 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = match cli.command {
         Command::Serve(args) => on_runtime(serve::run(args)),
+        Command::Demo(args) => on_runtime(demo::run(args)),
         Command::Store(StoreCommand::Check(args)) => on_runtime(store::check(args)),
         Command::Inspect(args) => on_runtime(inspect::run(args)),
         Command::Cluster(command) => on_runtime(cluster::run(command)),

@@ -27,34 +27,50 @@ const PROBE_PAUSE: Duration = Duration::from_secs(2);
 
 pub(super) async fn run(args: SettingsArgs) -> Result<(), String> {
     let surroundings = Surroundings::of_process().map_err(|e| e.to_string())?;
-    let started_ms = SystemClock.now_ms();
-    let (mut settings, warnings) = args.load(&surroundings).map_err(|e| e.to_string())?;
+    let (settings, warnings) = args.load(&surroundings).map_err(|e| e.to_string())?;
     init_tracing(&settings)?;
     for warning in warnings {
         tracing::warn!("{warning}");
     }
-    if let Some(warning) = open_files::raise_limit(settings.max_connections) {
-        tracing::warn!("{warning}");
-    }
-    let mut signals = Signals::listen().map_err(|e| format!("cannot listen for signals: {e}"))?;
-
-    let store_metrics = StoreMetrics::default();
-    // A second broker on a directory has the same ports too: that the directory is taken is what it must hear.
-    let opened = match settings.store_kind() {
-        StoreKind::S3 => None,
-        StoreKind::Embedded | StoreKind::Memory => Some(open_store(&settings, &store_metrics).await?),
+    let mut signals = Signals::listen()?;
+    let started = tokio::select! {
+        started = Started::begin(settings) => started?,
+        () = signals.stop() => return Ok(()),
     };
-    let listeners = bind(&mut settings).await?;
-    let shown = http::Shown::default();
-    if let Some(address) = settings.http_listen {
-        let bound = http::bind(address).await.map_err(|e| {
-            let advice = bind_advice(&e, address.port(), "http.listen");
-            format!("cannot listen on {address} for HTTP: {e}{advice}, or an empty one for none")
-        })?;
-        settings.http_listen = bound.local_addr().ok();
-        tokio::spawn(http::serve(bound, shown.clone()));
-    }
-    let start = async {
+    print_welcome(started.broker(), started.store());
+    started.live(signals.stop()).await
+}
+
+/// A broker that is put together, has its addresses, and serves nobody yet.
+pub(super) struct Started {
+    ground: Ground,
+    life: Life,
+    listeners: Vec<Bound>,
+}
+
+impl Started {
+    /// Opens the store, takes the addresses, and opens the log.
+    pub(super) async fn begin(mut settings: Settings) -> Result<Started, String> {
+        let started_ms = SystemClock.now_ms();
+        if let Some(warning) = open_files::raise_limit(settings.max_connections) {
+            tracing::warn!("{warning}");
+        }
+        let store_metrics = StoreMetrics::default();
+        // A second broker on a directory has the same ports too: that the directory is taken is what it must hear.
+        let opened = match settings.store_kind() {
+            StoreKind::S3 => None,
+            StoreKind::Embedded | StoreKind::Memory => Some(open_store(&settings, &store_metrics).await?),
+        };
+        let listeners = bind(&mut settings).await?;
+        let shown = http::Shown::default();
+        if let Some(address) = settings.http_listen {
+            let bound = http::bind(address).await.map_err(|e| {
+                let advice = bind_advice(&e, address.port(), "http.listen");
+                format!("cannot listen on {address} for HTTP: {e}{advice}, or an empty one for none")
+            })?;
+            settings.http_listen = bound.local_addr().ok();
+            tokio::spawn(http::serve(bound, shown.clone()));
+        }
         let store = match opened {
             Some(store) => store,
             None => open_bucket(&settings, &store_metrics).await?,
@@ -68,57 +84,65 @@ pub(super) async fn run(args: SettingsArgs) -> Result<(), String> {
             told_unreachable: Arc::default(),
         };
         let life = Life::begin(&ground).await?;
-        Ok::<_, String>((ground, life))
-    };
-    let (ground, life) = tokio::select! {
-        started = start => started?,
-        () = signals.stop() => return Ok(()),
-    };
-    print_welcome(&life.broker, &ground.store);
-    live(&ground, life, listeners, signals).await
-}
+        Ok(Started {
+            ground,
+            life,
+            listeners,
+        })
+    }
 
-/// One life after the other, until the process is told to stop or must give way.
-async fn live(
-    ground: &Ground,
-    mut life: Life,
-    listeners: Vec<Bound>,
-    mut signals: Signals,
-) -> Result<(), String> {
-    let mut pauses = Pauses::default();
-    loop {
-        let fenced = tokio::select! {
-            fenced = life.serve(&listeners) => fenced,
-            () = signals.stop() => return life.stop(listeners, ground.settings.shutdown_timeout).await,
-        };
-        let node_id = life.broker.log.node_id();
-        let served = life.leave(ground).await;
-        if let Some(namesake) = &fenced.namesake {
-            return Err(given_way(&fenced, namesake, node_id));
+    pub(super) fn broker(&self) -> &Broker {
+        &self.life.broker
+    }
+
+    pub(super) fn store(&self) -> &Store {
+        &self.ground.store
+    }
+
+    /// One life after the other, until `stop` resolves or the process must give way to another.
+    pub(super) async fn live(self, stop: impl Future<Output = ()>) -> Result<(), String> {
+        let Started {
+            ground,
+            mut life,
+            listeners,
+        } = self;
+        let mut stop = std::pin::pin!(stop);
+        let mut pauses = Pauses::default();
+        loop {
+            let fenced = tokio::select! {
+                fenced = life.serve(&listeners) => fenced,
+                () = &mut stop => return life.stop(listeners, ground.settings.shutdown_timeout).await,
+            };
+            let node_id = life.broker.log.node_id();
+            let served = life.leave(&ground).await;
+            if let Some(namesake) = &fenced.namesake {
+                return Err(given_way(&fenced, namesake, node_id));
+            }
+            life = tokio::select! {
+                life = begin_again(&ground, &listeners, &mut pauses, &fenced, served) => life,
+                () = &mut stop => return Ok(()),
+            };
         }
-        life = tokio::select! {
-            life = begin_again(ground, &listeners, &mut pauses, &fenced, served) => life,
-            () = signals.stop() => return Ok(()),
-        };
     }
 }
 
 /// Requests to stop from outside.
-struct Signals {
+pub(super) struct Signals {
     terminate: Signal,
     interrupt: Signal,
 }
 
 impl Signals {
-    fn listen() -> std::io::Result<Signals> {
+    pub(super) fn listen() -> Result<Signals, String> {
+        let listen = |kind| signal(kind).map_err(|e| format!("cannot listen for signals: {e}"));
         Ok(Signals {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
         })
     }
 
     /// Resolves when the process is told to stop.
-    async fn stop(&mut self) {
+    pub(super) async fn stop(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
@@ -171,7 +195,7 @@ async fn prove(store: &Store) -> Result<(), String> {
     }
 }
 
-fn init_tracing(settings: &Settings) -> Result<(), String> {
+pub(super) fn init_tracing(settings: &Settings) -> Result<(), String> {
     let filter = match std::env::var("RUST_LOG") {
         Ok(directives) => EnvFilter::try_new(&directives).map_err(|e| format!("RUST_LOG: {e}"))?,
         Err(_) => EnvFilter::try_new(&settings.log_level)
@@ -213,7 +237,7 @@ fn print_welcome(broker: &Broker, store: &Store) {
 
 /// Where a client on this machine connects: to what is bound, since a name that is advertised to others may mean
 /// nothing here.
-fn from_here(listener: &Listener) -> String {
+pub(super) fn from_here(listener: &Listener) -> String {
     let host = match listener.host.parse::<IpAddr>() {
         Ok(IpAddr::V4(address)) if address.is_unspecified() => Ipv4Addr::LOCALHOST.to_string(),
         Ok(IpAddr::V6(address)) if address.is_unspecified() => Ipv6Addr::LOCALHOST.to_string(),
