@@ -91,7 +91,11 @@ check() {
     expect "the longest names" rendered --set $bucket,external.enabled=true,external.host='b{ordinal}' \
         --set 'external.sourceRanges={0.0.0.0/0}' --set fullnameOverride=a-name-with-forty-characters-is-the-longest
     expect "values in the README" "$tools/helm-check" --values "$chart/README.md" "$chart/values.yaml"
-    expect "alerts are those of monitoring/" cmp "$root/monitoring/alerts.yaml" "$chart/files/alerts.yaml"
+    if [ -d "$root/monitoring" ]; then
+        expect "alerts are those of monitoring/" cmp "$root/monitoring/alerts.yaml" "$chart/files/alerts.yaml"
+    else
+        echo "skipped: alerts: there is no monitoring/ here"
+    fi
 
     refused "bucket.name is not set"
     refused "bucket.region is not set" --set bucket.name=b
