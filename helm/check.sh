@@ -90,6 +90,13 @@ check() {
         --set 'external.nodePorts.brokers={31000,31010,31020}'
     expect "the longest names" rendered --set $bucket,external.enabled=true,external.host='b{ordinal}' \
         --set 'external.sourceRanges={0.0.0.0/0}' --set fullnameOverride=a-name-with-forty-characters-is-the-longest
+    local page=$root/docs/kubernetes.md examples
+    examples=$(mktemp -d)
+    awk -v dir="$examples" '/^```yaml/ { n++; on = 1; next } /^```/ { on = 0 } on { print >(dir "/" n ".yaml") }' "$page"
+    for values in "$examples"/*.yaml; do
+        expect "docs/kubernetes.md, example $(basename "$values" .yaml)" rendered --set $bucket -f "$values"
+    done
+    rm -r "$examples"
     expect "values in the README" "$tools/helm-check" --values "$chart/README.md" "$chart/values.yaml"
     if [ -d "$root/monitoring" ]; then
         expect "alerts are those of monitoring/" cmp "$root/monitoring/alerts.yaml" "$chart/files/alerts.yaml"
