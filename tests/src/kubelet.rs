@@ -78,7 +78,7 @@ impl Manifests {
     }
 
     /// The objects of a kind.
-    pub fn all<'m>(&'m self, kind: &'m str) -> impl Iterator<Item = &'m Value> {
+    pub fn all<'m>(&'m self, kind: &str) -> impl Iterator<Item = &'m Value> {
         self.objects.iter().filter(move |object| object["kind"] == kind)
     }
 
