@@ -138,7 +138,7 @@ check() {
     # The checker must be able to fail, too.
     local broken
     for broken in 's/containerPort: 9464/containerPort: 94640/' 's/targetPort: kafka/targetPort: kavka/' \
-        's/podManagementPolicy:/podManagment:/' 's/port: http$/port: htp/'; do
+        's/podManagementPolicy:/podManagment:/' 's/port: http$/port: htp/' 's/runAsNonRoot: true/runAsNonRoot: false/'; do
         if render --set $bucket | sed "$broken" | "$tools/helm-check" >/dev/null 2>&1; then
             outcome "a manifest with $broken is wrong" 1 "it passed"
         else

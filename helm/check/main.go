@@ -1,6 +1,7 @@
 // Command check looks at what the chart renders as the API server of Kubernetes would: it reads manifests from standard
 // input, refuses unknown and repeated fields, and applies the API's own defaults and validation. Then it looks for
-// references that lead nowhere, which no API server refuses.
+// references that lead nowhere, which no API server refuses, and for pods that the pod security standard "restricted"
+// does.
 //
 //	helm template NAME helm/alluvium ... | check          exit code 1 and a line for each problem
 //	helm template NAME helm/alluvium ... | check --json   also prints the objects as a JSON array
@@ -56,7 +57,7 @@ func checkManifests(input io.Reader, printJSON bool) error {
 	}
 	// References mean something only among objects that are right themselves.
 	if len(problems) == 0 {
-		problems = danglingReferences(objects)
+		problems = append(danglingReferences(objects), unrestricted(objects)...)
 	}
 	if len(problems) > 0 {
 		return errors.Join(problems...)
