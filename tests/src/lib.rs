@@ -8,6 +8,7 @@ pub mod chaos;
 pub mod compatibility;
 pub mod installed;
 pub mod kafka;
+pub mod kubelet;
 pub mod minio;
 pub mod prometheus;
 pub mod s3_fake;
