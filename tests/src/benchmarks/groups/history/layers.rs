@@ -75,7 +75,7 @@ pub(super) fn broker_on(
 ) -> Result<Alluvium, String> {
     match store {
         Some(store) => Alluvium::on(&session.tools, store, settings),
-        None => Alluvium::embedded_with(&session.tools, settings),
+        None => Alluvium::embedded(&session.tools, settings),
     }
 }
 
