@@ -669,13 +669,9 @@ async fn open_to_ask(store: &Store, format: &Arc<FakeHistory>, apart: Duration) 
         text_values: false,
     })));
     options.archive.flush_interval_min = apart;
-    let log = Log::open(
-        store.clone(),
-        options,
-        Arc::new(SystemClock),
-        &mut Registry::default(),
-    );
-    log.await.unwrap()
+    let mut registry = Registry::default();
+    let opened = Log::open(store.clone(), options, Arc::new(SystemClock), &mut registry).await;
+    opened.unwrap()
 }
 
 #[tokio::test]
