@@ -96,9 +96,7 @@ pub fn render(reports: &[Report], served: &Served) -> String {
     );
     for (key, (first, last)) in served {
         let name = name_of(*key);
-        let using = reports
-            .iter()
-            .filter(|r| r.ok && r.apis.iter().any(|one| *one == name));
+        let using = reports.iter().filter(|r| r.ok && r.apis.contains(&name));
         let clients: BTreeSet<&str> = using.map(|r| &*r.client).collect();
         let clients: Vec<&str> = clients.into_iter().collect();
         let clients = match clients.is_empty() {

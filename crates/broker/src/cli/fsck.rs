@@ -7,7 +7,7 @@ use std::time::Duration;
 use alluvium_log::fsck::{self, Class, Counted, FsckOptions, Kind, Progress, Report};
 use tokio::sync::watch;
 
-use super::cluster::{confirmed, open_to_change, print, told};
+use super::cluster::{confirmed, open_to_change, print};
 use super::on_runtime;
 use super::store::{absolute, look_into};
 use crate::history;
@@ -67,7 +67,7 @@ async fn run(args: FsckArgs) -> Result<bool, String> {
         shown.abort();
         eprint!("\r\x1b[K");
     }
-    let report = report.map_err(told)?;
+    let report = report.map_err(|e| e.to_string())?;
     if !args.json {
         print(&page(&report))?;
     }
@@ -88,7 +88,7 @@ async fn run(args: FsckArgs) -> Result<bool, String> {
                 bytes: garbage.bytes,
             };
             confirmed(&format!("Delete {}{wait}?", amount(counted)), args.yes).await?;
-            repaired = Some(fsck::repair(&store, &report).await.map_err(told)?);
+            repaired = Some(fsck::repair(&store, &report).await.map_err(|e| e.to_string())?);
         } else {
             repaired = Some(garbage);
         }
