@@ -227,7 +227,7 @@ fn the_cost_dial_follows_from_its_formula() {
     for cells in rows(&page, "MiB/s of a broker") {
         let rate: f64 = cells[0].parse().unwrap();
         for (cell, interval_ms) in cells[1..].iter().zip([30.0, 80.0, 250.0]) {
-            let small = (1000.0 / interval_ms).min(4.0 + rate / FREE_MIB);
+            let small = f64::min(1000.0 / interval_ms, 4.0 + rate / FREE_MIB);
             let writes = (rate / FULL_MIB).max(small);
             assert_eq!(*cell, dollars(writes), "{rate} MiB/s at {interval_ms} ms");
             rates += 1;
