@@ -34,7 +34,7 @@ broken() {
     fi
 }
 broken "is not laid out as" bucket.tf 's/^  force_destroy = /  force_destroy   = /'
-broken "Invalid block definition" outputs.tf 's/^output "bucket" {/output bucket" {/'
+broken "Invalid multi-line string" outputs.tf 's/^output "bucket" {/output bucket" {/'
 broken "var.buckt is not declared" bucket.tf 's/= var\.bucket$/= var.buckt/'
 broken "local.store_ur is not declared" outputs.tf 's/local\.store_url/local.store_ur/'
 broken "aws_iam_role.that is not declared" outputs.tf 's/aws_iam_role\.this/aws_iam_role.that/'
