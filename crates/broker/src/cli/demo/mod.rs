@@ -59,12 +59,23 @@ pub(super) struct DemoArgs {
 }
 
 pub(super) async fn run(args: DemoArgs) -> Result<(), String> {
-    let (settings, taken) = settings(&args)?;
+    let (mut settings, mut taken) = settings(&args)?;
     init_tracing(&settings)?;
     let mut signals = Signals::listen()?;
-    let started = tokio::select! {
-        started = Started::begin(settings) => started.map_err(in_words)?,
-        () = signals.stop() => return Ok(()),
+    let started = loop {
+        let error = tokio::select! {
+            started = Started::begin(settings) => match started {
+                Ok(started) => break started,
+                Err(error) => error,
+            },
+            () = signals.stop() => return Ok(()),
+        };
+        // Somebody may have taken a port since it was found free; there are two of them.
+        let (others, taken_now) = self::settings(&args)?;
+        if taken_now.len() <= taken.len() {
+            return Err(in_words(error));
+        }
+        (settings, taken) = (others, taken_now);
     };
     let demo = Demo::of(args, &started, taken);
     let mut played = Ok(());
