@@ -419,6 +419,9 @@ impl Driver {
         let counts = self.check_bucket("in the bucket after a rest");
         let running = self.hosts.values().filter(|h| h.machine.is_some()).count();
         let mut w = self.world.lock();
+        let of = |class| counts.of(class).objects;
+        let (live, garbage, unknown) = (of(Class::Live), of(Class::Garbage), of(Class::Unknown));
+        w.tell(format_args!("{live} objects are live, {garbage} garbage, {unknown} unknown"));
         let stored = w.bucket.objects.get(MANIFEST).map(|o| o.bytes.clone());
         let manifest = stored.and_then(|bytes| Manifest::decode(&bytes).ok());
         let Some(manifest) = manifest else {
