@@ -254,13 +254,16 @@ fn what_is_compacted_and_deleted_keeps_the_newest_until_it_is_too_old() {
     set(&mut client, "retention.ms", &HOUR_MS.to_string());
     let young: Vec<Row> = all[3..].to_vec();
     let log_start = |client: &mut Client| kafka::list_offset(client, TOPIC, 0, -2).unwrap();
-    until("too old", &broker, &mut || log_start(&mut client) > 5);
+    until("too old", &broker, &mut || log_start(&mut client) > 4);
     let start = log_start(&mut client);
+    // A range is as young as the youngest that stood in it, and the last old one may stand with removed new ones.
+    assert!((5..=9).contains(&start), "{start}");
+    let left = read_rows(&mut client, start);
     assert!(
-        (6..=9).contains(&start),
-        "the first young one that is left is at 9: {start}"
+        left.ends_with(&young) && left.len() <= young.len() + 1,
+        "{:?}",
+        offsets(&left)
     );
-    assert!(read_rows(&mut client, start) == young);
     let (error, _) = kafka::fetch(&mut client, TOPIC, 0, start - 1, Duration::ZERO).unwrap();
     assert_eq!(error, 1, "out of range");
     // A crash changes neither, and both go on: a newer value makes the one before go.
@@ -269,12 +272,13 @@ fn what_is_compacted_and_deleted_keeps_the_newest_until_it_is_too_old() {
     let mut client = Client::connect(broker.address()).unwrap();
     let after = log_start(&mut client);
     assert!((start..=9).contains(&after), "{after}");
-    assert!(read_rows(&mut client, after) == young, "as before");
+    assert!(read_rows(&mut client, after).ends_with(&young), "as before");
     let newer = keyed(&[("new 0".into(), Some("newer".into()))]);
     let (error, offset) = kafka::produce(&mut client, TOPIC, 0, newer).unwrap();
     assert_eq!((error, offset), (code::NONE, 12));
     until("compacted again", &broker, &mut || {
         let start = log_start(&mut client);
-        offsets(&read_rows(&mut client, start)) == [10, 11, 12]
+        let found = offsets(&read_rows(&mut client, start));
+        found.ends_with(&[10, 11, 12]) && !found.contains(&9)
     });
 }

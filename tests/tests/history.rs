@@ -28,13 +28,17 @@ fn now_ms() -> i64 {
 }
 
 fn options(fake: &S3Fake, prefix: &str) -> BrokerOptions {
+    patient(fake, prefix).set("archive.flush.min.interval.ms", 0)
+}
+
+/// Options with which a flush waits for the one before.
+fn patient(fake: &S3Fake, prefix: &str) -> BrokerOptions {
     let options = BrokerOptions::on(fake.store_url(prefix)).env(fake.env());
     // The same broker each time: another one would wait before it takes the dead one's log.
     options
         .set("node.id", 1)
         .set("merge.interval.ms", 1_000)
         .set("request.budget.per.second", 0)
-        .set("archive.flush.min.interval.ms", 0)
 }
 
 fn flush_with(at: SocketAddr, topic: &str, more: &[&str]) -> Output {
@@ -460,7 +464,7 @@ fn many_small_partitions_share_files_and_requests() {
 fn a_flush_in_a_loop_makes_few_files_and_waits() {
     const APART_MS: u64 = 3_000;
     let fake = S3Fake::start(Options::default()).unwrap();
-    let broker = Broker::start(options(&fake, "loop").set("archive.flush.min.interval.ms", APART_MS));
+    let broker = Broker::start(patient(&fake, "loop").set("archive.flush.min.interval.ms", APART_MS));
     let mut client = Client::connect(broker.address()).unwrap();
     kafka::create_topic(&mut client, "t", 1, &[]).unwrap();
     let begun = Instant::now();
