@@ -136,7 +136,7 @@ fn commands_say_it_too() {
     for arguments in [
         &["store", "check", "s3://nope/x"][..],
         &["cluster", "status", "s3://nope/x"],
-        &["cluster", "drain", "s3://nope/x", "1"],
+        &["cluster", "drain", "1", "s3://nope/x"],
         &["cluster", "restore-manifest", "s3://nope/x"],
         &["inspect", "s3://nope/x"],
         &["fsck", "s3://nope/x"],
