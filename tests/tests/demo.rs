@@ -179,12 +179,13 @@ fn there_is_something_to_see_and_the_next_start_goes_on() {
     assert_eq!(at.to_string(), listeners);
     assert!(!first.text().contains("going on"), "{}", first.text());
     let seen = more_orders_than(100, at);
+    // Before anybody else has asked for the group.
+    first.says("billing is ");
     let committed_before = committed(at);
     assert!(!kafka::read_all(at, "page_views", 2, PATIENCE).unwrap().is_empty());
     let customers = kafka::read_all(at, "customers", 0, PATIENCE).unwrap();
     let customer: Value = serde_json::from_slice(&customers[0].value).unwrap();
     assert!(customer["city"].is_string(), "{customer}");
-    first.says("billing is ");
     let metrics = first.labelled("metrics ");
     let metrics = metrics.trim_start_matches("http://").trim_end_matches("/metrics");
     let (status, text) = http_get(metrics.parse().unwrap(), "/metrics").unwrap();

@@ -16,10 +16,11 @@ use kafka_wire::offset_commit_request::{OffsetCommitRequestPartition, OffsetComm
 use kafka_wire::offset_fetch_request::OffsetFetchRequestTopic;
 use kafka_wire::sync_group_request::SyncGroupRequestAssignment;
 use kafka_wire::{
-    ConsumerProtocolAssignment, ConsumerProtocolSubscription, FetchRequest, HeartbeatRequest,
-    JoinGroupRequest, JoinGroupResponse, LeaveGroupRequest, OffsetCommitRequest, OffsetFetchRequest,
-    SyncGroupRequest, decode_consumer_protocol_assignment, decode_consumer_protocol_subscription,
-    encode_consumer_protocol_assignment, encode_consumer_protocol_subscription,
+    ConsumerProtocolAssignment, ConsumerProtocolSubscription, FetchRequest, FindCoordinatorRequest,
+    HeartbeatRequest, JoinGroupRequest, JoinGroupResponse, LeaveGroupRequest, OffsetCommitRequest,
+    OffsetFetchRequest, SyncGroupRequest, decode_consumer_protocol_assignment,
+    decode_consumer_protocol_subscription, encode_consumer_protocol_assignment,
+    encode_consumer_protocol_subscription,
 };
 use kafka_wire_core::{ApiVersion, DecodeLimits};
 
@@ -43,6 +44,7 @@ const PROTOCOL: &str = "range";
 const FETCH_BYTES_MAX: i32 = 1024 * 1024;
 
 /// Versions that carry all that is used here; older ones of each are as good.
+const COORDINATOR_VERSION_MAX: i16 = 3;
 const JOIN_VERSION_MAX: i16 = 4;
 const SYNC_VERSION_MAX: i16 = 2;
 const HEARTBEAT_VERSION_MAX: i16 = 2;
@@ -92,6 +94,11 @@ impl Billing {
     /// On one connection, until something fails.
     async fn session(&mut self) -> Result<Infallible, ClientError> {
         let mut client = Client::connect(&self.at).await?;
+        // There is one broker, so who it is needs no answer; but the first to ask has the offsets' topic made.
+        let mut request = FindCoordinatorRequest::default();
+        request.key = GROUP.into();
+        let found = client.call(&request, COORDINATOR_VERSION_MAX).await?;
+        refused("cannot find the group's coordinator", found.error_code)?;
         loop {
             let Err(error) = self.until_the_next_join(&mut client).await;
             match error {
