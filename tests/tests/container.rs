@@ -308,7 +308,7 @@ fn variables_of_the_official_kafka_image_configure_it() {
     let (config, _) = as_in_the_image(directory.path(), "127.0.0.1:1");
     let env = [
         ("ALLUVIUM_CONFIG", config.to_str().unwrap()),
-        ("KAFKA_LISTENERS", "PLAINTEXT://0.0.0.0:9999"),
+        ("KAFKA_LISTENERS", "PLAINTEXT://127.0.0.1:9999"),
         ("KAFKA_LOG_RETENTION_MS", "5000"),
         ("KAFKA_HEAP_OPTS", "-Xmx1g"),
     ];
@@ -320,7 +320,7 @@ fn variables_of_the_official_kafka_image_configure_it() {
         "{}",
         String::from_utf8_lossy(&output.stderr)
     );
-    assert!(text.contains("PLAINTEXT://0.0.0.0:9999"), "{text}");
+    assert!(text.contains("PLAINTEXT://127.0.0.1:9999"), "{text}");
     assert!(text.contains("environment KAFKA_LOG_RETENTION_MS"), "{text}");
     assert!(
         output.stderr.is_empty(),
