@@ -79,7 +79,7 @@ refused() {
 
 check() {
     local values bucket
-    bucket="bucket.name=b,bucket.region=eu-central-1"
+    bucket="bucket.name=logs,bucket.region=eu-central-1"
     for values in "$chart"/ci/*.yaml; do
         expect "lint $(basename "$values")" "$tools/helm" lint --strict --quiet "$chart" -f "$values"
         expect "render $(basename "$values")" rendered -f "$values"
@@ -105,7 +105,7 @@ check() {
     fi
 
     refused "bucket.name is not set"
-    refused "bucket.region is not set" --set bucket.name=b
+    refused "bucket.region is not set" --set bucket.name=logs
     refused "additional properties 'replica' not allowed" --set $bucket,replica=5
     refused "additional properties 'nodeport' not allowed" --set $bucket,external.nodeport=5
     refused "got string, want integer" --set $bucket,replicas=many

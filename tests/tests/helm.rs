@@ -349,7 +349,7 @@ fn every_external_service_leads_to_what_its_broker_advertises() {
     if !Missing::from_environment().goes_on(Manifests::missing()) {
         return;
     }
-    let bucket = "bucket.name=b,bucket.region=r,external.enabled=true,external.sourceRanges[0]=10.0.0.0/8";
+    let bucket = "bucket.name=logs,bucket.region=r,external.enabled=true,external.sourceRanges[0]=10.0.0.0/8";
     for (values, hosts) in [
         (
             "external.type=NodePort,external.host=n.example.com",
