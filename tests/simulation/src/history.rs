@@ -233,7 +233,8 @@ impl History {
         let below_start = offset < log.start_asked
             || match limited {
                 Some(Retention::Size) => offset <= newest,
-                Some(Retention::Time) => offset < known_end,
+                // It may have taken what nobody has seen yet.
+                Some(Retention::Time) => true,
                 None => false,
             };
         if !below_start && offset <= known_end && !log.deleted {
@@ -678,6 +679,20 @@ mod tests {
         );
         assert_eq!(wrong(|h| h.out_of_range(P, 2)), 1, "the end itself can be read");
         assert_eq!(wrong(|h| h.out_of_range(P, 3)), 0);
+        let limited = |by: Retention, offset: i64| {
+            let mut h = History::default();
+            h.acked(P, 0, &[v(0), v(1)], 10);
+            h.limited(P.0, by);
+            h.out_of_range(P, offset);
+            found(&h)
+        };
+        assert_eq!(limited(Retention::Size, 1), 0);
+        assert_eq!(
+            limited(Retention::Size, 2),
+            1,
+            "the last one stays, and so does what is behind it"
+        );
+        assert_eq!(limited(Retention::Time, 2), 0);
         let reset = |h: &mut History| {
             h.told(P, 1, 0, 1, 11, 12);
             h.whole(P, 0, &[(0, 1, v(0)), (1, 1, v(1))], Millis::MAX, "x");

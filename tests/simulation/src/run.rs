@@ -421,7 +421,9 @@ impl Driver {
         let mut w = self.world.lock();
         let of = |class| counts.of(class).objects;
         let (live, garbage, unknown) = (of(Class::Live), of(Class::Garbage), of(Class::Unknown));
-        w.tell(format_args!("{live} objects are live, {garbage} garbage, {unknown} unknown"));
+        w.tell(format_args!(
+            "{live} objects are live, {garbage} garbage, {unknown} unknown"
+        ));
         let stored = w.bucket.objects.get(MANIFEST).map(|o| o.bytes.clone());
         let manifest = stored.and_then(|bytes| Manifest::decode(&bytes).ok());
         let Some(manifest) = manifest else {

@@ -120,9 +120,12 @@ where
             Action::Put => match attempt(&pace, payload.clone(), PutMode::Create, bytes).await {
                 Attempt::Confirmed(_) => CreateEvent::PutConfirmed,
                 Attempt::Refused(_) if blindly && pace.failures > 0 => CreateEvent::PutConfirmed,
-                Attempt::Unknown(_) if blindly => {
-                    pace.failures += 1;
-                    continue;
+                Attempt::Unknown(error) if blindly => {
+                    pace.trouble = error;
+                    if pace.failed(true).await {
+                        continue;
+                    }
+                    return CreateOutcome::Unknown(pace.trouble);
                 }
                 Attempt::Refused(error) => {
                     pace.trouble = reason_of(&error);
