@@ -6,8 +6,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
+use alluvium_log::{Clock, SystemClock};
 use alluvium_tests::batches::{self, Producer};
 use alluvium_tests::broker::{self, Broker, BrokerOptions};
 use alluvium_tests::installed::{Missing, root};
@@ -23,6 +24,8 @@ const ARCHIVED: &str = "events";
 const PARTITIONS: i32 = 4;
 /// Never becomes Parquet, and is read back through the cache of blocks.
 const KEPT: &str = "kept";
+/// Of a topic, by name.
+type Configs = &'static [(&'static str, &'static str)];
 const GROUP: &str = "readers";
 /// What is produced at once: more than the smallest tail holds comes together in a few seconds.
 const BATCH: (usize, usize) = (20, 4096);
@@ -233,7 +236,7 @@ impl Load {
             brokers,
             round: 0,
         };
-        let topics: [(&str, i32, &[(&str, &str)]); 2] = [
+        let topics: [(&str, i32, Configs); 2] = [
             (ARCHIVED, PARTITIONS, &[]),
             (KEPT, 1, &[("archive.enable", "false")]),
         ];
@@ -263,9 +266,9 @@ impl Load {
     /// A batch for each partition, a look at its end, a commit that leaves the group behind, and a request that fails.
     fn round(&mut self) {
         self.round += 1;
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+        let now_ms = SystemClock.now_ms();
         let values: Vec<Vec<u8>> = (0..BATCH.0).map(|i| vec![i as u8; BATCH.1]).collect();
-        let records = batches::batch(now.as_millis() as i64, Producer::NONE, &values);
+        let records = batches::batch(now_ms, Producer::NONE, &values);
         let partitions = (0..PARTITIONS)
             .map(|partition| (ARCHIVED, partition))
             .chain([(KEPT, 0)]);
