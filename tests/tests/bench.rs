@@ -465,7 +465,7 @@ fn the_benchmarks_of_history_measure_every_row() {
         .get("history")
         .unwrap_or_else(|| panic!("{said}"))
         .rows;
-    assert_eq!(rows.len(), 14, "{said}");
+    assert_eq!(rows.len(), 16, "{said}");
     for row in rows {
         let name = format!("{}: {}, {}", row.section, row.work, row.system);
         match &row.error {

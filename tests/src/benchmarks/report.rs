@@ -375,7 +375,8 @@ fn short(value: f64) -> String {
     let text = match value.abs() {
         size if size >= 100.0 => number(value, 0),
         size if size >= 10.0 => number(value, 1),
-        _ => number(value, 2),
+        size if size >= 0.1 || size == 0.0 => number(value, 2),
+        _ => number(value, 5),
     };
     if text.contains('.') {
         return text.trim_end_matches('0').trim_end_matches('.').to_owned();
@@ -510,5 +511,8 @@ mod tests {
         assert_eq!(short(1000.0), "1,000");
         assert_eq!(short(12.34), "12.3");
         assert_eq!(short(3.0), "3");
+        assert_eq!(short(0.0), "0");
+        assert_eq!(short(0.002), "0.002");
+        assert_eq!(short(0.00202), "0.00202");
     }
 }
