@@ -136,6 +136,18 @@ func readAPI(document []byte) (any, error) {
 	return decoded, problems.ToAggregate()
 }
 
+// What the API server itself fills in before it validates a service: the address that was asked for as a list, and a port
+// for the load balancer's health checks.
+func allocate(service *core.Service) {
+	if service.Spec.ClusterIP != "" && len(service.Spec.ClusterIPs) == 0 {
+		service.Spec.ClusterIPs = []string{service.Spec.ClusterIP}
+	}
+	local := service.Spec.ExternalTrafficPolicy == core.ServiceExternalTrafficPolicyLocal
+	if service.Spec.Type == core.ServiceTypeLoadBalancer && local && service.Spec.HealthCheckNodePort == 0 {
+		service.Spec.HealthCheckNodePort = 32767
+	}
+}
+
 // What the API server would say to the creation of this object.
 func validate(decoded runtime.Object, placed func()) (field.ErrorList, error) {
 	switch decoded.(type) {
@@ -151,6 +163,7 @@ func validate(decoded runtime.Object, placed func()) (field.ErrorList, error) {
 	case *core.ServiceAccount:
 		return corevalidation.ValidateServiceAccount(it), nil
 	case *core.Service:
+		allocate(it)
 		return corevalidation.ValidateServiceCreate(it), nil
 	case *core.PersistentVolumeClaim:
 		return corevalidation.ValidatePersistentVolumeClaim(it, corevalidation.PersistentVolumeClaimSpecValidationOptions{}), nil
