@@ -253,14 +253,19 @@ impl Load {
     /// Tries until something succeeds, as clients do.
     fn until<T>(&mut self, what: &str, mut try_it: impl FnMut(&mut Load) -> Option<T>) -> T {
         let deadline = Instant::now() + PATIENCE;
-        loop {
+        for attempt in 1.. {
             if let Some(done) = try_it(self) {
                 return done;
             }
             assert!(Instant::now() < deadline, "in time: {what}");
             self.router.forget();
+            // A router whose question failed has turned to the next broker by itself: of two it would come back to the dead one.
+            if attempt % 2 == 0 {
+                self.router.another();
+            }
             std::thread::sleep(Duration::from_millis(100));
         }
+        unreachable!("attempts do not end")
     }
 
     /// A batch for each partition, a look at its end, a commit that leaves the group behind, and a request that fails.
