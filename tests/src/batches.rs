@@ -2,6 +2,11 @@
 
 use bytes::Bytes;
 
+/// The time of a record that is made now, in ms.
+pub fn now_ms() -> i64 {
+    chrono::Utc::now().timestamp_millis()
+}
+
 /// Offsets of the fields of a batch (message format v2).
 pub mod field {
     /// Base offset, 8 bytes.

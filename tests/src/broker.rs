@@ -276,13 +276,7 @@ impl Broker {
 
     /// Sends a signal by name.
     pub fn signal(&self, name: &str) {
-        // The shell's own `kill` is there even where no such program is installed.
-        let script = format!("kill -{name} {}", self.pid());
-        let status = Command::new("sh")
-            .args(["-c", &script])
-            .status()
-            .expect("sh runs");
-        assert!(status.success(), "{script}: {status}");
+        signal(self.pid(), name);
     }
 
     /// Resident memory in bytes now; `None` where the system does not tell.
@@ -477,6 +471,29 @@ fn executable(messages: &[u8]) -> Option<PathBuf> {
             .then(|| message["executable"].as_str().map(PathBuf::from))?
     });
     paths.reduce(|_, last| last)
+}
+
+/// Sends a signal to a process, by its name without "SIG".
+pub fn signal(pid: u32, name: &str) {
+    // The shell's own `kill` is there even where no such program is installed.
+    let script = format!("kill -{name} {pid}");
+    let status = Command::new("sh")
+        .args(["-c", &script])
+        .status()
+        .expect("sh runs");
+    assert!(status.success(), "{script}: {status}");
+}
+
+/// Waits until something holds.
+///
+/// # Panics
+/// If it does not in time.
+pub fn until(what: &str, patience: Duration, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + patience;
+    while !holds() {
+        assert!(Instant::now() < deadline, "{what}: not within {patience:?}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
 }
 
 /// A free address. Its port lies below those that the system gives to outgoing connections, so that it stays

@@ -1,6 +1,7 @@
 //! Tests that need a program which a machine may lack: they are skipped with a word, except in CI.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// Root of the repository.
 pub fn root() -> &'static Path {
@@ -13,6 +14,20 @@ pub fn target() -> PathBuf {
         Some(path) => PathBuf::from(path),
         None => root().join("target"),
     }
+}
+
+/// What to do about tools that query files, if they are missing.
+pub fn analytics_missing() -> Option<String> {
+    let installed = target().join("clients/analytics.installed").exists();
+    (!installed)
+        .then(|| "DuckDB and pyarrow are not installed: tests/clients/install.sh analytics".to_owned())
+}
+
+/// What to do about kcat, if it is missing.
+pub fn kcat_missing() -> Option<String> {
+    let kcat = Command::new("kcat").arg("-V").output();
+    kcat.is_err()
+        .then(|| "kcat is not installed: tests/clients/install.sh kcat".to_owned())
 }
 
 /// What becomes of a test whose program is not installed.

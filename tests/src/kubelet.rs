@@ -16,7 +16,7 @@ use rand::Rng;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::broker::{binary, http_get};
+use crate::broker::{binary, http_get, signal};
 use crate::installed::{root, target};
 
 /// Name of the release that is rendered.
@@ -524,9 +524,7 @@ impl Container<'_> {
         };
         std::thread::sleep(slept);
         let began = Instant::now();
-        let pid = self.child.id().to_string();
-        let sent = Command::new("kill").args(["-TERM", &pid]).status();
-        assert!(sent.expect("kill runs").success());
+        signal(self.child.id(), "TERM");
         let status = self.wait(grace.saturating_sub(slept));
         assert!(status.success(), "{status}: {}", self.log());
         began.elapsed()

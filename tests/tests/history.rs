@@ -10,7 +10,7 @@ use std::process::Output;
 use std::time::{Duration, Instant};
 
 use alluvium_log::codec::Codec;
-use alluvium_tests::batches::{Producer, batch, batch_of, field, varint};
+use alluvium_tests::batches::{Producer, batch, batch_of, field, now_ms, varint};
 use alluvium_tests::broker::{self, Broker, BrokerOptions};
 use alluvium_tests::kafka::{self, IdempotentProducer, check_exact, code, read_all};
 use alluvium_tests::s3_fake::{Kind, Options, S3Fake};
@@ -22,10 +22,6 @@ use rand::rngs::StdRng;
 use rand::{Rng, RngCore, SeedableRng};
 
 const PATIENCE: Duration = Duration::from_secs(90);
-
-fn now_ms() -> i64 {
-    chrono::Utc::now().timestamp_millis()
-}
 
 fn options(fake: &S3Fake, prefix: &str) -> BrokerOptions {
     patient(fake, prefix).set("archive.flush.min.interval.ms", 0)
@@ -59,14 +55,6 @@ fn files(fake: &S3Fake, prefix: &str) -> Vec<String> {
     below.into_iter().map(|(key, _)| key).collect()
 }
 
-fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !holds() {
-        assert!(Instant::now() < deadline, "{what}: not within {PATIENCE:?}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
 /// Values that do not compress, so that pages fill up.
 fn noise(random: &mut StdRng, count: usize, bytes: usize) -> Vec<Vec<u8>> {
     let mut one = || {
@@ -92,7 +80,7 @@ fn a_kill_between_upload_and_publication_loses_and_repeats_nothing() {
     // Nothing is published any more from the moment that a file is there.
     let asked = flush_with(broker.address(), "t", &["--timeout", "0"]);
     assert!(asked.status.success(), "{asked:?}");
-    until("a file is written", || {
+    broker::until("a file is written", PATIENCE, || {
         let written = !files(&fake, "kill").is_empty();
         if written {
             fake.set_fault_texts(&["kind=put,key=wal/,do=hang"]);
@@ -439,7 +427,7 @@ fn many_small_partitions_share_files_and_requests() {
     let partitions: Vec<i32> = (0..PARTITIONS).collect();
     let some = partitions.chunks(OF_A_FILE);
     let bytes: u64 = some.map(|some| produce_to_each(&mut client, some, &value)).sum();
-    until("all is merged", || {
+    broker::until("all is merged", PATIENCE, || {
         let merged = broker.metric("alluvium_log_merged_bytes_total");
         merged >= Some(bytes as f64) && broker.metric("alluvium_log_unmerged_bytes") == Some(0.0)
     });

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use alluvium_tests::broker;
-use alluvium_tests::installed::{Missing, root, target};
+use alluvium_tests::installed::{Missing, analytics_missing, kcat_missing, root, target};
 use alluvium_tests::minio::Minio;
 use alluvium_tests::s3_fake::{Options, S3Fake};
 use parking_lot::Mutex;
@@ -19,17 +19,12 @@ const PORT_OF_THE_BUCKET: u16 = 9000;
 const BUCKET: &str = "my-bucket";
 
 fn missing(ports: &[u16]) -> Option<String> {
-    if !target().join("clients/analytics.installed").exists() {
-        return Some("DuckDB is not installed: tests/clients/install.sh analytics".to_owned());
-    }
-    let kcat = Command::new("kcat").arg("-V").output();
-    if kcat.is_err() {
-        return Some("kcat is not installed: tests/clients/install.sh kcat".to_owned());
-    }
-    let taken = ports
-        .iter()
-        .find(|port| TcpListener::bind(("127.0.0.1", **port)).is_err());
-    taken.map(|port| format!("something else listens on port {port}, which the pages name"))
+    analytics_missing().or_else(kcat_missing).or_else(|| {
+        let taken = ports
+            .iter()
+            .find(|port| TcpListener::bind(("127.0.0.1", **port)).is_err());
+        taken.map(|port| format!("something else listens on port {port}, which the pages name"))
+    })
 }
 
 fn missing_for_a_bucket() -> Option<String> {

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use alluvium_tests::batches::{Producer, batch};
 use alluvium_tests::broker::{self, Broker, BrokerOptions};
+use alluvium_tests::installed::root;
 use alluvium_tests::kafka::{self, code};
 use alluvium_tests::s3_fake::{Options, S3Fake};
 use alluvium_tests::wire::Client;
@@ -26,7 +27,7 @@ const ROUND_BYTES: usize = 900_000;
 
 /// Action and resource of every permission, from the file that the module renders.
 fn policy() -> BTreeSet<(String, String)> {
-    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../terraform/policy.json.tftpl");
+    let file = root().join("terraform/policy.json.tftpl");
     let text = std::fs::read_to_string(file).unwrap();
     // It has these two placeholders and no logic.
     let text = text
@@ -94,14 +95,6 @@ fn produce(brokers: &[&Broker], value: Vec<u8>) {
     }
 }
 
-fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !holds() {
-        assert!(Instant::now() < deadline, "{what}: not within {PATIENCE:?}");
-        std::thread::sleep(Duration::from_millis(50));
-    }
-}
-
 fn delete_all_records(broker: &Broker) {
     let mut of_partition = DeleteRecordsPartition::default();
     of_partition.partition_index = 0;
@@ -138,12 +131,12 @@ fn the_policy_allows_what_a_cluster_does_and_nothing_else() {
     let archived = alluvium(&fake, &["archive", "flush", TOPIC, "--bootstrap", &bootstrap]);
     assert!(archived.contains("are Parquet"), "{archived}");
     assert_eq!(fake.faults_fired(), [1]);
-    until("the upload is aborted", || {
+    broker::until("the upload is aborted", PATIENCE, || {
         fake.counts().actions.contains_key("s3:AbortMultipartUpload")
     });
 
     let mut second = broker_of(&fake, 2);
-    until("all is well", || {
+    broker::until("all is well", PATIENCE, || {
         let status = broker::run(&["cluster", "status", &url], &fake.env(), PATIENCE);
         status.status.success()
     });
@@ -153,14 +146,14 @@ fn the_policy_allows_what_a_cluster_does_and_nothing_else() {
     assert_eq!(read.len(), ROUNDS + 1, "history is read back");
     delete_all_records(&second);
     let archive = format!("{PREFIX}/archive/");
-    until("what was deleted leaves the bucket", || {
+    broker::until("what was deleted leaves the bucket", PATIENCE, || {
         fake.objects(&archive).is_empty()
     });
     alluvium(&fake, &["inspect", &url]);
     alluvium(&fake, &["cluster", "drain", "1", &url, "--undo"]);
 
     second.kill_9();
-    until("the survivor takes over", || {
+    broker::until("the survivor takes over", PATIENCE, || {
         let status = broker::run(&["cluster", "status", &url], &fake.env(), PATIENCE);
         status.status.success()
     });
@@ -174,7 +167,7 @@ fn the_policy_allows_what_a_cluster_does_and_nothing_else() {
     first.launch();
     // What was there before it was deleted.
     let next = ROUNDS as i64 + 1;
-    until("the last record is read", || {
+    broker::until("the last record is read", PATIENCE, || {
         let mut client = Client::connect(first.address()).unwrap();
         let fetched = kafka::fetch(&mut client, TOPIC, 0, next, Duration::from_millis(100));
         matches!(fetched, Ok((code::NONE, bytes)) if !bytes.is_empty())

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use alluvium_log::batch::BatchBuilder;
 use alluvium_log::codec::Codec;
 use alluvium_tests::broker::{self, Broker, BrokerOptions};
-use alluvium_tests::installed::{Missing, root, target};
+use alluvium_tests::installed::{Missing, analytics_missing, root, target};
 use alluvium_tests::kafka::{self, Router, code};
 use alluvium_tests::s3_fake::{Options, S3Fake};
 use alluvium_tests::wire::Client;
@@ -183,14 +183,6 @@ fn flush(at: SocketAddr, topic: &str) {
     assert!(said.contains("are Parquet"), "{said}");
 }
 
-fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !holds() {
-        assert!(Instant::now() < deadline, "{what}: not within {PATIENCE:?}");
-        std::thread::sleep(Duration::from_millis(100));
-    }
-}
-
 /// Writes the objects of the store into a directory, as files.
 fn copy(fake: &S3Fake, to: &Path) {
     for (key, _) in fake.objects(&format!("{PREFIX}/")) {
@@ -223,14 +215,9 @@ fn read(bucket: &Path) -> (Vec<(usize, Record)>, Counts) {
     (records.collect(), serde_json::from_str(last).unwrap())
 }
 
-fn missing() -> Option<String> {
-    (!target().join("clients/analytics.installed").exists())
-        .then(|| "pyarrow is not installed: tests/clients/install.sh analytics".to_owned())
-}
-
 #[test]
 fn a_reader_that_knows_only_the_page_finds_every_record() {
-    if !Missing::from_environment().goes_on(missing()) {
+    if !Missing::from_environment().goes_on(analytics_missing()) {
         return;
     }
     let fake = S3Fake::start(Options::default()).unwrap();
@@ -247,7 +234,7 @@ fn a_reader_that_knows_only_the_page_finds_every_record() {
     flush(first.address(), "mixed");
     // Some slots are handed over to the second broker.
     let mut second = start(&fake, 2);
-    until("the second broker leads something", || {
+    broker::until("the second broker leads something", PATIENCE, || {
         second
             .metric("alluvium_log_partitions")
             .is_some_and(|led| led > 0.0)
@@ -263,7 +250,7 @@ fn a_reader_that_knows_only_the_page_finds_every_record() {
     first.kill_9();
     producer.router = Router::new(&[second.address()], Duration::from_secs(5));
     producer.round(2);
-    until("something is merged", || {
+    broker::until("something is merged", PATIENCE, || {
         second
             .metric("alluvium_log_unmerged_bytes")
             .is_some_and(|bytes| bytes == 0.0)

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use alluvium_tests::batches::{Fetched, Producer, batch};
+use alluvium_tests::batches::{Fetched, Producer, batch, now_ms};
 use alluvium_tests::broker::{Broker, BrokerOptions};
 use alluvium_tests::kafka::{self, IdempotentProducer, check_exact, code, read_all};
 use alluvium_tests::s3_fake::{Kind, Options, Outage, S3Fake};
@@ -106,10 +106,6 @@ fn values(name: &str, from: u64, count: u64, bytes: usize) -> Vec<Vec<u8>> {
             value
         })
         .collect()
-}
-
-fn now_ms() -> i64 {
-    chrono::Utc::now().timestamp_millis()
 }
 
 /// Every failure of a write in turn, one process, one idempotent producer.

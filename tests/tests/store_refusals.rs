@@ -6,7 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use alluvium_tests::batches::{Producer, batch};
+use alluvium_tests::batches::{Producer, batch, now_ms};
 use alluvium_tests::broker::{self, Broker, BrokerOptions, free_address};
 use alluvium_tests::kafka::{self, IdempotentProducer, check_exact, code, read_all};
 use alluvium_tests::s3_fake::{Options, S3Fake};
@@ -26,10 +26,6 @@ fn length() -> Duration {
         .ok()
         .and_then(|text| text.parse().ok());
     Duration::from_secs(seconds.unwrap_or(6))
-}
-
-fn now_ms() -> i64 {
-    chrono::Utc::now().timestamp_millis()
 }
 
 fn fake() -> S3Fake {

@@ -11,7 +11,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use alluvium_tests::broker;
-use alluvium_tests::installed::{Missing, root, target};
+use alluvium_tests::installed::{Missing, analytics_missing, kcat_missing, root};
 use alluvium_tests::minio::Minio;
 use regex_lite::Regex;
 use serde::Deserialize;
@@ -353,13 +353,8 @@ fn the_page_shows_the_commands_of_the_script() {
 
 /// What the script needs to show everything.
 fn missing() -> Option<String> {
-    if !target().join("clients/analytics.installed").exists() {
-        return Some("DuckDB is not installed: tests/clients/install.sh analytics".to_owned());
-    }
-    if Command::new("kcat").arg("-V").output().is_err() {
-        return Some("kcat is not installed: tests/clients/install.sh kcat".to_owned());
-    }
-    Minio::missing().or_else(|| {
+    let programs = analytics_missing().or_else(kcat_missing).or_else(Minio::missing);
+    programs.or_else(|| {
         let taken = ports().into_iter().find(|port| listens(*port));
         taken.map(|port| format!("something listens on port {port}, which minio-dev/run needs"))
     })
@@ -415,15 +410,12 @@ impl Running {
         text
     }
 
+    fn runs(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+
     fn interrupt(&self) {
-        let script = format!("kill -INT {}", self.child.id());
-        assert!(
-            Command::new("sh")
-                .args(["-c", &script])
-                .status()
-                .unwrap()
-                .success()
-        );
+        broker::signal(self.child.id(), "INT");
     }
 
     /// Waits until it has ended; nothing of it may be left.
@@ -495,7 +487,7 @@ fn the_script_shows_everything_and_leaves_nothing() {
     let mut kept = Running::start(&["--keep"]);
     let deadline = Instant::now() + PATIENCE;
     while !kept.printed().contains("It goes on until Ctrl-C") {
-        assert!(Instant::now() < deadline, "{}", kept.printed());
+        assert!(Instant::now() < deadline && kept.runs(), "{}", kept.printed());
         std::thread::sleep(Duration::from_millis(200));
     }
     assert!(ports().into_iter().all(listens), "all of it runs");
@@ -503,8 +495,9 @@ fn the_script_shows_everything_and_leaves_nothing() {
     kept.ended(130);
     // And in the middle of the start.
     let mut early = Running::start(&[]);
+    let deadline = Instant::now() + PATIENCE;
     while !early.printed().contains("MinIO on port") {
-        assert!(Instant::now() < deadline + PATIENCE, "{}", early.printed());
+        assert!(Instant::now() < deadline && early.runs(), "{}", early.printed());
         std::thread::sleep(Duration::from_millis(10));
     }
     early.interrupt();

@@ -142,10 +142,12 @@ impl Router {
         self.another();
     }
 
-    /// Asks another broker from now on.
+    /// Asks another broker from now on. One that gave no answer was left when it did not: of two, turning once more would
+    /// come back to it for ever.
     pub fn another(&mut self) {
-        self.turn += 1;
-        self.client = None;
+        if self.client.take().is_some() {
+            self.turn += 1;
+        }
     }
 
     /// Asks for a producer id until `patience` is over.
@@ -214,6 +216,7 @@ mod tests {
     };
 
     use super::*;
+    use crate::broker::free_address;
 
     fn broker(node_id: i32, port: i32) -> MetadataResponseBroker {
         let mut broker = MetadataResponseBroker::default();
@@ -250,5 +253,17 @@ mod tests {
         assert!(leaders_of(&response, "other").is_err());
         response.topics[0].error_code = code::UNKNOWN_TOPIC_OR_PARTITION;
         assert!(leaders_of(&response, "t").is_err());
+    }
+
+    #[test]
+    fn of_two_brokers_the_dead_one_is_not_asked_for_ever() {
+        let mut router = Router::new(&[free_address(), free_address()], Duration::from_secs(1));
+        let mut asked = vec![];
+        for _ in 0..3 {
+            asked.push(router.turn % 2);
+            assert!(router.leader("t", 0).is_err(), "nobody listens there");
+            router.forget();
+        }
+        assert_eq!(asked, [0, 1, 0]);
     }
 }
