@@ -9,7 +9,7 @@ locals {
   region      = data.aws_region.current.region
 }
 
-# No versioning: a broker rewrites its head every 30 seconds, and each version would be kept and paid for.
+# No versioning: a broker rewrites its head every 10 seconds (alone every 30), and each version would be kept and paid for.
 resource "aws_s3_bucket" "this" {
   count = var.create_bucket ? 1 : 0
 

@@ -241,11 +241,10 @@ impl Inner {
         let manifest = self.keeper.current();
         let owned = self.stream.owned.lock().clone();
         let slots: Vec<Slot> = covered.iter().map(|(slot, _)| *slot).collect();
+        let linked = manifest.linked(&slots);
         let linked: Vec<(Slot, i32)> = covered
             .iter()
-            .zip(manifest.links_of(&slots))
-            .filter(|(_, links)| !links.is_empty())
-            .map(|(covered, _)| covered)
+            .filter(|(slot, _)| linked.contains(slot))
             // What is being released goes on from the image in its entry, and that may be older than the checkpoint.
             .filter(|(slot, _)| owned.get(slot).is_some_and(|o| o.phase == Phase::Active))
             .copied()

@@ -32,8 +32,8 @@ pub(super) enum ArchiveCommand {
     ///
     /// Records become Parquet by themselves when there are enough of them (archive.file.bytes) or when they are old
     /// enough (archive.interval.ms). This does not wait for either, but for the topic's last time to be 10 seconds ago
-    /// (archive.flush.min.interval.ms). Consumers notice nothing: they go on reading the same records. The exit code is 0 once all that was in the topic when the command was given is in files, else 1,
-    /// with a line that says why.
+    /// (archive.flush.min.interval.ms). Consumers notice nothing: they go on reading the same records. The exit code is 0
+    /// once all that was in the topic when the command was given is in files, else 1, with a line that says why.
     Flush(FlushArgs),
 }
 

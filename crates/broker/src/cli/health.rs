@@ -1,10 +1,11 @@
 //! `alluvium health`: asks a broker whether it is ready, for probes in images that have no HTTP client.
 
 use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, ToSocketAddrs};
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
 use super::config::SettingsArgs;
+use super::serve::reachable;
 use crate::config::Surroundings;
 
 /// What is asked unless the URL has a path.
@@ -86,7 +87,7 @@ impl Target {
         let (settings, _) = args.load(&surroundings).map_err(|e| e.to_string())?;
         match settings.http_listen {
             Some(address) => Ok(Target {
-                authority: from_here(address).to_string(),
+                authority: SocketAddr::new(reachable(address.ip()), address.port()).to_string(),
                 path: READY.to_owned(),
             }),
             None => Err("http.listen is empty: the broker answers nowhere".to_owned()),
@@ -128,16 +129,6 @@ impl Target {
         }
         Err(last.unwrap_or_else(|| std::io::Error::other("the host has no address")))
     }
-}
-
-/// An address that means "all of this machine's" is asked at the loopback one.
-fn from_here(address: SocketAddr) -> SocketAddr {
-    let ip = match address.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
-        ip => ip,
-    };
-    SocketAddr::new(ip, address.port())
 }
 
 fn left(deadline: Instant) -> std::io::Result<Duration> {
@@ -188,14 +179,6 @@ mod tests {
         ] {
             assert!(parsed(bad).is_err(), "{bad}");
         }
-    }
-
-    #[test]
-    fn every_address_of_the_machine_is_asked_at_its_loopback_one() {
-        let here = |address: &str| from_here(address.parse().unwrap()).to_string();
-        assert_eq!(here("0.0.0.0:9464"), "127.0.0.1:9464");
-        assert_eq!(here("[::]:9464"), "[::1]:9464");
-        assert_eq!(here("10.0.0.1:1"), "10.0.0.1:1");
     }
 
     /// What is made of a server that answers this and then closes.

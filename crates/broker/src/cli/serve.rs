@@ -11,6 +11,7 @@ use alluvium_log::store::probe::{ProbeError, probe};
 use alluvium_log::store::{Store, StoreKind, StoreOptions};
 use alluvium_log::{Clock, SystemClock};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::JoinSet;
 use tracing_subscriber::EnvFilter;
 
 use super::config::SettingsArgs;
@@ -46,6 +47,8 @@ pub(super) struct Started {
     ground: Ground,
     life: Life,
     listeners: Vec<Bound>,
+    /// What answers over HTTP.
+    serving: JoinSet<()>,
 }
 
 impl Started {
@@ -63,32 +66,44 @@ impl Started {
         };
         let listeners = bind(&mut settings).await?;
         let shown = http::Shown::default();
+        let mut serving = JoinSet::new();
         if let Some(address) = settings.http_listen {
             let bound = http::bind(address).await.map_err(|e| {
                 let advice = bind_advice(&e, address.port(), "http.listen");
                 format!("cannot listen on {address} for HTTP: {e}{advice}, or an empty one for none")
             })?;
             settings.http_listen = bound.local_addr().ok();
-            tokio::spawn(http::serve(bound, shown.clone()));
+            serving.spawn(http::serve(bound, shown.clone()));
         }
-        let store = match opened {
-            Some(store) => store,
-            None => open_bucket(&settings, &store_metrics).await?,
+        let begin = async {
+            let store = match opened {
+                Some(store) => store,
+                None => open_bucket(&settings, &store_metrics).await?,
+            };
+            let ground = Ground {
+                settings,
+                store,
+                store_metrics,
+                started_ms,
+                shown,
+                told_unreachable: Arc::default(),
+            };
+            let life = Life::begin(&ground).await?;
+            Ok((ground, life))
         };
-        let ground = Ground {
-            settings,
-            store,
-            store_metrics,
-            started_ms,
-            shown,
-            told_unreachable: Arc::default(),
-        };
-        let life = Life::begin(&ground).await?;
-        Ok(Started {
-            ground,
-            life,
-            listeners,
-        })
+        match begin.await {
+            Ok((ground, life)) => Ok(Started {
+                ground,
+                life,
+                listeners,
+                serving,
+            }),
+            Err(error) => {
+                // Who tries again finds the port free.
+                serving.shutdown().await;
+                Err(error)
+            }
+        }
     }
 
     pub(super) fn broker(&self) -> &Broker {
@@ -105,6 +120,7 @@ impl Started {
             ground,
             mut life,
             listeners,
+            serving: _until_the_end,
         } = self;
         let mut stop = std::pin::pin!(stop);
         let mut pauses = Pauses::default();
@@ -235,12 +251,20 @@ fn print_welcome(broker: &Broker, store: &Store) {
     println!("  kcat -b {bootstrap} -t greetings -C -o beginning -e");
 }
 
+/// An address that means "all of this machine's" is reached at the loopback one.
+pub(super) fn reachable(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    }
+}
+
 /// Where a client on this machine connects: to what is bound, since a name that is advertised to others may mean
 /// nothing here.
 pub(super) fn from_here(listener: &Listener) -> String {
     let host = match listener.host.parse::<IpAddr>() {
-        Ok(IpAddr::V4(address)) if address.is_unspecified() => Ipv4Addr::LOCALHOST.to_string(),
-        Ok(IpAddr::V6(address)) if address.is_unspecified() => Ipv6Addr::LOCALHOST.to_string(),
+        Ok(address) if address.is_unspecified() => reachable(address).to_string(),
         _ => listener.host.clone(),
     };
     match host.contains(':') {
@@ -252,6 +276,14 @@ pub(super) fn from_here(listener: &Listener) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_address_of_the_machine_is_reached_at_its_loopback_one() {
+        let here = |address: &str| reachable(address.parse().unwrap()).to_string();
+        assert_eq!(here("0.0.0.0"), "127.0.0.1");
+        assert_eq!(here("::"), "::1");
+        assert_eq!(here("10.0.0.1"), "10.0.0.1");
+    }
 
     #[test]
     fn the_hint_names_an_address_that_works_from_here() {

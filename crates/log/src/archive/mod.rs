@@ -43,7 +43,7 @@ use crate::{Offset, Partition, TopicId, TopicPartition};
 use file::{FileError, Left, Order, Why, Written};
 use pace::Pace;
 pub(crate) use plan::Asks;
-use plan::{FileLimits, Lag, Offered, Waiting, archivable, choose, take_turns};
+use plan::{FileLimits, Lag, Offered, archivable, choose, take_turns};
 use thread::Manner;
 
 /// How often it is looked at what is due.
@@ -346,11 +346,7 @@ impl Archiver {
             let may = c.lag.asked || self.left_alone.get(&id).is_none_or(|until| *until <= now);
             may && !self.busy.contains(&id)
         });
-        let waiting = candidates.iter().map(|c| Waiting {
-            asked: c.lag.asked,
-            oldest_ms: c.lag.oldest_ms,
-        });
-        let waiting: Vec<Waiting> = waiting.collect();
+        let waiting: Vec<Lag> = candidates.iter().map(|c| c.lag).collect();
         let free = self.threads.saturating_sub(files.len());
         let next = take_turns(&waiting, free, &mut self.asked_last);
         let mut candidates: Vec<Option<Candidate>> = candidates.into_iter().map(Some).collect();

@@ -91,19 +91,10 @@ impl Asks {
     }
 }
 
-/// A topic of which a file may be written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Waiting {
-    /// Whether somebody asked for it.
-    pub(crate) asked: bool,
-    /// Append time (ms) of its oldest data.
-    pub(crate) oldest_ms: Option<i64>,
-}
-
 /// Which topics get the free threads, in order, as positions in `waiting`. Those that somebody asked for and those that
 /// are only due take turns, so that neither kind holds the other up; of each kind the one with the oldest data is
 /// next. `asked_last` is whose turn it was last, and is brought up to date.
-pub(crate) fn take_turns(waiting: &[Waiting], free: usize, asked_last: &mut bool) -> Vec<usize> {
+pub(crate) fn take_turns(waiting: &[Lag], free: usize, asked_last: &mut bool) -> Vec<usize> {
     let of_kind = |asked: bool| {
         let mut kind: Vec<usize> = (0..waiting.len())
             .filter(|i| waiting[*i].asked == asked)
@@ -396,7 +387,7 @@ mod tests {
             let mut asks = Asks::new(apart);
             let mut now = Instant::now();
             let mut let_through: BTreeMap<TopicId, Instant> = BTreeMap::new();
-            let (mut waiting, mut asked_last, mut before) = (Vec::<Waiting>::new(), false, None);
+            let (mut waiting, mut asked_last, mut before) = (Vec::<Lag>::new(), false, None);
             for step in steps {
                 let (comes, free) = match step {
                     Step::Ask(later, topic) => {
@@ -417,7 +408,7 @@ mod tests {
                     }
                     Step::Free(comes, free) => (comes, free),
                 };
-                waiting.extend(comes.into_iter().map(|(asked, t)| Waiting { asked, oldest_ms: Some(t) }));
+                waiting.extend(comes.into_iter().map(|(asked, t)| Lag { asked, oldest_ms: Some(t), ..Lag::default() }));
                 let taken = take_turns(&waiting, free, &mut asked_last);
                 prop_assert_eq!(taken.len(), free.min(waiting.len()), "no thread is left without work");
                 let mut left: Vec<usize> = (0..waiting.len()).collect();

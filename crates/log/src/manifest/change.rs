@@ -341,9 +341,7 @@ impl Manifest {
         let held = self.slots_of(owner);
         let held = held.filter(|(slot, epoch)| covered.get(slot) == Some(epoch));
         let held: Vec<Slot> = held.map(|(slot, _)| slot).collect();
-        let linked = held.iter().zip(self.links_of(&held));
-        let linked = linked.filter(|(_, links)| !links.is_empty());
-        let unlinked: std::collections::BTreeSet<Slot> = linked.map(|(slot, _)| *slot).collect();
+        let unlinked = self.linked(&held);
         for entry in self.streams.values_mut() {
             if let StreamState::Sealed { links, .. } = &mut entry.state {
                 let single = links.iter().flat_map(|l| {

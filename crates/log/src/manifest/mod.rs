@@ -430,6 +430,13 @@ impl Manifest {
         links
     }
 
+    /// Those of some slots whose logs go through any earlier stream.
+    pub(crate) fn linked(&self, slots: &[Slot]) -> BTreeSet<Slot> {
+        let with_links = slots.iter().zip(self.links_of(slots));
+        let linked = with_links.filter(|(_, links)| !links.is_empty());
+        linked.map(|(slot, _)| *slot).collect()
+    }
+
     /// Whether the slot's log goes through any earlier stream.
     pub fn has_links(&self, slot: Slot) -> bool {
         let holds = |(first, count, _): (Slot, u32, Link)| first <= slot && slot - first < count;

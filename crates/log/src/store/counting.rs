@@ -8,7 +8,6 @@
 //! | `alluvium_store_sent_bytes_total` | | payload of writes |
 //! | `alluvium_store_received_bytes_total` | | payload of reads |
 
-use std::error::Error as StdError;
 use std::fmt;
 use std::sync::Arc;
 
@@ -26,7 +25,8 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 use tokio::time::Instant;
 
-use super::s3::refusal::Refusal;
+use super::reason::with_sources;
+use super::s3::refusal::{Refusal, Why};
 
 /// Upper bounds of the latency histograms in seconds: from a page-cache read to a hung request.
 const LATENCY_BUCKETS: [f64; 15] = [
@@ -162,19 +162,18 @@ fn class(error: &Error) -> &'static str {
         Error::NotSupported { .. } | Error::NotImplemented { .. } => return "unsupported",
         _ => {}
     }
-    if Refusal::of(error).is_some() {
-        return "denied";
+    match Refusal::of(error).map(|refusal| &refusal.why) {
+        Some(Why::NotImplemented) => return "unsupported",
+        Some(_) => return "denied",
+        None => {}
     }
-    let mut source: Option<&(dyn StdError + 'static)> = Some(error);
-    while let Some(inner) = source {
-        if let Some(http) = inner.downcast_ref::<HttpError>() {
-            return match http.kind() {
-                HttpErrorKind::Connect => "connect",
-                HttpErrorKind::Timeout => "timeout",
-                _ => "connection",
-            };
-        }
-        source = inner.source();
+    let http = with_sources(error).find_map(|inner| inner.downcast_ref::<HttpError>());
+    if let Some(http) = http {
+        return match http.kind() {
+            HttpErrorKind::Connect => "connect",
+            HttpErrorKind::Timeout => "timeout",
+            _ => "connection",
+        };
     }
     // The status is in the text only.
     let text = error.to_string();

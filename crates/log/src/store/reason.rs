@@ -49,17 +49,22 @@ impl Reason {
     }
 }
 
+/// An error, and what lies below it.
+pub(super) fn with_sources<'a>(
+    error: &'a (dyn StdError + 'static),
+) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
+    std::iter::successors(Some(error), |&error| error.source())
+}
+
 /// What to do about an error that is no answer of the store.
 fn known(error: &Error) -> Option<(&'static str, Cure)> {
-    let mut source: Option<&(dyn StdError + 'static)> = Some(error);
-    while let Some(inner) = source {
+    for inner in with_sources(error) {
         if let Some(http) = inner.downcast_ref::<HttpError>() {
             return unanswered(http);
         }
         if let Some(disk) = inner.downcast_ref::<io::Error>() {
             return on_disk(disk.kind());
         }
-        source = inner.source();
     }
     match error {
         Error::PermissionDenied { .. } => Some((

@@ -13,6 +13,7 @@ mod produce;
 mod schedule;
 mod timer;
 
+pub(super) use consume::Batches;
 use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -6,7 +6,6 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use alluvium_log::batch::BatchHeader;
 use bytes::{Bytes, BytesMut};
 use kafka_wire::consumer_protocol_assignment::TopicPartition;
 use kafka_wire::fetch_request::{FetchPartition, FetchTopic};
@@ -27,6 +26,7 @@ use kafka_wire_core::{ApiVersion, DecodeLimits};
 use super::figures::Figures;
 use super::story::ORDERS;
 use super::{AGAIN, Over};
+use crate::cli::bench::Batches;
 use crate::cli::client::{Client, ClientError, OffsetOf, RETRY_PAUSE, discover, list_offsets, refused};
 use crate::errors::ErrorCode;
 
@@ -303,16 +303,9 @@ fn fetch(positions: &Positions) -> FetchRequest {
 }
 
 /// The offset behind the last whole batch.
-fn end_of(mut records: &[u8]) -> Option<i64> {
-    let mut end = None;
-    while let Ok(header) = BatchHeader::parse(records) {
-        let Some(rest) = records.get(header.size()..) else {
-            break;
-        };
-        end = Some(header.last_offset() + 1);
-        records = rest;
-    }
-    end
+fn end_of(records: &[u8]) -> Option<i64> {
+    let last = Batches::new(records).map_while(Result::ok).last();
+    last.map(|(header, _)| header.last_offset() + 1)
 }
 
 fn cannot_write(error: impl std::fmt::Display) -> ClientError {

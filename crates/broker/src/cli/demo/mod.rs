@@ -73,7 +73,7 @@ pub(super) async fn run(args: DemoArgs) -> Result<(), String> {
         // Somebody may have taken a port since it was found free; there are two of them.
         let (others, taken_now) = self::settings(&args)?;
         if taken_now.len() <= taken.len() {
-            return Err(in_words(error));
+            return Err(error);
         }
         (settings, taken) = (others, taken_now);
     };

@@ -319,7 +319,7 @@ async fn attempt(pace: &Pace<'_>, payload: PutPayload, mode: PutMode, bytes: u64
     let put = pace.store.conditional.put_opts(pace.key, payload, options);
     match tokio::time::timeout(timeout, put).await {
         Ok(Ok(result)) => Attempt::Confirmed(result.into()),
-        // A 404 answers If-Match on a missing key, or a missing bucket: reading back tells which.
+        // A 404 answers If-Match on a missing key.
         Ok(Err(
             error @ (Error::AlreadyExists { .. } | Error::Precondition { .. } | Error::NotFound { .. }),
         )) => Attempt::Refused(error),

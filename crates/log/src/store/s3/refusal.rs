@@ -11,6 +11,7 @@ use std::error::Error as StdError;
 use std::fmt;
 use std::sync::Arc;
 
+use super::super::reason::with_sources;
 use super::Credentials;
 
 /// What a broker and its commands need to be allowed; `terraform/policy.json.tftpl` says the same.
@@ -150,14 +151,7 @@ impl Refusal {
 
     /// The refusal that an error comes from.
     pub(crate) fn of<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a Refusal> {
-        let mut source = Some(error);
-        while let Some(inner) = source {
-            if let Some(refusal) = inner.downcast_ref::<Refusal>() {
-                return Some(refusal);
-            }
-            source = inner.source();
-        }
-        None
+        with_sources(error).find_map(|inner| inner.downcast_ref())
     }
 
     /// Whether other credentials would help.

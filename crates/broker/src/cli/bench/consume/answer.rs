@@ -162,10 +162,10 @@ impl<'a> Cursor<'a> {
 }
 
 /// The whole batches at the start of `records`; one that is cut ends them.
-pub(super) struct Batches<'a>(&'a [u8]);
+pub(in crate::cli) struct Batches<'a>(&'a [u8]);
 
 impl<'a> Batches<'a> {
-    pub(super) fn new(records: &'a [u8]) -> Batches<'a> {
+    pub(in crate::cli) fn new(records: &'a [u8]) -> Batches<'a> {
         Batches(records)
     }
 }

@@ -4,6 +4,7 @@ mod answer;
 mod reader;
 mod session;
 
+pub(in crate::cli) use answer::Batches;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
