@@ -83,6 +83,7 @@ pub struct Broker {
     store: String,
     kafka: SocketAddr,
     http: SocketAddr,
+    binary: PathBuf,
     child: Option<Child>,
     log: PathBuf,
     /// Holds the log and, when no store was named, the data.
@@ -112,6 +113,7 @@ impl Broker {
             store,
             kafka: free_address(),
             http: free_address(),
+            binary: binary().to_owned(),
             child: None,
             log,
             directory,
@@ -143,7 +145,8 @@ impl Broker {
             .append(true)
             .open(&self.log)
             .expect("the broker's log");
-        let mut command = command();
+        let mut command = Command::new(&self.binary);
+        isolate(&mut command);
         command.arg("serve").args(self.arguments());
         command.envs(self.options.env.iter().cloned());
         command
@@ -183,6 +186,11 @@ impl Broker {
     /// Chooses another address for metrics and health, before the process is started.
     pub fn set_http(&mut self, address: SocketAddr) {
         self.http = address;
+    }
+
+    /// Chooses another `alluvium`, from the next start of the process on.
+    pub fn set_binary(&mut self, binary: &Path) {
+        binary.clone_into(&mut self.binary);
     }
 
     /// URL of the store.

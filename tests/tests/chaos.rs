@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use alluvium_tests::chaos::{Settings, StoreChoice, clients_missing, logs_of, run};
-use alluvium_tests::installed::Missing;
+use alluvium_tests::installed::{Missing, target};
 use alluvium_tests::minio::Minio;
 use parking_lot::Mutex;
 
@@ -27,6 +27,7 @@ fn settings(seed: u64) -> Settings {
         store: StoreChoice::Fake("put=20/60,get=10/30".to_owned()),
         rate: 200,
         clients: false,
+        other: None,
         logs: logs_of(seed),
     }
 }
@@ -43,6 +44,19 @@ fn pass(settings: &Settings) {
 #[test]
 fn nothing_is_lost_in_chaos() {
     pass(&settings(seed()));
+}
+
+/// Half of the starts are of a version that has never heard of history, on a bucket that it has made.
+#[test]
+fn nothing_is_lost_beside_an_older_version() {
+    let other = target().join("other-version/alluvium");
+    let missing = (!other.exists()).then(|| "it is not built: tests/other-version.sh".to_owned());
+    if Missing::from_environment().goes_on(missing) {
+        pass(&Settings {
+            other: Some(other),
+            ..settings(seed())
+        });
+    }
 }
 
 #[test]

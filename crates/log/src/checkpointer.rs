@@ -2,16 +2,17 @@
 //!
 //! A checkpoint is written soon after a start, when the stream has grown by a fraction of what a checkpoint
 //! holds (so that their cost stays in proportion to ingest), soon after data was merged, so that the floor can move,
-//! and every minute if anything happened. It counts once the head names it. Only this task writes the head, so its
-//! compare-and-swap never races with itself.
+//! and every minute if anything happened. It counts once the head names it. The head is also written as a sign of life,
+//! on time whatever a checkpoint takes; one write at a time, so its compare-and-swap never races with itself.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
 use object_store::UpdateVersion;
+use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::{Mutex, watch};
 use tokio::time::Instant;
 use uuid::Uuid;
@@ -28,17 +29,25 @@ use crate::{Incarnation, Seq, Slot};
 
 /// A head is written at least this often.
 const HEARTBEAT: Duration = Duration::from_secs(30);
-/// The same where there are other brokers.
+/// The same where there are other brokers, from the beginning of one write to that of the next.
 const HEARTBEAT_AMONG_OTHERS: Duration = Duration::from_secs(10);
+/// The same while one of them does not answer: it may not reach this broker either, and judge it by its head. With it one
+/// write that hangs is not yet a standstill ([`crate::liveness::LivenessLimits::standstill`]).
+const HEARTBEAT_AMONG_SILENCE: Duration = Duration::from_secs(3);
+/// A write of the head that has no answer after this time is tried again.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(3);
 /// A checkpoint is written at least this often, if anything was published.
 const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(60);
 /// How often the growth of the stream is looked at.
 const LOOK: Duration = Duration::from_secs(1);
 /// Segments that a restart may have to read before a checkpoint is due, however small the state.
 const TAIL_SEGMENTS: u64 = 1_000;
-/// After a merge a checkpoint is due soon if it is smaller than what was merged by this factor, else after a while.
-const MERGED_PER_CHECKPOINT: u64 = 4;
+/// After a merge a checkpoint is due soon if it is smaller than what was merged by this factor, else after a while, which
+/// is longer for a large one: so many bytes a second are spent on checkpoints of a trickle.
+const MERGED_PER_CHECKPOINT: u64 = 8;
 const AFTER_MERGE: Duration = Duration::from_secs(30);
+const AFTER_MERGE_MAX: Duration = Duration::from_secs(600);
+const TRICKLE_BYTES_PER_SECOND: u64 = 512 << 10;
 /// A checkpoint for the sake of a merge or of links is written at the earliest this long after the one before.
 const SOON: Duration = Duration::from_secs(5);
 
@@ -54,6 +63,8 @@ pub(crate) struct Checkpointer {
     /// Bytes merged since the newest checkpoint.
     merged: AtomicU64,
     durable: watch::Sender<Arc<Durable>>,
+    /// How many other brokers do not answer.
+    silent: OnceLock<Gauge>,
 }
 
 /// What the newest durable head says, and what follows from the checkpoint that it names.
@@ -77,10 +88,35 @@ pub(crate) struct Covered {
     pub(crate) foreign_l0: bool,
 }
 
+fn tell(written: Result<(), NotWritten>) {
+    match written {
+        Ok(()) => {}
+        Err(NotWritten::StoreSilent(why)) => {
+            tracing::debug!(why, "no checkpoint or head could be written; trying again");
+        }
+        Err(NotWritten::Odd(why)) => {
+            tracing::warn!(why, "no checkpoint or head could be written; trying again");
+        }
+    }
+}
+
+/// Time from a checkpoint to the next for the sake of what was merged: so many bytes, where a checkpoint has `size`.
+fn after_merge(merged: u64, size: u64, others_wait: bool) -> Duration {
+    if merged / MERGED_PER_CHECKPOINT >= size {
+        SOON
+    } else if others_wait {
+        AFTER_MERGE
+    } else {
+        Duration::from_secs(size / TRICKLE_BYTES_PER_SECOND).clamp(AFTER_MERGE, AFTER_MERGE_MAX)
+    }
+}
+
 #[derive(Debug)]
 struct Written {
     head: Head,
     version: Option<UpdateVersion>,
+    /// When the write of it began.
+    begun: Option<Instant>,
     /// Ranges in the newest checkpoint: a measure of what the next one costs.
     ranges: u64,
     /// With the newest checkpoint the floor could not move.
@@ -118,6 +154,7 @@ impl Checkpointer {
         let state = Mutex::new(Written {
             head,
             version: None,
+            begun: None,
             ranges: 0,
             floor_stood: false,
         });
@@ -129,7 +166,14 @@ impl Checkpointer {
             one: Mutex::default(),
             merged: AtomicU64::new(0),
             durable: watch::Sender::default(),
+            silent: OnceLock::new(),
         }
+    }
+
+    /// From now on the head is written more often while other brokers do not answer.
+    pub(crate) fn mind(&self, silent: Gauge) {
+        // There is one membership.
+        let _ = self.silent.set(silent);
     }
 
     /// Data was merged or archived: a checkpoint lets the floor pass where it was, and says that the rest needs it no more.
@@ -144,28 +188,25 @@ impl Checkpointer {
 
     /// Runs until the task is aborted or the stream is lost.
     pub(crate) async fn run(self: Arc<Self>) {
-        let (mut head_at, mut checkpoint_at) = (None::<Instant>, None::<Instant>);
-        loop {
-            if self.stream.is_fenced() {
-                return;
+        tokio::join!(self.write_checkpoints(), self.beat());
+    }
+
+    async fn write_checkpoints(&self) {
+        let mut last = None::<Instant>;
+        while !self.stream.is_fenced() {
+            if self.checkpoint_due(last).await {
+                last = Some(Instant::now());
+                tell(self.write_checkpoint().await);
             }
-            let written = if self.checkpoint_due(checkpoint_at).await {
-                checkpoint_at = Some(Instant::now());
-                Some(self.write_checkpoint().await)
-            } else if head_at.is_none_or(|t| t.elapsed() >= self.heartbeat()) {
-                Some(self.write_head(None).await)
-            } else {
-                None
-            };
-            match written {
-                Some(Ok(())) => head_at = Some(Instant::now()),
-                Some(Err(NotWritten::StoreSilent(why))) => {
-                    tracing::debug!(why, "no checkpoint or head could be written; trying again");
-                }
-                Some(Err(NotWritten::Odd(why))) => {
-                    tracing::warn!(why, "no checkpoint or head could be written; trying again");
-                }
-                None => {}
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    async fn beat(&self) {
+        while !self.stream.is_fenced() {
+            let begun = self.state.lock().await.begun;
+            if begun.is_none_or(|t| t.elapsed() >= self.heartbeat()) {
+                tell(self.write_head(None).await);
             }
             tokio::time::sleep(LOOK).await;
         }
@@ -173,10 +214,12 @@ impl Checkpointer {
 
     /// Others judge by the head whether a broker that does not answer them lives.
     fn heartbeat(&self) -> Duration {
-        if self.keeper.current().live().count() > 1 {
-            HEARTBEAT_AMONG_OTHERS
-        } else {
+        if self.keeper.current().live().count() <= 1 {
             HEARTBEAT
+        } else if self.silent.get().is_some_and(|silent| silent.get() > 0) {
+            HEARTBEAT_AMONG_SILENCE
+        } else {
+            HEARTBEAT_AMONG_OTHERS
         }
     }
 
@@ -189,12 +232,16 @@ impl Checkpointer {
         let waited = |time| last.is_none_or(|t| t.elapsed() >= time);
         let merged = self.merged.load(Ordering::Relaxed);
         let size = u64::try_from(self.stream.metrics.checkpoint_bytes.get()).unwrap_or(0);
-        let cheap = merged / MERGED_PER_CHECKPOINT >= size;
-        let after_merge = merged > 0 && waited(if cheap { SOON } else { AFTER_MERGE });
+        let after_merge = merged > 0 && waited(after_merge(merged, size, self.others_wait()));
         let linked = waited(SOON) && self.links_wait();
         // Without it the floor of a broker that nobody uses would stay where a hand-over left it.
         let floor = state.floor_stood && waited(SOON) && !self.floor_stands(&self.stream.owned.lock());
         enough || after_merge || linked || floor || (grown > state.ranges / 64 && waited(CHECKPOINT_INTERVAL))
+    }
+
+    /// Whether segments of other streams stay until the newest checkpoint says that they are not needed any more.
+    fn others_wait(&self) -> bool {
+        self.durable.borrow().covered.iter().any(|c| c.foreign_l0)
     }
 
     /// Whether a slot of this broker still has links and no durable checkpoint of it is there: with one they could go.
@@ -340,18 +387,22 @@ impl Checkpointer {
         let key = self.stream.store.key(&keys::head(self.stream.incarnation));
         let (cluster, incarnation): (Uuid, Incarnation) = (self.stream.cluster, self.stream.incarnation);
         let patience = Patience::For(Duration::from_secs(60));
+        let mut store = self.stream.store.clone();
+        store.limits.request_timeout = store.limits.request_timeout.min(HEAD_TIMEOUT);
         // Nobody else writes here: one earlier write of ours can be in the way, given up as unknown or with its task,
         // and landed since.
         for _ in 0..2 {
+            let begun = Instant::now();
             let head = self.next_head(&state.head, checkpoint.as_ref());
             let commit = head.commit_id;
             let landed =
                 |b: &Bytes| Head::decode(b, cluster, incarnation).is_ok_and(|h| h.commit_id == commit);
             let (body, expected) = (Bytes::from(head.encode()), state.version.as_ref());
-            match conditional::update(&self.stream.store, &key, body, expected, landed, patience).await {
+            match conditional::update(&store, &key, body, expected, landed, patience).await {
                 UpdateOutcome::Committed(now) => {
                     state.version = Some(now.version);
                     state.head = head;
+                    state.begun = Some(begun);
                     return Ok(());
                 }
                 UpdateOutcome::Lost(Some(now)) => {
@@ -383,5 +434,29 @@ impl Checkpointer {
             head.checkpoint = Some(checkpoint.clone());
         }
         head
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_checkpoint_after_a_merge_costs_little_beside_what_was_merged() {
+        let mib = |n: u64| n << 20;
+        let seconds = |merged, size, others| after_merge(merged, size, others).as_secs();
+        assert_eq!(seconds(mib(48), mib(6), false), 5);
+        assert_eq!(seconds(mib(47), mib(6), false), 30, "a trickle");
+        assert_eq!(seconds(1, mib(75), false), 150);
+        assert_eq!(
+            seconds(1, mib(75), true),
+            30,
+            "others cannot let go of their segments before"
+        );
+        assert_eq!(
+            seconds(1, mib(5_000), false),
+            600,
+            "the floor does not stand still for ever"
+        );
     }
 }

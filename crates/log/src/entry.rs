@@ -29,8 +29,9 @@ pub enum Entry {
     },
     /// Batches that stood in segments now stand, unchanged, in a merged object as well.
     Merged(MergedRanges),
-    /// What stood in segments or merged objects now stands in a merged object without the records that compaction took
-    /// away. The ranges stand for the same offsets as before, also where no record is left.
+    /// What stood in segments or merged objects now stands in another merged object: without the records that compaction
+    /// took away, or, where it was gathered, unchanged. The ranges stand for the same offsets as before, also where no
+    /// record is left.
     Compacted(CompactedRanges),
     /// What stood in segments or merged objects now stands in a file of history.
     Archived(ArchivedShares),

@@ -179,7 +179,7 @@ impl Inner {
         let taken = self
             .keeper
             .change(|m| {
-                let owners = heirs(m, victim);
+                let owners = self.heirs(m, victim);
                 m.take_over_for(incarnation, &[(victim, seal)], |slot| {
                     owners.get(&slot).copied().unwrap_or(incarnation)
                 })?;
@@ -221,7 +221,7 @@ impl Inner {
         let retired = self
             .keeper
             .change(|m| {
-                let owners = heirs(m, incarnation);
+                let owners = self.heirs(m, incarnation);
                 m.retire(incarnation, at, |slot| owners.get(&slot).copied())?;
                 Ok::<_, TakeoverRefused>(((), None))
             })
@@ -234,6 +234,21 @@ impl Inner {
         }
         // The process ends after this.
         self.keeper.copies_kept().await;
+    }
+
+    /// Who gets the slots of a broker that ends: those of whom this broker has heard lately, since two may die at once; all of
+    /// them if there is no such one.
+    fn heirs(&self, manifest: &Manifest, of: Incarnation) -> BTreeMap<Slot, Incarnation> {
+        let slots: Vec<Slot> = manifest.slots_of(of).map(|(slot, _)| slot).collect();
+        let mut live = manifest.receivers(of);
+        if let Some(membership) = self.membership.get() {
+            let (quiet, heard): (Vec<_>, Vec<_>) = live.into_iter().partition(|i| membership.is_quiet(*i));
+            live = if heard.is_empty() { quiet } else { heard };
+        }
+        if live.is_empty() {
+            return BTreeMap::new();
+        }
+        placement::orphans(manifest, &slots, &live).into_iter().collect()
     }
 
     /// Takes the slots out of their links that a durable checkpoint holds whole.
@@ -348,14 +363,4 @@ impl Cluster for Member {
             }
         })
     }
-}
-
-/// Who gets the slots of a broker that ends.
-fn heirs(manifest: &Manifest, of: Incarnation) -> BTreeMap<Slot, Incarnation> {
-    let slots: Vec<Slot> = manifest.slots_of(of).map(|(slot, _)| slot).collect();
-    let live = manifest.receivers(of);
-    if live.is_empty() {
-        return BTreeMap::new();
-    }
-    placement::orphans(manifest, &slots, &live).into_iter().collect()
 }

@@ -277,6 +277,7 @@ impl Log {
         if inner.exclusive() {
             return;
         }
+        inner.checkpointer.mind(metrics.suspects.clone());
         let stream = &inner.stream;
         let signs = StoreSigns::new(stream.store.clone(), stream.cluster);
         let member = Member(Arc::downgrade(inner));

@@ -41,6 +41,10 @@ const TICK: Duration = Duration::from_millis(500);
 const STAGGER: Duration = Duration::from_millis(500);
 /// At most so many of them wait.
 const STAGGER_RANKS: u32 = 6;
+/// Others have so long to apply a manifest that they are told of before this broker goes.
+const TOLD: Duration = Duration::from_secs(3);
+/// Pause between two questions whether they have.
+const TELL_AGAIN: Duration = Duration::from_millis(50);
 /// A plan for so many partitions takes less time than handing it to another thread.
 const PLANNED_AT_ONCE: u64 = 500;
 
@@ -135,7 +139,7 @@ impl Default for MembershipOptions {
 #[derive(Clone, Debug, Default)]
 pub struct MembershipMetrics {
     peers: Gauge,
-    suspects: Gauge,
+    pub(crate) suspects: Gauge,
     takeover_failures: Counter,
     slots_under_way: Gauge,
     plan_seconds: Gauge<f64, std::sync::atomic::AtomicU64>,
@@ -274,13 +278,32 @@ impl Membership {
         self.heard.lock().clone()
     }
 
-    /// Tells everybody at once of the newest manifest, also when this broker has left it and watches nobody any more.
+    /// Whether a broker has not answered for so long that it is given no slots.
+    pub(crate) fn is_quiet(&self, peer: Incarnation) -> bool {
+        let heard = self.heard.lock().get(&peer).map(|h| h.at);
+        peer != self.own && heard.is_none_or(|at| at.elapsed() >= self.options.quiet)
+    }
+
+    /// Tells everybody at once of the newest manifest, also when this broker has left it and watches nobody any more, and
+    /// waits until those who answer have applied it, at most for a while: a client that loses its connection to this
+    /// broker asks one of them, once, who leads its partitions now.
     pub async fn tell_all(&self) {
         let manifest = self.cluster.manifest().borrow().clone();
         let others = manifest.live().filter(|(i, _)| *i != self.own);
-        let told = others.map(|(peer, entry)| self.peers.ping(entry, peer, manifest.version));
+        let told = others.map(|(peer, entry)| self.tell(peer, entry, manifest.version));
         let all = futures::future::join_all(told);
-        let _ = tokio::time::timeout(self.options.ping_timeout, all).await;
+        let _ = tokio::time::timeout(TOLD, all).await;
+    }
+
+    async fn tell(&self, peer: Incarnation, entry: &StreamEntry, version: u64) {
+        loop {
+            let answer = self.peers.ping(entry, peer, version);
+            match tokio::time::timeout(self.options.ping_timeout, answer).await {
+                Ok(Ok(pong)) if pong.incarnation == peer && pong.manifest_version < version => {}
+                _ => return,
+            }
+            tokio::time::sleep(TELL_AGAIN).await;
+        }
     }
 
     /// Watches one broker until it is dead and taken over.
@@ -464,8 +487,7 @@ impl Membership {
         };
         self.metrics.plan_seconds.set(started.elapsed().as_secs_f64());
         let Ok(mut moves) = planned else { return };
-        let quiet = |i: &Incarnation| heard.get(i).is_none_or(|h| h.at.elapsed() >= self.options.quiet);
-        moves.retain(|(_, to)| *to == self.own || !quiet(to));
+        moves.retain(|(_, to)| !self.is_quiet(*to));
         moves.truncate(room);
         if moves.is_empty() {
             return;

@@ -54,6 +54,7 @@ pub(crate) struct LogMetrics {
     pub(crate) merged_objects: Counter,
     pub(crate) merged_bytes: Counter,
     pub(crate) merge_seconds: Histogram,
+    pub(crate) gathered_bytes: Counter,
     pub(crate) unmergeable_ranges: Counter,
     pub(crate) archived_files: Counter,
     pub(crate) archived_bytes: Counter,
@@ -106,6 +107,7 @@ impl LogMetrics {
             merged_objects: Counter::default(),
             merged_bytes: Counter::default(),
             merge_seconds: seconds(),
+            gathered_bytes: Counter::default(),
             unmergeable_ranges: Counter::default(),
             archived_files: Counter::default(),
             archived_bytes: Counter::default(),
@@ -311,6 +313,11 @@ impl LogMetrics {
             "merge_seconds",
             "From the plan of a merged object to the publication of its data's place",
             self.merge_seconds.clone(),
+        );
+        r.register(
+            "gathered_bytes",
+            "Merged bytes that were moved because little else was needed of the object in which they stood",
+            self.gathered_bytes.clone(),
         );
         r.register(
             "unmergeable_ranges",

@@ -84,6 +84,7 @@ pub fn settings(world: &Shared, node: Node) -> Settings {
             settings.log.tail_bytes = 4_096;
             settings.log.merge.interval = Duration::from_millis(tuning.merge_ms);
             settings.log.merge.file_bytes = tuning.file_bytes;
+            settings.log.merge.gather_after = Duration::from_millis(tuning.gather_ms);
             settings.log.delete_delay = Duration::from_millis(tuning.delete_delay_ms);
             settings.log.garbage_interval = Duration::from_millis(tuning.garbage_ms);
             settings

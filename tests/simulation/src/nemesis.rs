@@ -135,6 +135,7 @@ pub fn plan(world: &Shared, chance: &mut Chance) -> Plan {
             true => ("retention.bytes", chance.between(2_000, 8_000) as i64),
             false => ("retention.ms", chance.between(10_000, 40_000) as i64),
         },
+        gather_ms: chance.between(5_000, 60_000),
     };
     let tuning = w.tuning;
     w.tell(format_args!("{tuning:?}"));

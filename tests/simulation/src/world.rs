@@ -216,6 +216,8 @@ pub struct Tuning {
     pub garbage_ms: u64,
     /// The config that limits a topic now and then, and its limit.
     pub retention: (&'static str, i64),
+    /// Age at which merged data is gathered.
+    pub gather_ms: u64,
 }
 
 /// See the module's documentation.
@@ -292,6 +294,7 @@ impl Shared {
                 history: (64 << 20, 3_600_000),
                 garbage_ms: 300_000,
                 retention: ("retention.bytes", -1),
+                gather_ms: 7_200_000,
             },
             closing: false,
             scheduled: BinaryHeap::new(),

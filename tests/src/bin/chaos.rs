@@ -1,6 +1,7 @@
 //! Runs chaos for as long as one likes:
 //! `cargo build --release --workspace --bin alluvium --bin chaos && target/release/chaos --minutes 60`
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -43,6 +44,9 @@ struct Arguments {
     /// Let a producer and a group on librdkafka take part (tests/clients/install.sh python)
     #[arg(long)]
     clients: bool,
+    /// An older alluvium that takes turns with this one, on a bucket that it has made (tests/other-version.sh)
+    #[arg(long, value_name = "PATH")]
+    other: Option<PathBuf>,
 }
 
 impl Arguments {
@@ -60,6 +64,7 @@ impl Arguments {
             },
             rate: self.rate,
             clients: self.clients,
+            other: self.other.clone(),
             logs: logs_of(seed),
         }
     }
@@ -71,8 +76,10 @@ impl Arguments {
             None => format!("--minutes {}", self.minutes),
         };
         let clients = if self.clients { " --clients" } else { "" };
+        let other = self.other.as_ref();
+        let other = other.map_or_else(String::new, |path| format!(" --other {}", path.display()));
         format!(
-            "chaos {length} --brokers {} --store {} --latency {} --longest {} --rate {}{clients} --seed {seed}",
+            "chaos {length} --brokers {} --store {} --latency {} --longest {} --rate {}{clients}{other} --seed {seed}",
             self.brokers, self.store, self.latency, self.longest, self.rate
         )
     }
@@ -108,7 +115,8 @@ mod tests {
 
     #[test]
     fn prints_a_command_that_it_understands() {
-        let arguments = Arguments::parse_from(["chaos", "--minutes", "1.5", "--store", "minio", "--clients"]);
+        let given = "chaos --minutes 1.5 --store minio --clients --other /old/alluvium";
+        let arguments = Arguments::parse_from(given.split(' '));
         let again = Arguments::parse_from(arguments.command_line(7).split(' '));
         assert_eq!(again.seed, Some(7));
         assert_eq!(again.command_line(7), arguments.command_line(7));

@@ -1,15 +1,16 @@
 //! Brokers behind proxies on one store, and the faults that are done to them.
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
 
+use super::Settings;
 use super::plan::{Fault, FaultKind};
 use super::proxy::{Manner, Proxy, Weather};
 use super::store::ChaosStore;
-use crate::broker::{Broker, BrokerOptions, free_address};
+use crate::broker::{Broker, BrokerOptions, binary, free_address};
 
 /// Time that a start or a graceful stop may take on a busy machine, after everything has healed.
 const PROCESS_PATIENCE: Duration = Duration::from_secs(90);
@@ -41,6 +42,8 @@ enum State {
 #[derive(Debug)]
 struct Node {
     broker: Broker,
+    /// An `alluvium` of another version, which takes turns with ours.
+    other: Option<PathBuf>,
     /// Between it and the store.
     store: Proxy,
     /// Between everybody and it.
@@ -74,20 +77,14 @@ impl Cluster {
     ///
     /// # Errors
     /// A sentence with the log that says more.
-    pub(super) fn start(
-        store: ChaosStore,
-        brokers: usize,
-        ids: bool,
-        logs: &Path,
-        runtime: &Handle,
-    ) -> Result<Cluster, String> {
+    pub(super) fn start(store: ChaosStore, settings: &Settings, runtime: &Handle) -> Result<Cluster, String> {
         let mut cluster = Cluster {
             nodes: Vec::new(),
             store,
             revived: 0,
         };
-        for index in 0..brokers {
-            let node = cluster.prepare(index, ids, logs, runtime)?;
+        for index in 0..settings.brokers {
+            let node = cluster.prepare(index, settings, runtime)?;
             cluster.nodes.push(node);
         }
         cluster.nodes.iter_mut().for_each(Node::spawn);
@@ -95,12 +92,12 @@ impl Cluster {
         Ok(cluster)
     }
 
-    fn prepare(&self, index: usize, ids: bool, logs: &Path, runtime: &Handle) -> Result<Node, String> {
+    fn prepare(&self, index: usize, settings: &Settings, runtime: &Handle) -> Result<Node, String> {
         let failed = |error: std::io::Error| format!("a proxy: {error}");
         let store = Proxy::start(runtime, free_address()).map_err(failed)?;
         store.leads_to(self.store.address());
         let kafka = Proxy::start(runtime, free_address()).map_err(failed)?;
-        let log = logs.join(format!("broker-{index}.log"));
+        let log = settings.logs.join(format!("broker-{index}.log"));
         let mut options = BrokerOptions::on(self.store.url())
             .env(self.store.env_through(store.address()))
             .log(&log)
@@ -110,17 +107,24 @@ impl Cluster {
             // Merging and deleting take part in everything, and not once a minute.
             .set("merge.interval.ms", 4_000)
             .set("log.segment.delete.delay.ms", 4_000)
-            .set("garbage.check.interval.ms", 4_000)
             // So little that readers need the store.
             .set("tail.bytes", 4 * 1024 * 1024)
             .set("cache.bytes", 4 * 1024 * 1024);
-        if ids {
+        if settings.other.is_none() {
+            // The other version may not know these.
+            options = options
+                .set("garbage.check.interval.ms", 4_000)
+                .set("merge.gather.after.ms", 12_000);
+        }
+        // Both ways of getting a broker id must do.
+        if settings.seed.is_multiple_of(2) {
             options = options.set("node.id", index + 1);
         }
         let broker = Broker::prepare(options);
         kafka.leads_to(broker.address());
         Ok(Node {
             broker,
+            other: settings.other.clone(),
             store,
             kafka,
             state: State::Down,
@@ -286,6 +290,10 @@ impl Node {
         if self.state == State::Down {
             // The port was chosen so that nobody else takes it.
             self.kafka.open().expect("the proxy listens again");
+            // The other version begins, because it must know the bucket that is made; then each start of a broker is of the one
+            // that it was not before.
+            let other = self.other.as_deref().filter(|_| self.starts.is_multiple_of(2));
+            self.broker.set_binary(other.unwrap_or_else(|| binary()));
             self.broker.spawn();
             self.starts += 1;
             self.state = State::Runs;

@@ -76,6 +76,8 @@ pub struct Settings {
     pub rate: u32,
     /// Whether producers and consumers on librdkafka take part.
     pub clients: bool,
+    /// An older `alluvium`, which takes turns with ours: each start of a broker is of the version that it was not before.
+    pub other: Option<PathBuf>,
     /// Where logs go.
     pub logs: PathBuf,
 }
@@ -122,10 +124,7 @@ pub fn run(settings: &Settings) -> Result<Summary, Failure> {
         .build()
         .map_err(|error| early(error.to_string()))?;
     let store = ChaosStore::start(&settings.store, settings.seed).map_err(early)?;
-    // Both ways of getting a broker id must do.
-    let ids = settings.seed.is_multiple_of(2);
-    let cluster = Cluster::start(store, settings.brokers, ids, &settings.logs, runtime.handle());
-    let cluster = cluster.map_err(early)?;
+    let cluster = Cluster::start(store, settings, runtime.handle()).map_err(early)?;
     let world = World::new(cluster.bootstrap(), PARTITIONS);
     let logs = cluster.logs();
     let mut session = Session {

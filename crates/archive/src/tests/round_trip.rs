@@ -2,8 +2,9 @@
 
 use alluvium_log::batch::BatchBuilder;
 use alluvium_log::codec::Codec;
-use parquet::file::reader::{FileReader, SerializedFileReader};
-use parquet::record::RowAccessor;
+use arrow::array::{Array, AsArray, BinaryArray};
+use arrow::datatypes::{DataType, Int32Type, Int64Type, TimestampMicrosecondType};
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use proptest::prelude::*;
 
 use super::made::{COMMON, Common, Given, Made, batches, encode, given, raw};
@@ -91,31 +92,59 @@ fn block_on<T>(work: impl Future<Output = T>) -> T {
         .block_on(work)
 }
 
-/// Reads the file as anybody would, with the checksums of its pages verified.
-fn check_as_parquet(file: &Bytes, batches: &[Given]) {
-    let reader = SerializedFileReader::new(file.clone()).unwrap();
-    let rows = reader.get_row_iter(None).unwrap();
-    let mut expected = batches
-        .iter()
-        .flat_map(|b| b.records.iter().map(move |r| (b.partition, r)));
-    for row in rows {
-        let row = row.unwrap();
-        let (partition, record) = expected.next().unwrap();
-        assert_eq!(row.get_int(0).unwrap(), partition);
-        assert_eq!(row.get_long(1).unwrap(), record.offset);
-        assert_eq!(row.get_int(4).unwrap(), record.epoch);
-        assert_eq!(
-            row.get_bytes(5).ok().map(|b| b.data().to_vec()),
-            record.key.as_ref().map(|k| k.to_vec())
+/// Every row as a reader that knows nothing of us sees it, with its partition and append time (us). The checksums of the
+/// pages are verified.
+fn rows(file: &Bytes) -> Vec<(i32, i64, Seen)> {
+    let reader = ParquetRecordBatchReaderBuilder::try_new(file.clone()).unwrap();
+    let mut out = vec![];
+    for rows in reader.build().unwrap() {
+        let rows = rows.unwrap();
+        let column = |name| rows.column_by_name(name).unwrap();
+        let partitions = column("partition").as_primitive::<Int32Type>();
+        let offsets = column("offset").as_primitive::<Int64Type>();
+        let timestamps = column("timestamp").as_primitive::<TimestampMicrosecondType>();
+        let append_times = column("append_time").as_primitive::<TimestampMicrosecondType>();
+        let epochs = column("leader_epoch").as_primitive::<Int32Type>();
+        let (keys, values) = (
+            column("key").as_binary::<i32>(),
+            column("value").as_binary::<i32>(),
         );
-        assert_eq!(row.get_list(6).unwrap().len(), record.headers.len());
-        assert_eq!(
-            row.get_bytes(7).ok().map(|b| b.data().to_vec()),
-            record.value.as_ref().map(|v| v.to_vec())
-        );
-        assert_eq!(row.get_bool(8).unwrap(), record.log_append);
+        let headers = column("headers").as_list::<i32>();
+        let log_append = column("log_append_time").as_boolean();
+        let bytes = |column: &BinaryArray, n| column.is_valid(n).then(|| column.value(n).to_vec().into());
+        for n in 0..rows.num_rows() {
+            let own = headers.value(n);
+            let own = own.as_struct();
+            let names = own.column(0).as_string::<i32>();
+            let of_names = own.column(1).as_binary::<i32>();
+            let named = |h| {
+                (
+                    Bytes::copy_from_slice(names.value(h).as_bytes()),
+                    bytes(of_names, h),
+                )
+            };
+            let timestamp = timestamps.is_valid(n).then(|| timestamps.value(n));
+            let record = Seen {
+                offset: offsets.value(n),
+                timestamp: timestamp.map_or(-1, |us| us / 1000),
+                log_append: log_append.value(n),
+                epoch: epochs.value(n),
+                key: bytes(keys, n),
+                value: bytes(values, n),
+                headers: (0..own.len()).map(named).collect(),
+            };
+            out.push((partitions.value(n), append_times.value(n), record));
+        }
     }
-    assert!(expected.next().is_none());
+    out
+}
+
+fn check_as_parquet(file: &Bytes, batches: &[Given]) {
+    let given = batches.iter().flat_map(|b| {
+        let of_batch = move |record: &Seen| (b.partition, b.append_time * 1000, record.clone());
+        b.records.iter().map(of_batch)
+    });
+    assert_eq!(rows(file), given.collect::<Vec<_>>());
 }
 
 proptest! {
@@ -379,10 +408,10 @@ fn text_values_are_text_and_others_bytes() {
     let batch = given(&COMMON, &[one(0, "é".as_bytes())]);
     for text in [false, true] {
         let (file, ..) = write(&small(), &topic(text), std::slice::from_ref(&batch));
-        let reader = SerializedFileReader::new(file).unwrap();
-        let row = reader.get_row_iter(None).unwrap().next().unwrap().unwrap();
-        assert_eq!(row.get_string(7).is_ok(), text);
-        let schema = reader.metadata().file_metadata().schema_descr().root_schema();
+        let reader = ParquetRecordBatchReaderBuilder::try_new(file).unwrap();
+        let kind = reader.schema().field_with_name("value").unwrap().data_type();
+        assert_eq!(*kind, if text { DataType::Utf8 } else { DataType::Binary });
+        let schema = reader.parquet_schema().root_schema();
         let ids: Vec<i32> = schema
             .get_fields()
             .iter()

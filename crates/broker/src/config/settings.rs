@@ -275,6 +275,7 @@ fn build(layered: Layered, surroundings: &Surroundings<'_>) -> Result<(Settings,
             bytes: read.parsed("merge.bytes"),
             file_bytes: read.parsed("merge.file.bytes"),
             bytes_per_second: read.parsed("merge.bytes.per.second"),
+            gather_after: read.millis("merge.gather.after.ms"),
         },
         archive: ArchiveOptions {
             // 0: by the processors.

@@ -126,7 +126,7 @@ pub(crate) enum CompactError {
 impl From<MergeError> for CompactError {
     fn from(error: MergeError) -> CompactError {
         match error {
-            MergeError::Store(why) => CompactError::Store(why),
+            MergeError::Store(_) | MergeError::Object { .. } => CompactError::Store(error.to_string()),
             MergeError::Odd(why) => CompactError::Odd(why),
             MergeError::Ended(why) => CompactError::Ended(why),
         }

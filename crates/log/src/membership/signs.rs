@@ -1,7 +1,11 @@
 //! Signs of life in a store: a stream's head and its end.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
 use futures::future::BoxFuture;
 use object_store::ObjectStoreExt;
+use parking_lot::Mutex;
 use uuid::Uuid;
 
 use super::Signs;
@@ -18,12 +22,18 @@ use crate::{Incarnation, Seq};
 pub struct StoreSigns {
     store: Store,
     cluster: Uuid,
+    /// Streams of whose damaged head was told.
+    told: Arc<Mutex<BTreeSet<Incarnation>>>,
 }
 
 impl StoreSigns {
     /// Signs of the streams of this cluster.
     pub fn new(store: Store, cluster: Uuid) -> StoreSigns {
-        StoreSigns { store, cluster }
+        StoreSigns {
+            store,
+            cluster,
+            told: Arc::default(),
+        }
     }
 
     async fn sign(&self, stream: Incarnation, known: Seq) -> Result<Sign, String> {
@@ -31,12 +41,18 @@ impl StoreSigns {
         let found = conditional::read(&self.store, &key)
             .await
             .map_err(|e| e.to_string())?;
-        let head = match found {
-            Some(found) => {
-                Head::decode(&found.bytes, self.cluster, stream).map_err(|e| format!("{key}: {e}"))?
+        let none = || Head::new(self.cluster, stream, Uuid::nil());
+        let head = found.map_or_else(
+            || Ok(none()),
+            |found| Head::decode(&found.bytes, self.cluster, stream),
+        );
+        // One that cannot be read shows no life; whoever takes the stream over says that it cannot.
+        let head = head.unwrap_or_else(|why| {
+            if self.told.lock().insert(stream) {
+                tracing::warn!(%key, %why, "the head of a broker that does not answer is damaged");
             }
-            None => Head::new(self.cluster, stream, Uuid::nil()),
-        };
+            none()
+        });
         Ok(Sign {
             heartbeat: head.heartbeat,
             tip: head.tip,
@@ -122,6 +138,7 @@ mod tests {
         assert_eq!(signs.look(7, 100).await, Ok(sign));
         assert_eq!(signs.look(7, 400).await.map(|s| s.end), Ok(400));
         put(keys::head(7), b"{".to_vec()).await;
-        assert!(signs.look(7, 0).await.unwrap_err().contains("not a valid head"));
+        let dead = Sign { end: 100, ..nothing };
+        assert_eq!(signs.look(7, 0).await, Ok(dead), "damaged, it is no sign of life");
     }
 }

@@ -437,3 +437,46 @@ async fn one_that_says_it_is_draining_loses_its_slots() {
     let of = |i| manifest.slots.iter().filter(|r| r.owner == i).count();
     assert_eq!((of(1), of(2)), (15, 15));
 }
+
+#[tokio::test(start_paused = true)]
+async fn who_leaves_waits_until_the_others_know_it_but_not_for_ever() {
+    let world = World::new(4, 4, |_| 1);
+    let started = Instant::now();
+    let applies_after = move |wait: u64| {
+        move |to: Incarnation, _: Incarnation| match to {
+            // It looks at the manifest when it is told of a newer one, which takes a moment.
+            2 => Ok(Pong {
+                incarnation: 2,
+                manifest_version: if started.elapsed() >= Duration::from_millis(wait) {
+                    9
+                } else {
+                    8
+                },
+                draining: false,
+            }),
+            3 => Err(PingError::Refused),
+            _ => Err(PingError::NoAnswer),
+        }
+    };
+    world.change(|m| m.version = 8);
+    world.network(applies_after(230));
+    let m = world.start(1, MembershipOptions::default());
+    m.tell_all().await;
+    let waited = started.elapsed();
+    let ping_timeout = MembershipOptions::default().ping_timeout;
+    assert_eq!(waited, ping_timeout, "as long as for one that does not answer");
+    let asked_at = |to| {
+        let pings = world.pings.lock().clone();
+        let told = pings.into_iter().filter(move |p| p.1 == to);
+        told.map(|p| p.2 - started).collect::<Vec<_>>()
+    };
+    assert!(
+        asked_at(2).contains(&Duration::from_millis(250)),
+        "{:?}",
+        asked_at(2)
+    );
+    world.network(applies_after(1_000_000));
+    let again = Instant::now();
+    m.tell_all().await;
+    assert_eq!(again.elapsed(), TOLD);
+}

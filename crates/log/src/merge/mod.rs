@@ -5,38 +5,45 @@
 //! inherited, into merged objects, and publishes the pointers *as entries in its stream*: a merge of a broker that lost
 //! its stream cannot take effect. Afterwards a checkpoint moves the floor, and [`crate::clean`] deletes.
 //!
-//! What cannot be read as it was written stays where it is, with a word in the log, and everything else goes on. An
-//! object whose fate is unknown is given up together with its number: [`crate::garbage`] finds that nobody refers to it.
+//! What cannot be read as it was written stays where it is, with a word in the log, and everything else goes on; it is
+//! tried again after a while. An object whose fate is unknown is given up together with its number: [`crate::garbage`]
+//! finds that nobody refers to it.
 //!
-//! [`plan`] decides; this file carries out.
+//! What stays merged for long is *gathered*: see [`gather`].
+//!
+//! [`plan`] and [`gather`] decide; this file carries out.
 
+mod gather;
 pub(crate) mod plan;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures::{StreamExt, stream};
-use hashbrown::HashSet;
+use hashbrown::{HashMap, HashSet};
 use object_store::{GetOptions, GetRange, ObjectStoreExt};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::checkpointer::Checkpointer;
-use crate::entry::{Entry, MergedRanges, Place};
+use crate::entry::{CompactedRanges, Entry, MergedRanges, Place};
 use crate::format::merged::{MergedHeader, MergedIndex, put_head, put_tail, read_header};
+use crate::garbage::FileNumber;
 use crate::keys;
 use crate::log::AppendError;
-use crate::manifest::LEVEL_OF_CLUSTERS;
 use crate::manifest::keeper::ManifestKeeper;
+use crate::manifest::{LEVEL_OF_CLUSTERS, LEVEL_OF_HISTORY};
 use crate::partition::image::StoredRange;
 use crate::store::conditional::{self, CreateOutcome, Patience};
 use crate::store::reason_of;
 use crate::stream::Stream;
 use crate::{Offset, Partition, TopicPartition};
-use plan::{Backlog, FileLimits, Layout, Part, Read, Run, Target, pointers, runs, verify};
+use gather::{Needs, sources};
+use plan::{Backlog, FileLimits, Layout, Part, Read, Run, Target, neighbours, pointers, runs, verify};
 
 /// How often the growth of the stream is looked at.
 const LOOK: Duration = Duration::from_secs(1);
@@ -53,6 +60,14 @@ const PARTITIONS_AT_ONCE: usize = 500;
 const BYTES_AT_ONCE: u64 = 1 << 20;
 /// Damaged ranges that are remembered. Beyond that they are looked at again in every round.
 const DAMAGED_MAX: usize = 100_000;
+/// They are tried again after this time: as long as they stand in a segment, all later ones stay in the bucket.
+const DAMAGED_AGAIN: Duration = Duration::from_secs(600);
+/// An object of which no read succeeds in so many rounds, while the store answers others, holds up the rest no longer.
+const STUBBORN_ROUNDS: u32 = 3;
+/// Such objects that are remembered.
+const STUBBORN_MAX: usize = 1_000;
+/// It is looked so often for what is to be gathered, in parts of the time after which it is.
+const GATHER_LOOKS: u32 = 12;
 
 /// Settings of merging.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -65,6 +80,9 @@ pub struct MergeOptions {
     pub file_bytes: u64,
     /// `merge.bytes.per.second`: how fast.
     pub bytes_per_second: u64,
+    /// `merge.gather.after.ms`: what has been merged for so long, and stands in objects of which little else is needed,
+    /// moves into new ones.
+    pub gather_after: Duration,
 }
 
 impl Default for MergeOptions {
@@ -74,6 +92,7 @@ impl Default for MergeOptions {
             bytes: 128 << 20,
             file_bytes: 32 << 20,
             bytes_per_second: 64 << 20,
+            gather_after: Duration::from_secs(7_200),
         }
     }
 }
@@ -84,6 +103,9 @@ pub(crate) enum MergeError {
     /// The store fails: later.
     #[error("{0}")]
     Store(String),
+    /// It fails for this object.
+    #[error("{}: {why}", keys::place(*.place))]
+    Object { place: Place, why: String },
     /// An object that should be new is there already, or what was read changed under us: never seen in good order.
     #[error("{0}")]
     Odd(String),
@@ -102,8 +124,10 @@ pub(crate) struct Merger {
     keeper: Arc<ManifestKeeper>,
     checkpointer: Arc<Checkpointer>,
     options: MergeOptions,
-    /// Ranges that could not be read as they were written, by their first offset.
-    damaged: HashSet<(TopicPartition, Offset)>,
+    /// Ranges that could not be read as they were written, by their first offset, and when they are tried again.
+    damaged: HashMap<(TopicPartition, Offset), Instant>,
+    /// Objects that could not be read in as many rounds.
+    stubborn: HashMap<Place, u32>,
 }
 
 impl Merger {
@@ -118,7 +142,8 @@ impl Merger {
             keeper,
             checkpointer,
             options,
-            damaged: HashSet::new(),
+            damaged: HashMap::new(),
+            stubborn: HashMap::new(),
         }
     }
 
@@ -128,6 +153,7 @@ impl Merger {
         let mut due = Instant::now() + self.options.interval / 4;
         let mut measured = Instant::now();
         let mut merged_to = 0;
+        let mut gather_at = Instant::now() + self.options.gather_after / GATHER_LOOKS;
         loop {
             let mut waiting = vec![];
             tokio::select! {
@@ -162,19 +188,27 @@ impl Merger {
                 self.survey().await;
                 measured = Instant::now();
             }
+            if Instant::now() >= gather_at {
+                match self.gather().await {
+                    Ok(()) => {}
+                    Err(MergeError::Ended(_)) => return,
+                    Err(why) => tracing::warn!(%why, "merged data could not be gathered; trying again later"),
+                }
+                gather_at = Instant::now() + self.options.gather_after / GATHER_LOOKS;
+            }
         }
     }
 
     /// Merges what is not merged now; what comes meanwhile is for the next round.
     pub(crate) async fn round(&mut self) -> Result<(), MergeError> {
+        let now = Instant::now();
+        self.damaged.retain(|_, again| *again > now);
         let mut backlog = self.survey().await;
         let mut left = backlog.bytes;
-        let limits = FileLimits {
-            bytes: self.options.file_bytes,
-            ranges: FILE_RANGES,
-        };
         while left > 0 {
-            let Some(cut) = backlog.cut(limits) else { break };
+            let Some(cut) = backlog.cut(self.limits()) else {
+                break;
+            };
             let started = Instant::now();
             let taken = self.merge_up_to(cut).await?;
             self.stream
@@ -183,10 +217,100 @@ impl Merger {
                 .observe(started.elapsed().as_secs_f64());
             left = left.saturating_sub(taken.max(1));
             backlog = self.survey().await;
-            let pace = taken as f64 / self.options.bytes_per_second.max(1) as f64;
-            tokio::time::sleep_until(started + Duration::from_secs_f64(pace)).await;
+            self.pace(started, taken).await;
         }
         Ok(())
+    }
+
+    fn limits(&self) -> FileLimits {
+        FileLimits {
+            bytes: self.options.file_bytes,
+            ranges: FILE_RANGES,
+        }
+    }
+
+    async fn pace(&self, started: Instant, bytes: u64) {
+        let pace = bytes as f64 / self.options.bytes_per_second.max(1) as f64;
+        tokio::time::sleep_until(started + Duration::from_secs_f64(pace)).await;
+    }
+
+    /// Gathers what there is to gather, object by object.
+    pub(crate) async fn gather(&mut self) -> Result<(), MergeError> {
+        // Which entries there may be.
+        while self.keeper.current().feature_level >= LEVEL_OF_HISTORY {
+            let started = Instant::now();
+            let sparse = self.sparse().await;
+            if sparse.is_empty() {
+                break;
+            }
+            let copied = self.copy(self.needed_of(&sparse).await).await?;
+            let Some(Copied {
+                layout,
+                index,
+                mut file,
+            }) = copied
+            else {
+                break;
+            };
+            let bytes = layout.data_len;
+            let pointers = index.entries.into_iter().map(|merged| {
+                // What compaction has written meanwhile must not be undone by older bytes of the same offsets.
+                let only_of = Some(sources(&layout, &merged).to_vec());
+                (Entry::Compacted(CompactedRanges { merged, clean_to: 0 }), only_of)
+            });
+            let pointers = pointers.collect();
+            // From here on the object may be referred to, whatever becomes of this task.
+            file.submit();
+            let fitting = self.stream.rewrite_if(pointers).await?;
+            file.settle();
+            if fitting == 0 {
+                break;
+            }
+            self.checkpointer.merged(bytes);
+            self.stream.metrics.gathered_bytes.inc_by(bytes);
+            tracing::debug!(objects = sparse.len(), bytes, "gathered merged data");
+            self.pace(started, bytes).await;
+        }
+        Ok(())
+    }
+
+    /// The objects from which something is to be gathered now.
+    async fn sparse(&self) -> BTreeSet<Place> {
+        let mut needs = Needs::default();
+        self.each_merged(|_, r| needs.add(r)).await;
+        let after_ms = i64::try_from(self.options.gather_after.as_millis()).unwrap_or(i64::MAX);
+        let before_ms = self.stream.clock.now_ms().saturating_sub(after_ms);
+        needs.sparse(self.limits(), before_ms)
+    }
+
+    /// What is needed of these objects.
+    async fn needed_of(&self, objects: &BTreeSet<Place>) -> Vec<Run> {
+        let mut needed: BTreeMap<TopicPartition, (i32, Vec<StoredRange>)> = BTreeMap::new();
+        self.each_merged(|p, r| {
+            if objects.contains(&r.place) {
+                let of_partition = needed.entry(p.id()).or_insert_with(|| (p.leader_epoch(), vec![]));
+                of_partition.1.push(*r);
+            }
+        })
+        .await;
+        let runs = needed.into_iter();
+        runs.flat_map(|(id, (epoch, ranges))| neighbours(id, epoch, ranges.iter()))
+            .collect()
+    }
+
+    /// Goes through what stands in merged objects and is not known to be damaged, of all partitions that are appended to.
+    async fn each_merged(&self, mut each: impl FnMut(&Partition, &StoredRange)) {
+        for some in self.partitions().chunks(PARTITIONS_AT_ONCE) {
+            for p in some {
+                // What is about to be released, or has gone, takes no pointer any more.
+                if p.check_appendable().is_ok() {
+                    let image = p.published.lock();
+                    let ranges = image.merged_ranges().filter(|r| !self.is_damaged(p.id(), r));
+                    ranges.for_each(|r| each(p, r));
+                }
+            }
+            tokio::task::yield_now().await;
+        }
     }
 
     /// Measures what is not merged.
@@ -218,7 +342,7 @@ impl Merger {
     }
 
     fn is_damaged(&self, partition: TopicPartition, r: &StoredRange) -> bool {
-        !self.damaged.is_empty() && self.damaged.contains(&(partition, r.base_offset))
+        !self.damaged.is_empty() && self.damaged.contains_key(&(partition, r.base_offset))
     }
 
     /// Merges everything up to the segment `cut` into one object and publishes where it is. Returns the bytes that were
@@ -233,8 +357,24 @@ impl Merger {
             }
             tokio::task::yield_now().await;
         }
+        let looked_at = chosen
+            .iter()
+            .flat_map(|run| &run.ranges)
+            .map(|r| u64::from(r.len))
+            .sum();
+        if let Some(Copied { index, mut file, .. }) = self.copy(chosen).await? {
+            // From here on the object may be referred to, whatever becomes of this task.
+            file.submit();
+            self.publish(index.entries).await?;
+            file.settle();
+        }
+        Ok(looked_at)
+    }
+
+    /// Copies runs into a new object. None if nothing of them is as it was written.
+    async fn copy(&mut self, chosen: Vec<Run>) -> Result<Option<Copied>, MergeError> {
         let layout = Arc::new(Layout::new(chosen));
-        let mut file = self.stream.merged_numbers.begin();
+        let file = self.stream.merged_numbers.begin();
         let header = MergedHeader {
             incarnation: self.stream.incarnation,
             number: file.number(),
@@ -256,7 +396,7 @@ impl Merger {
         let entries = pointers(&layout, &object[data_start..], target, good)
             .map_err(|e| MergeError::Odd(format!("what was read and found good is not: {e}")))?;
         if entries.is_empty() {
-            return Ok(layout.data_len);
+            return Ok(None);
         }
         let index = MergedIndex { header, entries };
         put_tail(&mut object, &index);
@@ -264,11 +404,7 @@ impl Merger {
         self.write(&index.header, object.clone()).await?;
         let place = Place::l1(self.stream.incarnation, target.file);
         self.stream.blocks.keep(place, &object).await;
-        // From here on the object may be referred to, whatever becomes of this task.
-        file.submit();
-        self.publish(index.entries).await?;
-        file.settle();
-        Ok(layout.data_len)
+        Ok(Some(Copied { layout, index, file }))
     }
 
     /// Brings all bytes to their places. Returns the ranges that were left out, as positions in the layout.
@@ -281,7 +417,20 @@ impl Merger {
         let mut reads = bring_all(&self.stream, layout);
         let mut summed = 0;
         while let Some((i, brought)) = reads.next().await {
-            for (part, found) in layout.reads[i].parts.iter().zip(brought?) {
+            let read = &layout.reads[i];
+            let brought = match brought {
+                Err(MergeError::Object { place, why }) => {
+                    if !self.is_stubborn(place).await {
+                        return Err(MergeError::Object { place, why });
+                    }
+                    vec![Err(why); read.parts.len()]
+                }
+                brought => {
+                    self.stubborn.remove(&read.place);
+                    brought?
+                }
+            };
+            for (part, found) in read.parts.iter().zip(brought) {
                 let r = *layout.range(part);
                 match found {
                     Ok(chunks) => {
@@ -306,7 +455,17 @@ impl Merger {
         Ok(left_out)
     }
 
-    /// Leaves a range where it is, for good as far as this broker start is concerned.
+    /// Whether an object, of which a read has failed again, fails alone: the store answers to others.
+    async fn is_stubborn(&mut self, place: Place) -> bool {
+        if self.stubborn.len() >= STUBBORN_MAX {
+            self.stubborn.clear();
+        }
+        let rounds = self.stubborn.entry(place).or_default();
+        *rounds += 1;
+        *rounds >= STUBBORN_ROUNDS && self.keeper.refresh().await.is_ok()
+    }
+
+    /// Leaves a range where it is for a while.
     fn set_aside(&mut self, partition: TopicPartition, r: &StoredRange, why: &str) {
         if !self.stream.holds(&partition, r) {
             // The log start has passed it, or its topic is gone: nobody needs it any more.
@@ -315,11 +474,12 @@ impl Merger {
         let key = keys::place(r.place);
         tracing::error!(
             topic = %partition.topic, partition = partition.partition, offset = r.base_offset, key, why,
-            "stored bytes cannot be merged; they stay where they are"
+            "stored bytes cannot be merged; they stay where they are, and are tried again in {DAMAGED_AGAIN:?}"
         );
         self.stream.metrics.unmergeable_ranges.inc();
         if self.damaged.len() < DAMAGED_MAX {
-            self.damaged.insert((partition, r.base_offset));
+            let again = Instant::now() + DAMAGED_AGAIN;
+            self.damaged.insert((partition, r.base_offset), again);
         }
     }
 
@@ -349,6 +509,13 @@ impl Merger {
         }
         Ok(())
     }
+}
+
+/// An object that was written, and is referred to by nobody yet.
+struct Copied {
+    layout: Arc<Layout>,
+    index: MergedIndex,
+    file: FileNumber,
 }
 
 /// Bytes of one range, or why they are not what was written.
@@ -432,7 +599,10 @@ pub(crate) async fn get(
         Err(e) => match stream.store.bulk.head(&key).await {
             // Stores refuse to give what lies behind the end of an object.
             Ok(meta) if meta.size < end => Ok(Err(format!("{key} is cut short"))),
-            _ => Err(MergeError::Store(format!("{key}: {}", reason_of(&e)))),
+            _ => Err(MergeError::Object {
+                place,
+                why: reason_of(&e).to_string(),
+            }),
         },
     }
 }

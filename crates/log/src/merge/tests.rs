@@ -312,6 +312,132 @@ async fn damaged_and_missing_segments_stop_nobody_else() {
 }
 
 #[tokio::test]
+async fn a_segment_that_alone_cannot_be_read_holds_up_the_rest_for_a_few_rounds() {
+    let bucket: Arc<InMemory> = Arc::default();
+    let (store, hand) = meddled(&bucket, StoreKind::Memory);
+    let log = open(&store).await;
+    let id = topic(&log, "t", 3).await;
+    produce(&log, &id, 4).await;
+    let log = open(&store).await;
+    let bad = log.partition(&id, 1).unwrap().published.lock().ranges[2];
+    let key = store.key(&keys::place(bad.place)).to_string();
+    hand.fail_reads(move |found| found == key);
+    let mut merger = merger(&log);
+    for _ in 1..STUBBORN_ROUNDS {
+        let failed = merger.round().await;
+        assert!(
+            matches!(failed, Err(MergeError::Object { place, .. }) if place == bad.place),
+            "{failed:?}"
+        );
+    }
+    merger.round().await.unwrap();
+    for partition in 0..3 {
+        let p = log.partition(&id, partition).unwrap();
+        let left = p.published.lock().unmerged_ranges().copied().collect::<Vec<_>>();
+        assert!(left.iter().all(|r| r.place == bad.place), "{left:?}");
+        assert_eq!(left.len(), usize::from(partition == 1));
+    }
+    // Nobody can be read: that is no fault of one object's.
+    append(&log, &log.partition(&id, 0).unwrap(), &["more"]).await;
+    let log = open(&store).await;
+    hand.fail_reads(|_| true);
+    let mut merger = self::merger(&log);
+    for _ in 0..2 * STUBBORN_ROUNDS {
+        assert!(merger.round().await.is_err());
+    }
+    assert_eq!(log.inner.stream.metrics.unmergeable_ranges.get(), 0);
+}
+
+/// Merges each segment into an object of its own, and gathers then.
+async fn scattered(log: &Log) -> Merger {
+    let mut merger = merger(log);
+    merger.options.file_bytes = 1;
+    merger.round().await.unwrap();
+    merger.options.file_bytes = 8 << 20;
+    merger.options.gather_after = Duration::ZERO;
+    // What is younger than a millisecond is not older than nothing.
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    merger
+}
+
+fn objects(log: &Log, id: &TopicId) -> BTreeSet<Place> {
+    let of = |partition| {
+        let p = log.partition(id, partition).unwrap();
+        let image = p.published.lock();
+        image.ranges.iter().map(|r| r.place).collect::<Vec<_>>()
+    };
+    (0..3).flat_map(of).collect()
+}
+
+#[tokio::test]
+async fn little_that_is_needed_of_many_objects_is_gathered_and_reads_the_same() {
+    let store = memory().await;
+    let log = open(&store).await;
+    let id = topic(&log, "t", 3).await;
+    produce(&log, &id, 10).await;
+    let p0 = log.partition(&id, 0).unwrap();
+    p0.published.lock().clean_to = 7;
+    let mut merger = scattered(&log).await;
+    assert_eq!(objects(&log, &id).len(), 30);
+    merger.options.gather_after = HOUR;
+    merger.gather().await.unwrap();
+    assert_eq!(objects(&log, &id).len(), 30, "it is too young");
+    merger.options.gather_after = Duration::ZERO;
+    log.advance_log_start(&p0, 5).await.unwrap();
+    let all = read_all(&log, &id).await;
+    merger.gather().await.unwrap();
+    assert_eq!(objects(&log, &id).len(), 1);
+    assert_eq!(read_all(&log, &id).await, all);
+    assert_eq!(p0.published.lock().clean_to, 7, "nothing was compacted");
+    let gathered = log.inner.stream.metrics.gathered_bytes.get();
+    assert!(gathered > 4 << 20, "{gathered}");
+    merger.gather().await.unwrap();
+    assert_eq!(
+        log.inner.stream.metrics.gathered_bytes.get(),
+        gathered,
+        "and not again"
+    );
+    // What is merged later stands where it is merged, and a new start sees the same.
+    append(&log, &p0, &["later"]).await;
+    let all = read_all(&log, &id).await;
+    let log = open(&store).await;
+    assert_eq!(read_all(&log, &id).await, all);
+    let planned = merger.needed_of(&objects(&log, &id)).await;
+    assert!(planned.iter().all(|run| run.ranges.len() > 1), "{planned:?}");
+}
+
+#[tokio::test]
+async fn what_was_rewritten_since_it_was_gathered_stays_as_it_is_now() {
+    let store = memory().await;
+    let log = open(&store).await;
+    let id = topic(&log, "t", 3).await;
+    let all = produce(&log, &id, 10).await;
+    let mut merger = scattered(&log).await;
+    let runs = merger.needed_of(&objects(&log, &id)).await;
+    let Copied { layout, index, .. } = merger.copy(runs).await.unwrap().unwrap();
+    let pointers = |wanted: i32| {
+        let of = index
+            .entries
+            .iter()
+            .filter(|m| m.partition.partition == wanted)
+            .cloned();
+        let one = of.map(|merged| {
+            let only_of = Some(sources(&layout, &merged).to_vec());
+            (Entry::Compacted(CompactedRanges { merged, clean_to: 0 }), only_of)
+        });
+        one.collect::<Vec<_>>()
+    };
+    // Somebody else rewrites all of it meanwhile, and the offsets of the pointers fit as before.
+    merger.gather().await.unwrap();
+    let places = objects(&log, &id);
+    let stream = &log.inner.stream;
+    assert_eq!(stream.rewrite_if(pointers(0)).await.unwrap(), 0);
+    assert_eq!((objects(&log, &id), read_all(&log, &id).await), (places, all));
+    let blindly = pointers(0).into_iter().map(|(entry, _)| entry).collect();
+    assert_eq!(stream.rewrite(blindly).await.unwrap(), 1, "the offsets do fit");
+}
+
+#[tokio::test]
 async fn an_object_that_nobody_points_to_is_left_and_its_number_is_not_used_again() {
     let store = memory().await;
     let log = open(&store).await;

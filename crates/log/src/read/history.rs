@@ -13,6 +13,9 @@ use crate::partition::image::StoredRange;
 use crate::store::Store;
 use crate::{Offset, Partition};
 
+/// Shares that are read ahead at once.
+const AHEAD_AT_ONCE: usize = 16;
+
 /// Where readers get what stands in files of history.
 #[derive(Debug)]
 pub(crate) struct HistoryFiles {
@@ -20,6 +23,8 @@ pub(crate) struct HistoryFiles {
     format: Option<Arc<dyn History>>,
     /// Like cold reads of other objects: a pool of their own, so that they cannot slow produce.
     at_once: Semaphore,
+    /// For what nobody waits for yet.
+    ahead: Arc<Semaphore>,
 }
 
 /// A range as the format knows it.
@@ -41,6 +46,7 @@ impl HistoryFiles {
             store,
             format,
             at_once: Semaphore::new(at_once.max(1)),
+            ahead: Arc::new(Semaphore::new(AHEAD_AT_ONCE)),
         }
     }
 
@@ -71,6 +77,21 @@ impl HistoryFiles {
         format
             .read(&self.store, &key, &share, offset, max_bytes.max(1))
             .await
+    }
+
+    /// Begins to bring the beginning of a range that a reader will want; whether there is room for that.
+    pub(crate) fn read_ahead(&self, partition: &Partition, r: &StoredRange) -> bool {
+        let key = self.key(partition, r);
+        let (Ok(format), Ok(permit)) = (self.format(&key), self.ahead.clone().try_acquire_owned()) else {
+            return false;
+        };
+        let (store, format, share) = (self.store.clone(), format.clone(), share_of(partition.index(), r));
+        tokio::spawn(async move {
+            // Who needs it will meet the same error and tell it.
+            let _ = format.read(&store, &key, &share, share.base_offset, 1).await;
+            drop(permit);
+        });
+        true
     }
 
     /// See [`History::first_at_or_after`].

@@ -26,6 +26,8 @@ const RANGES_PER_READ: usize = 256;
 const PLANS: usize = 4;
 /// Ranges that one read brings from the store side by side.
 const COLD_RANGES_AT_ONCE: usize = 8;
+/// A share of a file of history that has so few bytes there is small.
+const SMALL_SHARE_BYTES: u32 = 256 << 10;
 /// A batch is opened for a lookup by time up to this size.
 const LOOKUP_BYTES: usize = 64 << 20;
 /// Batches are opened one at a time for lookups: what that takes is in no budget.
@@ -122,6 +124,12 @@ fn is_history(r: &StoredRange) -> bool {
     r.place.level == Level::L2
 }
 
+/// Whether it is a share of a file that holds many partitions, each of which has little there: several are read at once,
+/// since nearly all of the time is waiting for the store.
+fn is_small_share(r: &StoredRange) -> bool {
+    is_history(r) && r.len <= SMALL_SHARE_BYTES
+}
+
 /// Ranges that hold `offset` and what follows, until they are about `max_bytes`: all of them history or none.
 fn plan(image: &PartitionImage, offset: Offset, end: Offset, max_bytes: usize) -> Vec<StoredRange> {
     let mut bytes = 0u64;
@@ -150,19 +158,23 @@ fn bytes_from(r: &StoredRange, offset: Offset) -> u64 {
 }
 
 /// Begins to bring what a reader will want after `planned`, if it goes on through the partition.
-fn read_ahead(blocks: &Arc<Blocks>, reader: &mut Reader, next: &[StoredRange]) {
+fn read_ahead(blocks: &Arc<Blocks>, partition: &Partition, reader: &mut Reader, next: &[StoredRange]) {
     let mut window = reader.window;
     for r in next {
-        let count = blocks_of(r).count();
-        // What is read ahead of history is the business of its format.
-        if window < count || is_history(r) || !blocks.is_cold(r) {
+        let count = if is_history(r) { 1 } else { blocks_of(r).count() };
+        // Within a large share the format reads ahead itself.
+        if window < count || is_history(r) && !is_small_share(r) || !blocks.is_cold(r) {
             break;
         }
         window -= count;
         if r.last_offset < reader.ahead_to {
             continue;
         }
-        if blocks.read_ahead(blocks_of(r)) < count {
+        let brought = match is_history(r) {
+            true => blocks.history.read_ahead(partition, r),
+            false => blocks.read_ahead(blocks_of(r)) == count,
+        };
+        if !brought {
             break;
         }
         reader.ahead_to = r.last_offset + 1;
@@ -330,7 +342,7 @@ async fn read_as_planned(
         (partition.watermarks_of(&image), ranges, end, reader)
     };
     let reader = reader.map(|(mut reader, next)| {
-        read_ahead(blocks, &mut reader, &next);
+        read_ahead(blocks, partition, &mut reader, &next);
         reader
     });
     let mut reading = Reading {
@@ -350,10 +362,13 @@ async fn read_as_planned(
             aborted: vec![],
         },
     };
-    if ranges.first().is_some_and(is_history) {
-        // One after the other: a share is large, and how much of it is wanted depends on the one before.
+    if ranges
+        .first()
+        .is_some_and(|r| is_history(r) && !is_small_share(r))
+    {
+        // One after the other: how much of a large share is wanted depends on the one before.
         for r in ranges {
-            let read = reading.bring(&r).await;
+            let read = bring(blocks, partition, &r, reading.want.offset, reading.want.room).await;
             if !reading.take(r, read).await? {
                 break;
             }
@@ -361,7 +376,7 @@ async fn read_as_planned(
     } else {
         let at_once = if reader.is_some() { COLD_RANGES_AT_ONCE } else { 1 };
         let mut reads = stream::iter(ranges)
-            .map(|r| async move { (r, blocks.range(&r).await.map(of_object)) })
+            .map(|r| async move { (r, bring(blocks, partition, &r, offset, max_bytes).await) })
             .buffered(at_once);
         while let Some((r, read)) = reads.next().await {
             if !reading.take(r, read).await? {
@@ -393,16 +408,25 @@ struct Reading<'a> {
     result: ReadResult,
 }
 
-impl Reading<'_> {
-    async fn bring(&self, r: &StoredRange) -> Result<Brought, ReadError> {
-        if !is_history(r) {
-            return self.blocks.range(r).await.map(of_object);
-        }
-        let (offset, room) = (self.want.offset.max(r.base_offset), self.want.room);
-        let batches = self.blocks.history.read(self.partition, r, offset, room).await?;
-        Ok((batches, Origin::History))
+/// Brings a range; of history from `offset` on, and about `room`.
+async fn bring(
+    blocks: &Arc<Blocks>,
+    partition: &Partition,
+    r: &StoredRange,
+    offset: Offset,
+    room: usize,
+) -> Result<Brought, ReadError> {
+    if !is_history(r) {
+        return blocks.range(r).await.map(of_object);
     }
+    let batches = blocks
+        .history
+        .read(partition, r, offset.max(r.base_offset), room)
+        .await?;
+    Ok((batches, Origin::History))
+}
 
+impl Reading<'_> {
     /// Takes what is wanted of a range; whether more is.
     async fn take(&mut self, r: StoredRange, read: Result<Brought, ReadError>) -> Result<bool, Failed> {
         let cutting = read.and_then(|(chunks, origin)| {
@@ -434,7 +458,9 @@ impl Reading<'_> {
         }
         self.blocks.forget(r).await;
         tracing::warn!(what, "stored bytes do not match; reading the range again");
-        let (chunks, origin) = self.bring(r).await.inspect_err(|e| {
+        let (offset, room) = (self.want.offset, self.want.room);
+        let brought = bring(self.blocks, self.partition, r, offset, room).await;
+        let (chunks, origin) = brought.inspect_err(|e| {
             if let ReadError::Corrupt(what) = e {
                 tracing::error!(what, "stored bytes are damaged");
             }

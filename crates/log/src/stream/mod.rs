@@ -10,6 +10,7 @@ pub mod window;
 pub(crate) mod writer;
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -46,6 +47,9 @@ pub use writer::batch_entry;
 
 /// Partitions that this broker leads.
 pub(crate) type Partitions = RwLock<HashMap<TopicPartition, Arc<Partition>>>;
+
+/// A pointer, and what it stands for if it counts for that alone.
+pub(crate) type Conditional = (Entry, Option<Vec<StoredRange>>);
 
 /// A slot of this stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -368,6 +372,13 @@ impl Stream {
     /// forgotten on both sides, and nobody else's pointers come between, since one call judges after the other is
     /// published. So none is written that could not be applied at its publication, or at a recovery.
     pub(crate) async fn rewrite(&self, pointers: Vec<Entry>) -> Result<usize, AppendError> {
+        self.rewrite_if(pointers.into_iter().map(|pointer| (pointer, None)).collect())
+            .await
+    }
+
+    /// The same of pointers each of which counts only if what it stands for is still exactly this, but for what the log
+    /// start has passed: for what would undo a rewrite that came between.
+    pub(crate) async fn rewrite_if(&self, pointers: Vec<Conditional>) -> Result<usize, AppendError> {
         let mut newest = self.rewriting.lock().await;
         // Whoever waited for the one before may have been dropped.
         wait_published(newest.clone()).await?;
@@ -406,10 +417,10 @@ impl Stream {
     /// Adds those pointers that fit; `None` if none does. For [`Stream::rewrite`] alone.
     fn add_pointers(
         &self,
-        pointers: Vec<Entry>,
+        pointers: Vec<Conditional>,
     ) -> Result<Option<(watch::Receiver<Fate>, usize)>, AppendError> {
         let mut fitting = Vec::with_capacity(pointers.len());
-        for pointer in pointers {
+        for (pointer, only_of) in pointers {
             let (Some((tp, epoch)), Some(rewrite)) = (pointer.scope(), pointer.rewrite()) else {
                 continue;
             };
@@ -418,10 +429,21 @@ impl Stream {
             let Some(p) = partition.filter(|p| p.leader_epoch() == epoch) else {
                 continue;
             };
-            let covered = p.published.lock().covered_by(&rewrite);
+            let covered = {
+                let image = p.published.lock();
+                let same = |covered: &RangeInclusive<usize>| {
+                    only_of.as_ref().is_none_or(|given| {
+                        let there = image.ranges.range(covered.clone());
+                        let passed = given.len().checked_sub(there.len());
+                        passed.is_some_and(|passed| there.eq(&given[passed..]))
+                    })
+                };
+                let covered = image.covered_by(&rewrite);
+                covered.map(|covered| covered.is_some_and(|covered| same(&covered)))
+            };
             match covered {
-                Ok(Some(_)) => fitting.push((p, pointer)),
-                Ok(None) => {}
+                Ok(true) => fitting.push((p, pointer)),
+                Ok(false) => {}
                 Err(misfit) => tracing::warn!(%misfit, "a rewrite came too late; it is left out"),
             }
         }

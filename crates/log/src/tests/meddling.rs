@@ -29,6 +29,8 @@ pub(crate) enum Verb {
 
 /// Which GET is preceded by something, and by what.
 type Before = (fn(InStream) -> bool, Box<dyn FnOnce() + Send>);
+/// Whether something is meant by its key.
+type Meant = Box<dyn Fn(&str) -> bool + Send>;
 /// Which requests wait.
 type Held = Arc<dyn Fn(Verb, &str) -> bool + Send + Sync>;
 
@@ -36,6 +38,7 @@ type Held = Arc<dyn Fn(Verb, &str) -> bool + Send + Sync>;
 #[derive(Default)]
 pub(crate) struct Hand {
     before: Mutex<Option<Before>>,
+    unreadable: Mutex<Option<Meant>>,
     held: watch::Sender<Option<Held>>,
     waiting: AtomicUsize,
 }
@@ -49,6 +52,11 @@ impl Hand {
     /// Whether that has happened.
     pub(crate) fn happened(&self) -> bool {
         self.before.lock().is_none()
+    }
+
+    /// From now on reads of such keys fail, though nothing is missing.
+    pub(crate) fn fail_reads(&self, which: impl Fn(&str) -> bool + Send + 'static) {
+        *self.unreadable.lock() = Some(Box::new(which));
     }
 
     /// From now on such requests wait before anything is done.
@@ -124,6 +132,18 @@ impl fmt::Display for Meddled {
 impl ObjectStore for Meddled {
     async fn get_opts(&self, key: &Path, options: GetOptions) -> Result<GetResult> {
         self.hand.pass(Verb::Get, key).await;
+        if self
+            .hand
+            .unreadable
+            .lock()
+            .as_ref()
+            .is_some_and(|meant| meant(key.as_ref()))
+        {
+            return Err(object_store::Error::Generic {
+                store: "meddled",
+                source: "a bad sector".into(),
+            });
+        }
         if let Some((_, what)) = parse_in_stream(key.as_ref()) {
             let meant = self.hand.before.lock().take_if(|(meant, _)| meant(what));
             if let Some((_, happens)) = meant {

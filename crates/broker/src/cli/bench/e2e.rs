@@ -140,6 +140,7 @@ pub(super) async fn run(args: E2eArgs) -> Result<(), String> {
     watch.abort();
     let (seen, duplicates) = arrivals.seen();
     let counts = meter.counts();
+    let lost = sent.saturating_sub(seen);
     run.report(&E2eReport {
         kind: "e2e",
         topic: run.topic.clone(),
@@ -148,7 +149,7 @@ pub(super) async fn run(args: E2eArgs) -> Result<(), String> {
         bytes: counts.bytes,
         seconds: counts.seconds,
         records_per_second: counts.records_per_second,
-        lost: sent.saturating_sub(seen),
+        lost,
         duplicates,
         errors: counts.errors + reads.counts().errors,
         retries: counts.retries,
@@ -156,7 +157,14 @@ pub(super) async fn run(args: E2eArgs) -> Result<(), String> {
         latency_ms: latencies.percentiles(),
         longest_gap_ms: meter.gaps(),
         generator_cpu_seconds: meter.cpu_seconds(),
-    })
+    })?;
+    if lost > 0 {
+        return Err(format!(
+            "{lost} of {sent} records were acknowledged and had not arrived {} s after the last was sent",
+            ARRIVAL_PATIENCE.as_secs()
+        ));
+    }
+    Ok(())
 }
 
 /// Numbered records need room for their number.
