@@ -88,6 +88,15 @@ PLAINTEXT://{{ .pod }}.{{ include "alluvium.brokersService" .root }}.{{ .root.Re
 s3://{{ include "alluvium.bucket" . }}{{ with .Values.bucket.prefix }}/{{ . }}{{ end }}
 {{- end -}}
 
+{{/* The job in Prometheus: one for each cluster, which several releases may share. */}}
+{{- define "alluvium.job" -}}
+{{- $place := include "alluvium.storeUrl" . | trimPrefix "s3://" -}}
+{{- if .Values.minio.enabled -}}
+{{- $place = printf "%s/%s" (include "alluvium.minio" .) $place -}}
+{{- end -}}
+alluvium/{{ regexReplaceAll "[^A-Za-z0-9._/-]" $place "-" }}
+{{- end -}}
+
 {{- define "alluvium.minio" -}}
 {{ include "alluvium.fullname" . }}-minio
 {{- end -}}
