@@ -139,13 +139,24 @@ broker.rack={{ .Values.rack.value }}
 {{- end }}
 {{- end -}}
 
-{{/* Brokers that there may be. */}}
-{{- define "alluvium.brokers" -}}
-{{- if .Values.autoscaling.enabled -}}
-{{- .Values.autoscaling.maxReplicas -}}
+{{/*
+How many brokers the StatefulSet asks for. With autoscaling so many as there are: a field that Helm has set and then leaves
+out is one broker, not what the autoscaler wants. Where there are none, or no cluster is asked, what it would want at least.
+*/}}
+{{- define "alluvium.replicas" -}}
+{{- $scaling := .Values.autoscaling -}}
+{{- if $scaling.enabled -}}
+{{- $before := lookup "apps/v1" "StatefulSet" .Release.Namespace (include "alluvium.fullname" .) -}}
+{{- $now := dig "spec" "replicas" 0 $before | int -}}
+{{- default (max (int .Values.replicas) (int $scaling.minReplicas) | min (int $scaling.maxReplicas)) $now -}}
 {{- else -}}
-{{- .Values.replicas -}}
+{{- int .Values.replicas -}}
 {{- end -}}
+{{- end -}}
+
+{{/* Brokers that there may be: so many have a name outside. */}}
+{{- define "alluvium.brokers" -}}
+{{- ternary .Values.autoscaling.maxReplicas .Values.replicas .Values.autoscaling.enabled | int | add (int .Values.external.reserve) -}}
 {{- end -}}
 
 {{/* Host, port and node port of every broker seen from outside, as JSON. */}}
