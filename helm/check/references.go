@@ -76,8 +76,8 @@ func danglingReferences(objects []object) []error {
 				}
 				nodePorts[port.NodePort] = found
 			}
-			if name, ok := it.Spec.Selector[podName]; ok && selected[0].names != nil && !selected[0].names[name] && !scaled(objects, selected[0].of) {
-				complain(found, "selects the pod %s, which %s does not make", name, selected[0].of)
+			if name, ok := it.Spec.Selector[podName]; ok && selected[0].names != nil && !selected[0].names[name] && !scaled(objects, selected[0].of) && !settings(byName, selected[0].spec)[name+".properties"] {
+				complain(found, "selects the pod %s, which %s neither makes nor has settings for", name, selected[0].of)
 			}
 		case *apps.StatefulSet:
 			service, _ := byName["Service/"+it.Spec.ServiceName].api.(*core.Service)
@@ -104,6 +104,12 @@ func danglingReferences(objects []object) []error {
 			complain(made.of, "runs as ServiceAccount/%s, which is not there", account)
 		}
 		problems = append(problems, danglingMounts(made, exists)...)
+		files := settings(byName, made.spec)
+		for name := range made.names {
+			if len(files) > 0 && !files["server.properties"] && !files[name+".properties"] {
+				complain(made.of, "has no settings for the pod %s", name)
+			}
+		}
 	}
 	return problems
 }
@@ -154,6 +160,22 @@ func opens(spec *core.PodSpec, target intstr.IntOrString) bool {
 		}
 	}
 	return false
+}
+
+// The files of the config map that a pod mounts.
+func settings(byName map[string]object, spec *core.PodSpec) map[string]bool {
+	files := map[string]bool{}
+	for _, volume := range spec.Volumes {
+		if volume.ConfigMap == nil {
+			continue
+		}
+		if it, ok := byName["ConfigMap/"+volume.ConfigMap.Name].api.(*core.ConfigMap); ok {
+			for file := range it.Data {
+				files[file] = true
+			}
+		}
+	}
+	return files
 }
 
 // Whether an autoscaler, and not the manifest, says how many pods there are.

@@ -341,6 +341,8 @@ printf zone-of-the-node
     ]);
     let status: Value = serde_json::from_str(&status).unwrap();
     assert_eq!(status["brokers"][0]["rack"], "zone-of-the-node");
+    // The settings are found without a flag.
+    assert_eq!(pod.exec(&["alluvium", "health"]).trim(), "ok");
     running.delete();
 }
 
@@ -349,7 +351,7 @@ fn every_external_service_leads_to_what_its_broker_advertises() {
     if !Missing::from_environment().goes_on(Manifests::missing()) {
         return;
     }
-    let bucket = "bucket.name=logs,bucket.region=r,external.enabled=true,external.sourceRanges[0]=10.0.0.0/8";
+    let bucket = "bucket.name=logs,bucket.region=r,external.enabled=true";
     for (values, hosts) in [
         (
             "external.type=NodePort,external.host=n.example.com",
@@ -360,11 +362,11 @@ fn every_external_service_leads_to_what_its_broker_advertises() {
             ["a", "b", "c"],
         ),
         (
-            "external.host=b{ordinal}.example.com",
+            "external.host=b{ordinal}.example.com,external.sourceRanges[0]=10.0.0.0/8",
             ["b0.example.com", "b1.example.com", "b2.example.com"],
         ),
         (
-            "external.hosts={10.0.0.1,fd00::2,c},external.port=9999",
+            "external.hosts={10.0.0.1,fd00::2,c},external.port=9999,external.sourceRanges[0]=10.0.0.0/8",
             ["10.0.0.1", "[fd00::2]", "c"],
         ),
     ] {

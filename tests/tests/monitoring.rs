@@ -29,8 +29,10 @@ const GROUP: &str = "readers";
 /// What is produced at once: more than the smallest tail holds comes together in a few seconds.
 const BATCH: (usize, usize) = (20, 4096);
 /// What Grafana makes of the dashboard's variables. The interval covers the whole test.
-const VARIABLES: [(&str, &str); 4] = [
+const VARIABLES: [(&str, &str); 6] = [
     ("$__rate_interval", "2m"),
+    ("$job", "alluvium"),
+    ("$namespace", ".*"),
     ("$broker", ".*"),
     ("$put_price", "0.005"),
     ("$get_price", "0.0004"),
@@ -126,6 +128,14 @@ fn every_panel_is_complete() {
         assert!(!targets.is_empty(), "{title} shows nothing");
         for target in targets {
             assert_eq!(target["datasource"]["uid"], "${datasource}", "{title}");
+            // Several clusters on one Prometheus must not be added up.
+            let query = target["expr"].as_str().unwrap();
+            let of_one = r#"job=~"$job",namespace=~"$namespace""#;
+            assert_eq!(
+                query.matches(of_one).count(),
+                query.matches('{').count(),
+                "{title} looks at several clusters"
+            );
         }
     }
     assert!(queries(&dashboard).len() >= 60);

@@ -88,6 +88,15 @@ PLAINTEXT://{{ .pod }}.{{ include "alluvium.brokersService" .root }}.{{ .root.Re
 s3://{{ include "alluvium.bucket" . }}{{ with .Values.bucket.prefix }}/{{ . }}{{ end }}
 {{- end -}}
 
+{{/* The job in Prometheus: one for each cluster, which several releases may share. */}}
+{{- define "alluvium.job" -}}
+{{- $place := include "alluvium.storeUrl" . | trimPrefix "s3://" -}}
+{{- if .Values.minio.enabled -}}
+{{- $place = printf "%s/%s" (include "alluvium.minio" .) $place -}}
+{{- end -}}
+alluvium/{{ regexReplaceAll "[^A-Za-z0-9._/-]" $place "-" }}
+{{- end -}}
+
 {{- define "alluvium.minio" -}}
 {{ include "alluvium.fullname" . }}-minio
 {{- end -}}
@@ -130,13 +139,24 @@ broker.rack={{ .Values.rack.value }}
 {{- end }}
 {{- end -}}
 
-{{/* Brokers that there may be. */}}
-{{- define "alluvium.brokers" -}}
-{{- if .Values.autoscaling.enabled -}}
-{{- .Values.autoscaling.maxReplicas -}}
+{{/*
+How many brokers the StatefulSet asks for. With autoscaling so many as there are: a field that Helm has set and then leaves
+out is one broker, not what the autoscaler wants. Where there are none, or no cluster is asked, what it would want at least.
+*/}}
+{{- define "alluvium.replicas" -}}
+{{- $scaling := .Values.autoscaling -}}
+{{- if $scaling.enabled -}}
+{{- $before := lookup "apps/v1" "StatefulSet" .Release.Namespace (include "alluvium.fullname" .) -}}
+{{- $now := dig "spec" "replicas" 0 $before | int -}}
+{{- default (max (int .Values.replicas) (int $scaling.minReplicas) | min (int $scaling.maxReplicas)) $now -}}
 {{- else -}}
-{{- .Values.replicas -}}
+{{- int .Values.replicas -}}
 {{- end -}}
+{{- end -}}
+
+{{/* Brokers that there may be: so many have a name outside. */}}
+{{- define "alluvium.brokers" -}}
+{{- ternary .Values.autoscaling.maxReplicas .Values.replicas .Values.autoscaling.enabled | int | add (int .Values.external.reserve) -}}
 {{- end -}}
 
 {{/* Host, port and node port of every broker seen from outside, as JSON. */}}

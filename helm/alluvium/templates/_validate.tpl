@@ -4,6 +4,9 @@
 {{- include "alluvium.validateConfig" . -}}
 {{- include "alluvium.validateRack" . -}}
 {{- include "alluvium.validateTimes" . -}}
+{{- if eq (int .Values.ports.kafka) (int .Values.ports.http) -}}
+{{- fail "ports.kafka and ports.http are the same" -}}
+{{- end -}}
 {{- if .Values.external.enabled -}}
 {{- include "alluvium.validateExternal" . -}}
 {{- end -}}
@@ -84,8 +87,13 @@
 {{- if and (eq $external.type "LoadBalancer") (not $external.sourceRanges) -}}
 {{- fail "external.sourceRanges is not set: there is no authentication, so say which networks may connect (0.0.0.0/0 if all may)" -}}
 {{- end -}}
-{{- if eq (int .Values.ports.external) (int .Values.ports.kafka) -}}
-{{- fail "ports.external and ports.kafka are the same" -}}
+{{- if and (eq $external.type "NodePort") $external.sourceRanges (not (and .Values.networkPolicy.enabled (eq $external.trafficPolicy "Local"))) -}}
+{{- fail "external.sourceRanges would hold nobody off: node ports have no such filter. networkPolicy.enabled=true with external.trafficPolicy=Local has one; or unset it, and guard the nodes by a firewall" -}}
+{{- end -}}
+{{- range $other := list "kafka" "http" -}}
+{{- if eq (int $.Values.ports.external) (int (get $.Values.ports $other)) -}}
+{{- fail (printf "ports.external and ports.%s are the same" $other) -}}
+{{- end -}}
 {{- end -}}
 {{- $addresses := dict -}}
 {{- $nodePorts := dict -}}
