@@ -407,10 +407,11 @@ struct Running {
 
 impl Running {
     fn start(arguments: &[&str]) -> Running {
-        Running::start_with(arguments, None)
+        Running::start_in(None, arguments)
     }
 
-    fn start_with(arguments: &[&str], path: Option<OsString>) -> Running {
+    /// With another `PATH` than this program's.
+    fn start_in(programs: Option<OsString>, arguments: &[&str]) -> Running {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("output");
         let output = std::fs::File::create(&path).unwrap();
@@ -422,7 +423,7 @@ impl Running {
             .args(arguments)
             .env("ALLUVIUM_BIN", broker::binary())
             .env("TMPDIR", &temporary)
-            .envs(path.map(|path| ("PATH", path)))
+            .envs(programs.map(|programs| ("PATH", programs)))
             .stdin(Stdio::null())
             .stdout(output.try_clone().unwrap())
             .stderr(output)
@@ -522,7 +523,7 @@ fn the_script_shows_everything_and_leaves_nothing() {
     // What is kept is run without kcat, so that both are seen in one go.
     let links = tempfile::tempdir().unwrap();
     let path = path_without_kcat(links.path());
-    let mut kept = Running::start_with(&["--keep"], Some(path.clone()));
+    let mut kept = Running::start_in(Some(path.clone()), &["--keep"]);
     let deadline = Instant::now() + PATIENCE;
     while !kept.printed().contains("It goes on until Ctrl-C") {
         assert!(Instant::now() < deadline && kept.runs(), "{}", kept.printed());
