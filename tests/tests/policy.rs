@@ -1,5 +1,6 @@
 //! The policy that `terraform/` gives to brokers is exactly what they and the commands do to a bucket: each IAM action that
-//! a whole life of a cluster needs is in it, and each that is in it is needed.
+//! a whole life of a cluster needs is in it, and each that is in it is needed. What the broker and the pages say is the
+//! same.
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
@@ -16,6 +17,7 @@ use kafka_wire::DeleteRecordsRequest;
 use kafka_wire::delete_records_request::{DeleteRecordsPartition, DeleteRecordsTopic};
 use rand::rngs::StdRng;
 use rand::{RngCore, SeedableRng};
+use regex_lite::Regex;
 use serde_json::Value;
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -25,19 +27,30 @@ const TOPIC: &str = "t";
 const ROUNDS: usize = 20;
 const ROUND_BYTES: usize = 900_000;
 
-/// Action and resource of every permission, from the file that the module renders.
-fn policy() -> BTreeSet<(String, String)> {
-    let file = root().join("terraform/policy.json.tftpl");
-    let text = std::fs::read_to_string(file).unwrap();
-    // It has these two placeholders and no logic.
-    let text = text
-        .replace("${bucket_arn}", "BUCKET")
-        .replace("${objects_arn}", "OBJECTS");
-    let policy: Value = serde_json::from_str(&text).unwrap();
+/// Actions, each with what it is allowed on.
+type Allowed = BTreeSet<(String, String)>;
+
+fn text(path: &str) -> String {
+    std::fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+/// From the file that the module renders. It has these two placeholders and no logic.
+fn of_terraform() -> Allowed {
+    let text = text("terraform/policy.json.tftpl");
+    of_policy(&text, "${bucket_arn}", "${objects_arn}")
+}
+
+/// Action and resource of every permission of a policy in JSON, whose resources are the bucket and its objects.
+fn of_policy(policy: &str, bucket: &str, objects: &str) -> Allowed {
+    let policy: Value = serde_json::from_str(policy).unwrap();
     let mut allowed = BTreeSet::new();
     for statement in policy["Statement"].as_array().unwrap() {
         assert_eq!(statement["Effect"], "Allow");
-        let resource = statement["Resource"].as_str().unwrap();
+        let resource = match statement["Resource"].as_str().unwrap() {
+            resource if resource == bucket => "BUCKET",
+            resource if resource == objects => "OBJECTS",
+            other => panic!("a resource that is neither: {other}"),
+        };
         let actions = match &statement["Action"] {
             Value::String(action) => vec![action.clone()],
             actions => serde_json::from_value(actions.clone()).unwrap(),
@@ -48,7 +61,7 @@ fn policy() -> BTreeSet<(String, String)> {
 }
 
 /// What the fake was asked for needs these, on the bucket or on its objects.
-fn needed(fake: &S3Fake) -> BTreeSet<(String, String)> {
+fn needed(fake: &S3Fake) -> Allowed {
     let actions = fake.counts().actions.into_keys();
     let of_bucket = |action: &str| action.ends_with("Bucket") || action.ends_with("BucketLocation");
     actions
@@ -125,15 +138,15 @@ fn the_policy_allows_what_a_cluster_does_and_nothing_else() {
         random.fill_bytes(&mut value);
         produce(&[&first], value);
     }
-    // An upload that cannot go on is ended, and begun anew.
+    // An upload that cannot go on is ended, as each start's is, and begun anew.
+    let aborts = || fake.counts().actions["s3:AbortMultipartUpload"];
+    let before = aborts();
     fake.set_fault_texts(&["kind=multipart,nth=2,do=403"]);
     let bootstrap = first.address().to_string();
     let archived = alluvium(&fake, &["archive", "flush", TOPIC, "--bootstrap", &bootstrap]);
     assert!(archived.contains("are Parquet"), "{archived}");
     assert_eq!(fake.faults_fired(), [1]);
-    broker::until("the upload is aborted", PATIENCE, || {
-        fake.counts().actions.contains_key("s3:AbortMultipartUpload")
-    });
+    broker::until("the upload is aborted", PATIENCE, || aborts() > before);
 
     let mut second = broker_of(&fake, 2);
     broker::until("all is well", PATIENCE, || {
@@ -174,7 +187,7 @@ fn the_policy_allows_what_a_cluster_does_and_nothing_else() {
     });
     first.terminate();
 
-    let (allowed, needed) = (policy(), needed(&fake));
+    let (allowed, needed) = (of_terraform(), needed(&fake));
     println!("{:?}", fake.counts());
     let missing: Vec<_> = needed.difference(&allowed).collect();
     let surplus: Vec<_> = allowed.difference(&needed).collect();
@@ -186,4 +199,59 @@ fn the_policy_allows_what_a_cluster_does_and_nothing_else() {
         .filter(|(key, _)| !key.starts_with(&format!("{PREFIX}/")))
         .collect();
     assert!(elsewhere.is_empty(), "outside of the prefix: {elsewhere:?}");
+}
+
+/// The words of the line with which a start ends that is denied something.
+fn of_the_broker() -> Allowed {
+    let fake = S3Fake::start(Options::default()).unwrap();
+    fake.deny(&["s3:PutObject"]);
+    let arguments = ["store", "check", &fake.store_url(PREFIX)];
+    let output = broker::run(&arguments, &fake.env(), PATIENCE);
+    let line = String::from_utf8_lossy(&output.stderr).into_owned();
+    let words = line.split_once("; a broker needs ").and_then(|(_, rest)| {
+        let (objects, rest) = rest.split_once(" on its objects, and ")?;
+        Some([
+            (objects, "OBJECTS"),
+            (rest.split_once(" on the bucket (")?.0, "BUCKET"),
+        ])
+    });
+    let words = words.unwrap_or_else(|| panic!("{line}"));
+    let mut allowed = Allowed::new();
+    for (words, resource) in words {
+        let on = |action| (action, resource.to_owned());
+        allowed.extend(actions(words).into_iter().map(on));
+    }
+    allowed
+}
+
+/// The IAM actions in a text.
+fn actions(text: &str) -> BTreeSet<String> {
+    let action = Regex::new("s3:[A-Z][A-Za-z]+").unwrap();
+    action
+        .find_iter(text)
+        .map(|found| found.as_str().to_owned())
+        .collect()
+}
+
+#[test]
+fn everything_that_names_the_permissions_names_the_same() {
+    let expected = of_terraform();
+    assert_eq!(of_the_broker(), expected);
+    let page = text("docs/kubernetes.md");
+    let policy = page
+        .split("```json")
+        .skip(1)
+        .filter_map(|rest| Some(rest.split_once("```")?.0))
+        .find(|block| block.contains("\"Statement\""))
+        .expect("the page shows a policy");
+    let of_page = of_policy(policy, "arn:aws:s3:::my-bucket", "arn:aws:s3:::my-bucket/*");
+    assert_eq!(of_page, expected);
+    let names: BTreeSet<String> = expected.into_iter().map(|(action, _)| action).collect();
+    for page in [
+        "docs/quickstart.md",
+        "docs/troubleshooting.md",
+        "terraform/README.md",
+    ] {
+        assert_eq!(actions(&text(page)), names, "{page}");
+    }
 }

@@ -12,6 +12,8 @@ use alluvium_tests::kafka::{self, IdempotentProducer, check_exact, code, read_al
 use alluvium_tests::s3_fake::{Options, S3Fake};
 use alluvium_tests::wire::Client;
 use kafka_wire::ApiVersionsRequest;
+use rand::rngs::StdRng;
+use rand::{RngCore, SeedableRng};
 
 const PATIENCE: Duration = Duration::from_secs(90);
 /// A start that waiting cannot help ends within this time: without pauses and repetitions.
@@ -110,7 +112,13 @@ fn a_start_says_in_one_line_why_it_is_turned_away_and_what_to_do() {
         line.contains("the bucket 'nope' does not exist at http://127.0.0.1:"),
         "{line}"
     );
-    for action in ["s3:PutObject", "s3:GetObject", "s3:ListBucket", "s3:DeleteObject"] {
+    for action in [
+        "s3:PutObject",
+        "s3:GetObject",
+        "s3:ListBucket",
+        "s3:DeleteObject",
+        "s3:AbortMultipartUpload",
+    ] {
         fake.deny(&[action]);
         let line = refused_start(&url, &fake.env());
         println!("{line}");
@@ -367,6 +375,62 @@ fn what_needs_no_denied_call_goes_on() {
         assert!(running.broker.is_ready(), "neither is needed to serve");
     }
     running.is_alive(pid);
+}
+
+/// Files of history whose uploads fail while they may not be aborted: it is said once, and everything goes on.
+#[test]
+fn uploads_that_may_not_be_aborted_are_told_once() {
+    const ABORT: &str = "s3:AbortMultipartUpload";
+    // More than a part of an upload.
+    const ROUNDS: usize = 10;
+    const ROUND_BYTES: usize = 900_000;
+    let fake = fake();
+    let options = BrokerOptions::on(fake.store_url("running")).env(fake.env());
+    let mut running = Running::with(fake, options.set("merge.interval.ms", 1_000));
+    let (pid, bootstrap) = (running.broker.pid(), running.broker.address().to_string());
+    running.fake.deny(&[ABORT]);
+    let aborts = |running: &Running| running.fake.counts().actions[ABORT];
+    let told = |running: &Running| {
+        let log = running.broker.log();
+        let lines = log.lines().filter(|line| {
+            line.contains("an upload that was given up could not be aborted")
+                && line.contains("s3:AbortMultipartUpload is denied")
+        });
+        lines.count()
+    };
+    let mut random = StdRng::seed_from_u64(1);
+    for topic in ["first", "second"] {
+        let mut client = Client::connect(running.broker.address()).unwrap();
+        kafka::create_topic(&mut client, topic, 1, &[]).unwrap();
+        for _ in 0..ROUNDS {
+            let mut value = vec![0; ROUND_BYTES];
+            random.fill_bytes(&mut value);
+            let records = batch(now_ms(), Producer::NONE, &[value]);
+            let (error, _) = kafka::produce(&mut client, topic, 0, records).unwrap();
+            assert_eq!(error, code::NONE);
+        }
+        let before = aborts(&running);
+        let rule = format!("kind=multipart,key=topic={topic}-,nth=2,do=403");
+        running.fake.set_fault_texts(&[&rule]);
+        let flush = [
+            "archive",
+            "flush",
+            topic,
+            "--bootstrap",
+            &bootstrap,
+            "--timeout",
+            "0",
+        ];
+        let asked = broker::run(&flush, &[], PATIENCE);
+        assert!(asked.status.success(), "{asked:?}");
+        broker::until("the upload is given up", PATIENCE, || aborts(&running) > before);
+        broker::until("it is told", PATIENCE, || told(&running) > 0);
+    }
+    // What came of the second abort would be in the log by now.
+    std::thread::sleep(Duration::from_secs(1));
+    assert_eq!(told(&running), 1, "{}", running.broker.log_tail());
+    running.is_alive(pid);
+    assert!(running.broker.is_ready() && running.writable());
 }
 
 /// Credentials that whatever writes the shared file has renewed are taken up by a broker that runs.

@@ -4,7 +4,7 @@
 //! aborted, as far as the store can be reached; a bucket should have a rule that ends uploads nobody finished.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,12 +12,16 @@ use object_store::path::Path;
 use object_store::{MultipartUpload, ObjectStore, ObjectStoreExt, PutPayload, Result};
 use tokio::task::JoinSet;
 
+use crate::store::reason::{Cure, Reason};
+
 /// Bytes of a part: stores want at least 5 MiB, and some that all but the last are of one size.
 pub(crate) const PART_BYTES: usize = 8 << 20;
 /// Parts under way at once; they and one more are in memory.
 const PARTS_AT_ONCE: usize = 2;
 /// How long an abort is tried that nobody waits for.
 const ABORT_PATIENCE: Duration = Duration::from_secs(30);
+/// What only somebody can change is the same for every upload, so it is told once in the life of a process.
+static TOLD: Once = Once::new();
 
 /// See the module's documentation.
 pub(crate) struct Upload {
@@ -37,14 +41,27 @@ struct Begun(Option<Box<dyn MultipartUpload>>);
 impl Drop for Begun {
     fn drop(&mut self) {
         // Without a runtime the process is ending.
-        let (Some(mut upload), Ok(runtime)) = (self.0.take(), tokio::runtime::Handle::try_current()) else {
+        let (Some(upload), Ok(runtime)) = (self.0.take(), tokio::runtime::Handle::try_current()) else {
             return;
         };
         runtime.spawn(async move {
-            // What is left is invisible, and costs until a rule of the bucket removes it.
-            let _ = tokio::time::timeout(ABORT_PATIENCE, upload.abort()).await;
+            if let Some(why) = abort(upload).await {
+                TOLD.call_once(|| {
+                    tracing::warn!(
+                        %why, "an upload that was given up could not be aborted; it is invisible, and costs until a rule \
+                         of the bucket removes it"
+                    );
+                });
+            }
         });
     }
+}
+
+/// Why an upload cannot be aborted, if that is for good: one that failed in passing is left to a rule of the bucket.
+async fn abort(mut upload: Box<dyn MultipartUpload>) -> Option<String> {
+    let aborted = tokio::time::timeout(ABORT_PATIENCE, upload.abort()).await;
+    let why = Reason::of(&aborted.ok()?.err()?);
+    (why.cure == Cure::Change).then_some(why.line)
 }
 
 impl Upload {
@@ -141,7 +158,11 @@ fn landed(part: std::result::Result<Result<()>, tokio::task::JoinError>) -> Resu
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+
+    use async_trait::async_trait;
     use object_store::memory::InMemory;
+    use object_store::{Error, PutResult, UploadPart};
 
     use super::*;
 
@@ -185,5 +206,45 @@ mod tests {
         drop(upload);
         tokio::task::yield_now().await;
         assert!(store.head(&key).await.is_err());
+    }
+
+    /// An upload whose abort fails, or hangs.
+    #[derive(Debug)]
+    struct Unaborted(Option<Error>);
+
+    #[async_trait]
+    impl MultipartUpload for Unaborted {
+        fn put_part(&mut self, _: PutPayload) -> UploadPart {
+            Box::pin(async { Ok(()) })
+        }
+
+        async fn complete(&mut self) -> Result<PutResult> {
+            Err(Error::NotImplemented {
+                operation: "complete".into(),
+                implementer: "test".into(),
+            })
+        }
+
+        async fn abort(&mut self) -> Result<()> {
+            match self.0.take() {
+                Some(error) => Err(error),
+                None => std::future::pending().await,
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_what_waiting_does_not_cure_is_worth_a_word() {
+        let failed = |source: Box<dyn std::error::Error + Send + Sync>| {
+            let error = Error::Generic {
+                store: "test",
+                source,
+            };
+            abort(Box::new(Unaborted(Some(error))))
+        };
+        let denied = io::Error::new(io::ErrorKind::PermissionDenied, "denied");
+        assert!(failed(denied.into()).await.unwrap().contains("denied"));
+        assert_eq!(failed("status code: 503".into()).await, None);
+        assert_eq!(abort(Box::new(Unaborted(None))).await, None, "no answer");
     }
 }

@@ -4,6 +4,9 @@
 //! acknowledge different records at one offset. So each start races creates and updates on fresh keys under
 //! `<prefix>/probe/` and refuses the store if more than one wins. A store that passes may still be wrong in
 //! ways that need a fault to show; one that fails is wrong for certain.
+//!
+//! Each kind of call that a broker makes is among them, so that one that is denied is found now and not in the middle of
+//! something.
 
 use std::fmt;
 use std::time::Duration;
@@ -18,8 +21,8 @@ use object_store::{
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::Store;
 use super::reason::{Cure, Reason};
+use super::{Store, StoreKind};
 
 /// Writers that race for one key.
 const RACERS: usize = 8;
@@ -154,7 +157,7 @@ struct Bench<'a> {
 impl Bench<'_> {
     /// All checks at once, each on keys of its own: a start does not wait for their sum.
     async fn run(&self) -> Result<Vec<Check>, ProbeError> {
-        let checks: [BoxFuture<'_, Result<Check, ProbeError>>; 9] = [
+        let mut checks: Vec<BoxFuture<'_, Result<Check, ProbeError>>> = vec![
             // First, so that it is told of first: who may not list hears of missing objects as if he might not read
             // them.
             Box::pin(self.check("a new key is listed", PLAIN, || self.list())),
@@ -193,6 +196,14 @@ impl Bench<'_> {
                 }),
             ),
         ];
+        // Only a service can deny it.
+        if self.store.kind == StoreKind::S3 {
+            checks.push(Box::pin(self.check(
+                "an upload in parts can be begun and aborted",
+                PLAIN,
+                || self.abort(),
+            )));
+        }
         let mut results = join_all(checks).await;
         // What is wrong for certain is told before what only failed, and what waiting does not cure before the rest.
         results.sort_by_key(|result| match result {
@@ -466,6 +477,18 @@ impl Bench<'_> {
         }
         self.create(&key, "created again").await?;
         Ok(None)
+    }
+
+    /// As files of history are uploaded, and as one is given up that fails half-way.
+    async fn abort(&self) -> Checked {
+        let key = self.fresh();
+        let begun = self.store.bulk.put_multipart(&key).await;
+        let mut upload = begun.map_err(|error| trouble(&error))?;
+        match upload.abort().await {
+            // The client repeats it if its answer is lost.
+            Ok(()) | Err(Error::NotFound { .. }) => Ok(None),
+            Err(error) => Err(trouble(&error)),
+        }
     }
 
     async fn list(&self) -> Checked {

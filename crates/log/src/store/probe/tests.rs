@@ -6,7 +6,7 @@ use futures::stream::{BoxStream, StreamExt};
 use object_store::memory::InMemory;
 use object_store::{
     CopyOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, PutMultipartOptions,
-    Result as StoreResult,
+    Result as StoreResult, UploadPart,
 };
 
 use super::super::s3::refusal::{Refusal, Why, tests::caller};
@@ -44,6 +44,10 @@ enum Quirk {
     FailsFirst(usize),
     /// Every request fails for a reason that only somebody can cure.
     NoBucket,
+    /// Uploads may be begun and not aborted.
+    DeniesAborts,
+    /// An upload is gone before it is aborted: no fault.
+    LosesUploads,
 }
 
 #[derive(Debug)]
@@ -182,7 +186,9 @@ impl ObjectStore for QuirkyStore {
         key: &Path,
         options: PutMultipartOptions,
     ) -> StoreResult<Box<dyn MultipartUpload>> {
-        self.inner.put_multipart_opts(key, options).await
+        let inner = self.inner.put_multipart_opts(key, options).await?;
+        let quirk = self.quirk;
+        Ok(Box::new(QuirkyUpload { inner, quirk }))
     }
 
     async fn list_with_delimiter(&self, prefix: Option<&Path>) -> StoreResult<ListResult> {
@@ -194,7 +200,45 @@ impl ObjectStore for QuirkyStore {
     }
 }
 
+#[derive(Debug)]
+struct QuirkyUpload {
+    inner: Box<dyn MultipartUpload>,
+    quirk: Quirk,
+}
+
+#[async_trait]
+impl MultipartUpload for QuirkyUpload {
+    fn put_part(&mut self, data: PutPayload) -> UploadPart {
+        self.inner.put_part(data)
+    }
+
+    async fn complete(&mut self) -> StoreResult<PutResult> {
+        self.inner.complete().await
+    }
+
+    async fn abort(&mut self) -> StoreResult<()> {
+        match self.quirk {
+            Quirk::DeniesAborts => {
+                let why = Why::Denied("s3:AbortMultipartUpload".into());
+                Err(Error::Generic {
+                    store: "quirky",
+                    source: Refusal::new(why, caller(), "AccessDenied: no".into()).into(),
+                })
+            }
+            Quirk::LosesUploads => Err(Error::NotFound {
+                path: "upload".into(),
+                source: "NoSuchUpload".into(),
+            }),
+            _ => self.inner.abort().await,
+        }
+    }
+}
+
 async fn probed(quirk: Quirk) -> (Result<ProbeReport, ProbeError>, Vec<Path>) {
+    probed_as(quirk, StoreKind::S3).await
+}
+
+async fn probed_as(quirk: Quirk, kind: StoreKind) -> (Result<ProbeReport, ProbeError>, Vec<Path>) {
     let quirky = Arc::new(QuirkyStore {
         inner: InMemory::new(),
         quirk,
@@ -206,14 +250,7 @@ async fn probed(quirk: Quirk) -> (Result<ProbeReport, ProbeError>, Vec<Path>) {
     };
     let prefix = Path::from("team");
     let display = "s3://quirky/team".to_owned();
-    let store = Store::from_parts(
-        quirky.clone(),
-        quirky.clone(),
-        prefix,
-        display,
-        StoreKind::S3,
-        options,
-    );
+    let store = Store::from_parts(quirky.clone(), quirky.clone(), prefix, display, kind, options);
     let result = probe(&store).await;
     let left = quirky
         .inner
@@ -307,6 +344,28 @@ async fn harmless_quirks_are_noted() {
     assert_eq!(left, [Path::ROOT; 0]);
     let words = probed(Quirk::EmptyLists).await.0.unwrap().to_string();
     assert!(words.contains("note: it was not listed at once"), "{words}");
+    let words = probed(Quirk::LosesUploads).await.0.unwrap().to_string();
+    assert!(
+        words.contains("  ok    an upload in parts can be begun and aborted\n"),
+        "{words}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn whether_uploads_may_be_aborted_is_asked_where_it_can_be_denied() {
+    let started = Instant::now();
+    let (result, left) = probed(Quirk::DeniesAborts).await;
+    let line = result.unwrap_err().to_string();
+    assert!(
+        line.starts_with(
+            "store 's3://quirky/team' cannot be used: s3:AbortMultipartUpload is denied: allow it to whom "
+        ),
+        "{line}"
+    );
+    assert_eq!(started.elapsed(), Duration::ZERO, "waiting would not help");
+    assert_eq!(left, [Path::ROOT; 0]);
+    let (result, _) = probed_as(Quirk::DeniesAborts, StoreKind::Memory).await;
+    assert!(result.is_ok(), "{result:?}");
 }
 
 #[tokio::test(start_paused = true)]

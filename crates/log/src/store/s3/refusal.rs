@@ -316,7 +316,7 @@ impl fmt::Display for Refusal {
                  names this cluster, this service account (:sub) and sts.amazonaws.com (:aud)",
             ),
             Why::NotImplemented => {
-                f.write_str("the service does not implement conditional writes, so it cannot be used")
+                f.write_str("the service does not implement conditional writes or uploads in parts, so it cannot be used")
             }
         }?;
         write!(f, " ({})", self.said)
