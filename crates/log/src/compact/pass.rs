@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 
+use std::collections::BTreeMap;
 use super::map::OffsetMap;
 use crate::batch::{
     BatchError, BatchRecords, BatchView, ChunkCursor, RecordBatch, RecordRef, RewriteError, empty_batch,
@@ -88,13 +89,18 @@ pub(crate) fn note_keys(map: &mut OffsetMap, chunks: &[Bytes]) -> Result<(), Ful
 /// By what records are judged.
 #[derive(Clone, Debug)]
 pub(crate) struct Rules {
-    /// The newest offset of each key of the part that was not gone through before. It holds all keys of whole ranges.
+    /// The newest offset of each key of the part that was not gone through before. It holds all keys of whole ranges,
     pub(crate) newest: Arc<OffsetMap>,
+/// Ranges that could not be read, by their first offset, and why.
+pub(crate) type Unread = BTreeMap<Offset, String>;
+
     /// Wall-clock time (ms) of the pass.
     pub(crate) now_ms: i64,
     /// `delete.retention.ms`
     pub(crate) delete_retention_ms: i64,
 }
+    /// but for these.
+    pub(crate) unread: Unread,
 
 /// What a pass has done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -178,6 +184,8 @@ impl Rewriter {
     pub(crate) fn new(partition: TopicPartition, rules: Rules, head: BytesMut) -> Rewriter {
         Rewriter {
             partition,
+    /// Where the first range begins that could not be read: the partition is clean up to there at most.
+    pub(crate) obstacle: Option<Offset>,
             rules,
             piece: Piece {
                 object: head,
@@ -194,6 +202,7 @@ impl Rewriter {
     pub(crate) fn range(
         &mut self,
         r: &StoredRange,
+            obstacle: None,
         chunks: &[Bytes],
         write: bool,
     ) -> Result<(), RewriteError> {
@@ -206,8 +215,8 @@ impl Rewriter {
             return self.write(judged);
         }
         if u64::from(r.len) >= LEFT_BYTES {
-            self.held = None;
-            return self.close_run();
+            self.skip();
+            return Ok(());
         }
         if self.open.is_some() {
             return self.write(judged);
@@ -224,28 +233,43 @@ impl Rewriter {
         }
     }
 
-    /// Passes over offsets that cannot be read, or stand where they are not written anew.
-    pub(crate) fn gap(&mut self) -> Result<(), RewriteError> {
+    /// Why a range is not to be read, if it could not be read when the map was made.
+    pub(crate) fn was_unread(&self, r: &StoredRange) -> Option<&str> {
+        self.rules.unread.get(&r.base_offset).map(String::as_str)
+    }
+
+    /// Passes over a range that cannot be read.
+    pub(crate) fn unreadable(&mut self, r: &StoredRange) {
+        self.obstacle = self.obstacle.or(Some(r.base_offset));
+        self.gap();
+    }
+
+    /// Passes over offsets that stand where they are not written anew.
+    pub(crate) fn gap(&mut self) {
         self.obstructed = true;
         self.held = None;
-        self.close_run()
+        self.close_run();
     }
 
     /// Bytes of the object so far.
     pub(crate) fn len(&self) -> u64 {
         let waiting = self.open.as_ref().and_then(|open| open.last.as_ref());
         (self.piece.object.len() + waiting.map_or(0, |last| last.batch.len())) as u64
+        self.skip();
+    }
+
+    /// Passes over a range that nobody needs any more, or that stays where it is.
+    pub(crate) fn skip(&mut self) {
     }
 
     /// What was written so far. The next piece begins with `head`.
-    pub(crate) fn take(&mut self, head: BytesMut) -> Result<Piece, RewriteError> {
-        self.held = None;
-        self.close_run()?;
+    pub(crate) fn take(&mut self, head: BytesMut) -> Piece {
+        self.skip();
         let next = Piece {
             object: head,
             runs: vec![],
         };
-        Ok(std::mem::replace(&mut self.piece, next))
+        std::mem::replace(&mut self.piece, next)
     }
 
     fn judge(&mut self, r: &StoredRange, chunks: &[Bytes]) -> Result<Judged, RewriteError> {
@@ -313,7 +337,7 @@ impl Rewriter {
             // An empty batch that is there already changes nothing by itself.
             return Ok((step, count > 0));
         }
-        let first_met = marks && horizon.is_none() && !header.is_transactional();
+        let first_met = marks && !self.obstructed && horizon.is_none() && !header.is_transactional();
         if kept == count && !first_met {
             return Ok((Step::Write(batch), false));
         }
@@ -351,14 +375,13 @@ impl Rewriter {
         Ok(())
     }
 
-    fn close_run(&mut self) -> Result<(), RewriteError> {
+    fn close_run(&mut self) {
         if let Some(mut open) = self.open.take() {
             open.settle(&mut self.piece.object);
             let bytes: u64 = open.run.ranges.iter().map(|r| u64::from(r.len)).sum();
             self.tally.bytes_after += bytes;
             self.piece.runs.push(open.run);
         }
-        Ok(())
     }
 }
 

@@ -44,8 +44,8 @@ enum Op {
     Pass {
         later_ms: i64,
         room: u64,
-        /// Of every so many ranges one cannot be read now.
-        bad_every: usize,
+        /// Of every so many ranges one cannot be read when the map is made, and when they are written anew.
+        bad_every: (usize, usize),
     },
     LogStart(i64),
     /// A checkpoint is written and read.
@@ -54,6 +54,19 @@ enum Op {
 
 #[derive(Default)]
 struct World {
+/// Ranges that cannot be read, by their first offset.
+#[derive(Default)]
+struct Bad {
+    for_map: BTreeSet<Offset>,
+    for_rewrite: BTreeSet<Offset>,
+}
+
+impl Bad {
+    fn is_empty(&self) -> bool {
+        self.for_map.is_empty() && self.for_rewrite.is_empty()
+    }
+}
+
     objects: HashMap<Place, Bytes>,
     image: PartitionImage,
     next: u64,
@@ -80,6 +93,7 @@ struct Seen {
     records: Vec<Record>,
 }
 
+    horizon: Option<i64>,
 impl World {
     fn place(&mut self) -> Place {
         self.next += 1;
@@ -178,6 +192,7 @@ impl World {
             }
         }
         all
+                    horizon: view.header.delete_horizon_ms(),
     }
 
     /// The newest value of each key, with transactions committed or aborted.
@@ -199,13 +214,14 @@ impl World {
     }
 
     /// As the task does it; answers up to where it went.
-    fn pass(&mut self, room: u64, bad: &BTreeSet<Offset>) -> Offset {
+    fn pass(&mut self, room: u64, bad: &Bad) -> Offset {
         let ranges: Vec<StoredRange> = self.image.ranges.iter().copied().collect();
-        let is_bad = |r: &StoredRange| bad.contains(&r.base_offset);
         let mut map = OffsetMap::new(room * crate::compact::map::PLACE_BYTES, 1 << 20);
-        let mut end = 0;
+        let (mut end, mut unread) = (0, Unread::new());
         for r in ranges.iter().filter(|r| r.last_offset >= self.image.clean_to) {
-            if !is_bad(r) && note_keys(&mut map, &[self.bytes(r)]).is_err() {
+            if bad.for_map.contains(&r.base_offset) {
+                unread.insert(r.base_offset, "bad".into());
+            } else if note_keys(&mut map, &[self.bytes(r)]).is_err() {
                 break;
             }
             end = r.last_offset + 1;
@@ -218,23 +234,22 @@ impl World {
         };
         let head = BytesMut::from(&b"head"[..]);
         let mut rewriter = Rewriter::new(tp(), rules, head.clone());
-        let mut obstacle = None::<Offset>;
+            unread,
         let last = ranges.last().map(|r| r.base_offset);
         for r in &ranges {
-            if is_bad(r) {
-                rewriter.gap().unwrap();
-                obstacle = obstacle.or(Some(r.base_offset));
+            if rewriter.was_unread(r).is_some() || bad.for_rewrite.contains(&r.base_offset) {
+                rewriter.unreadable(r);
             } else {
                 let write = Some(r.base_offset) == last;
                 rewriter.range(r, &[self.bytes(r)], write).unwrap();
             }
             if rewriter.len() > 1_000 {
-                let piece = rewriter.take(head.clone()).unwrap();
-                self.publish(piece, obstacle);
+                let piece = rewriter.take(head.clone());
+                self.publish(piece, rewriter.obstacle);
             }
         }
-        let piece = rewriter.take(head).unwrap();
-        self.publish(piece, obstacle);
+        let piece = rewriter.take(head);
+        self.publish(piece, rewriter.obstacle);
         self.tally = rewriter.tally;
         end
     }
@@ -267,10 +282,9 @@ impl World {
     }
 
     /// A pass, and everything that must be true after it.
-    fn checked_pass(&mut self, room: u64, bad: &BTreeSet<Offset>) {
+    fn checked_pass(&mut self, room: u64, bad: &Bad) {
         let before = self.seen();
-        let ranges = self.image.ranges.iter();
-        let unread: Vec<StoredRange> = ranges.filter(|r| bad.contains(&r.base_offset)).copied().collect();
+        let ranges_before = self.image.ranges.clone();
         let clean_before = self.image.clean_to;
         let opaque = |seen: &[Seen], w: &World| seen.iter().any(|b| w.hidden.contains_key(&b.base_offset));
         let end = self.pass(room, bad);
@@ -278,6 +292,17 @@ impl World {
         for committed in [false, true] {
             assert_eq!(
                 World::newest(&before, committed),
+        let unread = ranges_before.iter().filter(|r| {
+            let dirty = r.last_offset >= clean_before;
+            bad.for_rewrite.contains(&r.base_offset) || dirty && bad.for_map.contains(&r.base_offset)
+        });
+        let hidden = self
+            .hidden
+            .keys()
+            .filter(|o| before.iter().any(|b| b.base_offset == **o));
+        // From here on there may be records of which nothing is known.
+        let obstructed_from = unread.map(|r| r.base_offset).chain(hidden.copied()).min();
+        let obstructed = |offset: Offset| obstructed_from.is_some_and(|from| offset >= from);
                 World::newest(&after, committed),
                 "nobody's newest value changes"
             );
@@ -337,9 +362,7 @@ impl World {
             }
         }
         for r in after.iter().filter(|b| !b.transactional).flat_map(|b| &b.records) {
-            let within = |u: &StoredRange| (u.base_offset..=u.last_offset).contains(&r.offset);
-            let gone_through = r.offset < end && !unread.iter().any(within);
-            if r.value.is_none() && gone_through {
+            if r.value.is_none() && r.offset < end && !obstructed(r.offset) {
                 self.met.entry(r.offset).or_insert(self.now_ms);
             }
         }
@@ -389,9 +412,15 @@ impl World {
                 bad_every,
             } => {
                 self.now_ms += later_ms;
-                let ranges = self.image.ranges.iter().enumerate();
-                let bad = ranges.filter(|(i, _)| bad_every > 0 && i % bad_every == bad_every - 1);
-                let bad = bad.map(|(_, r)| r.base_offset).collect();
+                let one_in = |every: usize| {
+                    let ranges = self.image.ranges.iter().enumerate();
+                    let bad = ranges.filter(|(i, _)| every > 0 && i % every == every - 1);
+                    bad.map(|(_, r)| r.base_offset).collect()
+                };
+                let bad = Bad {
+                    for_map: one_in(bad_every.0),
+                    for_rewrite: one_in(bad_every.1),
+                };
                 self.checked_pass(room, &bad);
             }
             Op::LogStart(by) => self.log_start(by),
@@ -418,7 +447,7 @@ fn plain_batch() -> impl Strategy<Value = (Kind, usize, Vec<Spec>)> {
 
 fn ops(
     batches: impl Strategy<Value = (Kind, usize, Vec<Spec>)>,
-    bad_every: impl Strategy<Value = usize>,
+    bad_every: impl Strategy<Value = (usize, usize)>,
 ) -> impl Strategy<Value = Vec<Op>> {
     let pass = (
         prop_oneof![Just(0i64), Just(60), Just(1_000)],
@@ -439,31 +468,31 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(128))]
     /// Where everything can be read, compaction does all that it should and nothing else.
     #[test]
-    fn a_compacted_log_says_the_same(ops in ops(plain_batch(), Just(0usize))) {
+    fn a_compacted_log_says_the_same(ops in ops(plain_batch(), Just((0usize, 0usize)))) {
         let mut w = World::default();
         for op in ops {
             w.run(op);
         }
         w.image.clean_to = 0;
-        w.checked_pass(1_000, &BTreeSet::new());
+        w.checked_pass(1_000, &Bad::default());
         // And a second pass, through everything again, finds nothing to do; it may let a batch stand for the offsets that an
         // empty one stood for, where the first one began another object.
         let batches = |w: &World| w.seen().into_iter().filter(|b| !b.records.is_empty());
         let records = |w: &World| batches(w).map(|b| b.records).collect::<Vec<_>>();
         let before = records(&w);
         w.image.clean_to = 0;
-        w.checked_pass(1_000, &BTreeSet::new());
+        w.checked_pass(1_000, &Bad::default());
         prop_assert!(records(&w) == before);
         prop_assert_eq!(w.tally.removed, 0);
         let all = |w: &World| w.seen().iter().map(|b| b.bytes.clone()).collect::<Vec<_>>();
         let before = all(&w);
         w.image.clean_to = 0;
-        w.checked_pass(1_000, &BTreeSet::new());
+        w.checked_pass(1_000, &Bad::default());
         prop_assert!(all(&w).len() <= before.len());
         // Later all deletion marks are gone, and nothing else.
         w.now_ms += 10 * DELETE_RETENTION_MS;
         w.append(&[one(200)]);
-        w.checked_pass(1_000, &BTreeSet::new());
+        w.checked_pass(1_000, &Bad::default());
         let left = w.seen();
         prop_assert!(left.iter().flat_map(|b| &b.records).all(|r| r.value.is_some()));
         prop_assert_eq!(w.image.ranges.iter().map(|r| r.place.level).max().unwrap_or(Level::L1), Level::L1);
@@ -472,7 +501,7 @@ proptest! {
     /// Whatever cannot be read, now or at all, and whatever transactions become: nothing comes back, nothing is lost.
     #[test]
     fn what_is_hidden_is_neither_lost_nor_brought_back(
-        ops in ops(batch(), prop_oneof![2 => Just(0usize), 2 => 1usize..5]),
+        ops in ops(batch(), (some_or_none(), some_or_none())),
     ) {
         let mut w = World::default();
         for op in ops {
@@ -481,7 +510,7 @@ proptest! {
         for later in [0, 2 * DELETE_RETENTION_MS, 2 * DELETE_RETENTION_MS] {
             w.now_ms += later;
             w.append(&[one(200)]);
-            w.checked_pass(1_000, &BTreeSet::new());
+            w.checked_pass(1_000, &Bad::default());
         }
     }
 }
@@ -501,7 +530,7 @@ fn batches_are_stretched_within_their_epoch_and_empty_ones_stand_in() {
     }
     w.epoch += 1;
     w.append(&[one(2), one(9)]);
-    w.checked_pass(100, &BTreeSet::new());
+    w.checked_pass(100, &Bad::default());
     let spans: Vec<_> = w
         .seen()
         .iter()
@@ -510,7 +539,7 @@ fn batches_are_stretched_within_their_epoch_and_empty_ones_stand_in() {
     assert_eq!(spans, [(0, 1, 0, 1), (2, 3, 2, 0), (4, 4, 3, 1), (5, 5, 3, 1)]);
     // Of a log whose first records are gone an empty batch is the first.
     w.append(&[one(1), one(2), one(9)]);
-    w.checked_pass(100, &BTreeSet::new());
+    w.checked_pass(100, &Bad::default());
     let spans: Vec<_> = w
         .seen()
         .iter()
@@ -519,6 +548,10 @@ fn batches_are_stretched_within_their_epoch_and_empty_ones_stand_in() {
     assert_eq!(spans, [(0, 5, 3, 0), (6, 6, 3, 1), (7, 7, 3, 1), (8, 8, 3, 1)]);
     assert_eq!(w.image.clean_to, 9);
 }
+fn some_or_none() -> impl Strategy<Value = usize> {
+    prop_oneof![2 => Just(0usize), 2 => 1usize..5]
+}
+
 
 #[test]
 fn a_span_beyond_what_a_batch_can_have_is_given_to_another() {
@@ -556,7 +589,7 @@ fn large_ranges_in_which_nothing_changes_are_left_where_they_are() {
     w.append(&[one(9)]);
     w.append(&[one(2)]);
     let places: Vec<Place> = w.image.ranges.iter().map(|r| r.place).collect();
-    w.checked_pass(100, &BTreeSet::new());
+    w.checked_pass(100, &Bad::default());
     let now: Vec<Place> = w.image.ranges.iter().map(|r| r.place).collect();
     assert_eq!(now[..2], places[..2]);
     assert_ne!(now[2], places[2], "its key is written again");
@@ -566,6 +599,6 @@ fn large_ranges_in_which_nothing_changes_are_left_where_they_are() {
     // A key after the end of the map.
     w.append(&[big(7)]);
     w.append(&[big(0)]);
-    assert_eq!(w.pass(2, &BTreeSet::new()), 8, "there is room for one key");
+    assert_eq!(w.pass(2, &Bad::default()), 8, "there is room for one key");
     assert_eq!(w.image.clean_to, 8);
 }
