@@ -7,14 +7,19 @@
 //! an empty batch stands in.
 //!
 //! What cannot be read hides records that nobody knows. Nothing of it is lost, and nothing that is missing follows from
-//! it: deletion marks behind it stay, because what they delete may be in it.
+//! it: deletion marks behind it stay, because what they delete may be in it, and they do not count as met. What could not
+//! be read when the map was made hides records that the map lacks, so it is not read afterwards either.
+//!
+//! Offsets of which no record is left are as old as the records that were there, as far as retention is concerned: an empty
+//! range must not hold back what lies behind it.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 
-use std::collections::BTreeMap;
 use super::map::OffsetMap;
+use super::plan::time_of;
 use crate::batch::{
     BatchError, BatchRecords, BatchView, ChunkCursor, RecordBatch, RecordRef, RewriteError, empty_batch,
 };
@@ -86,21 +91,21 @@ pub(crate) fn note_keys(map: &mut OffsetMap, chunks: &[Bytes]) -> Result<(), Ful
     Ok(())
 }
 
+/// Ranges that could not be read, by their first offset, and why.
+pub(crate) type Unread = BTreeMap<Offset, String>;
+
 /// By what records are judged.
 #[derive(Clone, Debug)]
 pub(crate) struct Rules {
     /// The newest offset of each key of the part that was not gone through before. It holds all keys of whole ranges,
     pub(crate) newest: Arc<OffsetMap>,
-/// Ranges that could not be read, by their first offset, and why.
-pub(crate) type Unread = BTreeMap<Offset, String>;
-
+    /// but for these.
+    pub(crate) unread: Unread,
     /// Wall-clock time (ms) of the pass.
     pub(crate) now_ms: i64,
     /// `delete.retention.ms`
     pub(crate) delete_retention_ms: i64,
 }
-    /// but for these.
-    pub(crate) unread: Unread,
 
 /// What a pass has done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -144,6 +149,8 @@ enum Step {
         base_offset: Offset,
         last_offset: Offset,
         leader_epoch: i32,
+        /// The greatest timestamp (ms) that it had; negative if it had none, or no record before.
+        max_timestamp: i64,
     },
 }
 
@@ -163,6 +170,7 @@ struct OpenRun {
 struct LastBatch {
     batch: RecordBatch,
     last_offset: Offset,
+    /// Of one without records the time by which those are judged that it stands for.
     append_time_ms: i64,
 }
 
@@ -176,6 +184,8 @@ pub(crate) struct Rewriter {
     held: Option<Judged>,
     /// Something could not be read before this point.
     obstructed: bool,
+    /// Where the first range begins that could not be read: the partition is clean up to there at most.
+    pub(crate) obstacle: Option<Offset>,
     pub(crate) tally: Tally,
 }
 
@@ -184,8 +194,6 @@ impl Rewriter {
     pub(crate) fn new(partition: TopicPartition, rules: Rules, head: BytesMut) -> Rewriter {
         Rewriter {
             partition,
-    /// Where the first range begins that could not be read: the partition is clean up to there at most.
-    pub(crate) obstacle: Option<Offset>,
             rules,
             piece: Piece {
                 object: head,
@@ -194,6 +202,7 @@ impl Rewriter {
             open: None,
             held: None,
             obstructed: false,
+            obstacle: None,
             tally: Tally::default(),
         }
     }
@@ -202,7 +211,6 @@ impl Rewriter {
     pub(crate) fn range(
         &mut self,
         r: &StoredRange,
-            obstacle: None,
         chunks: &[Bytes],
         write: bool,
     ) -> Result<(), RewriteError> {
@@ -247,6 +255,11 @@ impl Rewriter {
     /// Passes over offsets that stand where they are not written anew.
     pub(crate) fn gap(&mut self) {
         self.obstructed = true;
+        self.skip();
+    }
+
+    /// Passes over a range that nobody needs any more, or that stays where it is.
+    pub(crate) fn skip(&mut self) {
         self.held = None;
         self.close_run();
     }
@@ -255,11 +268,6 @@ impl Rewriter {
     pub(crate) fn len(&self) -> u64 {
         let waiting = self.open.as_ref().and_then(|open| open.last.as_ref());
         (self.piece.object.len() + waiting.map_or(0, |last| last.batch.len())) as u64
-        self.skip();
-    }
-
-    /// Passes over a range that nobody needs any more, or that stays where it is.
-    pub(crate) fn skip(&mut self) {
     }
 
     /// What was written so far. The next piece begins with `head`.
@@ -333,6 +341,7 @@ impl Rewriter {
                 base_offset: header.base_offset,
                 last_offset: header.last_offset(),
                 leader_epoch: header.leader_epoch,
+                max_timestamp: header.max_timestamp,
             };
             // An empty batch that is there already changes nothing by itself.
             return Ok((step, count > 0));
@@ -364,12 +373,21 @@ impl Rewriter {
                     base_offset,
                     last_offset,
                     leader_epoch,
-                } => open.cover(
-                    &mut self.piece.object,
-                    (base_offset, last_offset),
-                    leader_epoch,
-                    r.append_time_ms,
-                ),
+                    max_timestamp,
+                } => {
+                    let time = if max_timestamp >= 0 {
+                        max_timestamp
+                    } else {
+                        time_of(&r)
+                    };
+                    open.cover(
+                        &mut self.piece.object,
+                        (base_offset, last_offset),
+                        leader_epoch,
+                        // What is not there any more need not stay for a timestamp ahead of the clock.
+                        time.min(r.append_time_ms),
+                    );
+                }
             }
         }
         Ok(())
@@ -395,32 +413,32 @@ impl OpenRun {
         });
     }
 
-    /// Lets something stand for offsets of which no record is left.
+    /// Lets something stand for offsets of which no record is left, and which `time_ms` judges.
     fn cover(
         &mut self,
         object: &mut BytesMut,
         (base_offset, last_offset): (Offset, Offset),
         leader_epoch: i32,
-        append_time_ms: i64,
+        time_ms: i64,
     ) {
         if let Some(last) = &mut self.last {
             let header = *last.batch.header();
             let fits = last_offset - header.base_offset <= i64::from(i32::MAX);
             if fits && header.leader_epoch == leader_epoch {
                 last.last_offset = last_offset;
-                last.append_time_ms = last.append_time_ms.max(append_time_ms);
+                last.append_time_ms = last.append_time_ms.max(time_ms);
                 return;
             }
             if fits && header.record_count == 0 && !header.is_control() {
                 // Who has passed it is in the newest of the epochs that it stands for.
                 last.batch = empty_batch(header.base_offset, last_offset, leader_epoch);
                 last.last_offset = last_offset;
-                last.append_time_ms = last.append_time_ms.max(append_time_ms);
+                last.append_time_ms = last.append_time_ms.max(time_ms);
                 return;
             }
         }
         let empty = empty_batch(base_offset, last_offset, leader_epoch);
-        self.add(object, empty, append_time_ms);
+        self.add(object, empty, time_ms);
     }
 
     /// Writes the batch that waited.

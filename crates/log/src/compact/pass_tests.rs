@@ -15,6 +15,8 @@ use crate::partition::image::{PartitionImage, stored};
 
 const CODECS: [Codec; 5] = [Codec::None, Codec::Gzip, Codec::Snappy, Codec::Lz4, Codec::Zstd];
 const DELETE_RETENTION_MS: i64 = 100;
+/// Every other range holds records that are older than their append by so much, as those of a mirror are.
+const OLDER_MS: i64 = 40;
 
 fn tp() -> TopicPartition {
     TopicPartition {
@@ -52,8 +54,6 @@ enum Op {
     Restart,
 }
 
-#[derive(Default)]
-struct World {
 /// Ranges that cannot be read, by their first offset.
 #[derive(Default)]
 struct Bad {
@@ -67,11 +67,15 @@ impl Bad {
     }
 }
 
+#[derive(Default)]
+struct World {
     objects: HashMap<Place, Bytes>,
     image: PartitionImage,
     next: u64,
     epoch: i32,
     now_ms: i64,
+    /// The timestamp of all records, if they are not as old as their append or a little older.
+    timestamp: Option<i64>,
     /// First offset of each epoch.
     epochs: Vec<(i32, Offset)>,
     /// Records of batches that cannot be opened.
@@ -89,11 +93,11 @@ struct Seen {
     leader_epoch: i32,
     transactional: bool,
     control: bool,
+    horizon: Option<i64>,
     bytes: Bytes,
     records: Vec<Record>,
 }
 
-    horizon: Option<i64>,
 impl World {
     fn place(&mut self) -> Place {
         self.next += 1;
@@ -103,6 +107,7 @@ impl World {
     fn append(&mut self, batches: &[(Kind, usize, Vec<Spec>)]) {
         let (base, mut data, mut max_timestamp) = (self.image.state.end, BytesMut::new(), -1);
         let mut end = base;
+        let older = if base % 2 == 0 { OLDER_MS } else { 0 };
         for (kind, codec, specs) in batches {
             let mut builder = BatchBuilder::new();
             match kind {
@@ -114,7 +119,8 @@ impl World {
                 let value = value.map(|size| vec![b'a' + (end as u8 % 16); size + 1]);
                 let headers: [(&[u8], Option<&[u8]>); 1] = [(b"h", None)];
                 let key = key.map(|k| [k]);
-                let at = self.now_ms + i as i64;
+                let at = (self.now_ms + i as i64 - older).max(0);
+                let at = self.timestamp.unwrap_or(at);
                 builder.push(
                     at,
                     key.as_ref().map(|k| &k[..]),
@@ -186,13 +192,13 @@ impl World {
                     leader_epoch: view.header.leader_epoch,
                     transactional: view.header.is_transactional(),
                     control: view.header.is_control(),
+                    horizon: view.header.delete_horizon_ms(),
                     bytes,
                     records,
                 });
             }
         }
         all
-                    horizon: view.header.delete_horizon_ms(),
     }
 
     /// The newest value of each key, with transactions committed or aborted.
@@ -229,12 +235,12 @@ impl World {
         let ranges: Vec<_> = ranges.into_iter().filter(|r| r.last_offset < end).collect();
         let rules = Rules {
             newest: Arc::new(map),
+            unread,
             now_ms: self.now_ms,
             delete_retention_ms: DELETE_RETENTION_MS,
         };
         let head = BytesMut::from(&b"head"[..]);
         let mut rewriter = Rewriter::new(tp(), rules, head.clone());
-            unread,
         let last = ranges.last().map(|r| r.base_offset);
         for r in &ranges {
             if rewriter.was_unread(r).is_some() || bad.for_rewrite.contains(&r.base_offset) {
@@ -286,12 +292,6 @@ impl World {
         let before = self.seen();
         let ranges_before = self.image.ranges.clone();
         let clean_before = self.image.clean_to;
-        let opaque = |seen: &[Seen], w: &World| seen.iter().any(|b| w.hidden.contains_key(&b.base_offset));
-        let end = self.pass(room, bad);
-        let after = self.seen();
-        for committed in [false, true] {
-            assert_eq!(
-                World::newest(&before, committed),
         let unread = ranges_before.iter().filter(|r| {
             let dirty = r.last_offset >= clean_before;
             bad.for_rewrite.contains(&r.base_offset) || dirty && bad.for_map.contains(&r.base_offset)
@@ -303,6 +303,12 @@ impl World {
         // From here on there may be records of which nothing is known.
         let obstructed_from = unread.map(|r| r.base_offset).chain(hidden.copied()).min();
         let obstructed = |offset: Offset| obstructed_from.is_some_and(|from| offset >= from);
+        let opaque = |seen: &[Seen], w: &World| seen.iter().any(|b| w.hidden.contains_key(&b.base_offset));
+        let end = self.pass(room, bad);
+        let after = self.seen();
+        for committed in [false, true] {
+            assert_eq!(
+                World::newest(&before, committed),
                 World::newest(&after, committed),
                 "nobody's newest value changes"
             );
@@ -341,6 +347,33 @@ impl World {
             let same = was.is_some_and(|o| o.records == b.records && o.last_offset == b.last_offset);
             let marks = b.records.iter().any(|r| r.value.is_none());
             assert!(!same || marks, "a batch that loses nothing is as it was");
+        }
+        for b in after
+            .iter()
+            .filter(|b| obstructed(b.base_offset) && b.horizon.is_some())
+        {
+            let had_it = |o: &Seen| (o.base_offset, o.horizon) == (b.base_offset, b.horizon);
+            assert!(
+                before.iter().any(had_it),
+                "no mark behind an obstacle counts as met"
+            );
+        }
+        for r in &self.image.ranges {
+            let overlaps =
+                |o: &&StoredRange| o.base_offset <= r.last_offset && r.base_offset <= o.last_offset;
+            let were = ranges_before.iter().filter(overlaps);
+            let (times, appends): (Vec<i64>, Vec<i64>) = were.map(|o| (time_of(o), o.append_time_ms)).unzip();
+            assert!(
+                Some(&time_of(r)) <= times.iter().max(),
+                "retention waits no longer than before"
+            );
+            assert!(Some(&r.append_time_ms) <= appends.iter().max());
+            let batches = after
+                .iter()
+                .filter(|b| (r.base_offset..=r.last_offset).contains(&b.base_offset));
+            if batches.flat_map(|b| &b.records).next().is_none() {
+                assert_eq!(r.max_timestamp, -1, "there is no record to be found by it");
+            }
         }
         // Where everything can be read there is one record of a key, and no old deletion mark.
         if bad.is_empty() && !opaque(&before, self) {
@@ -515,6 +548,10 @@ proptest! {
     }
 }
 
+fn some_or_none() -> impl Strategy<Value = usize> {
+    prop_oneof![2 => Just(0usize), 2 => 1usize..5]
+}
+
 fn one(key: u8) -> (Kind, usize, Vec<Spec>) {
     (Kind::Plain, 0, vec![(Some(key), Some(3))])
 }
@@ -548,10 +585,6 @@ fn batches_are_stretched_within_their_epoch_and_empty_ones_stand_in() {
     assert_eq!(spans, [(0, 5, 3, 0), (6, 6, 3, 1), (7, 7, 3, 1), (8, 8, 3, 1)]);
     assert_eq!(w.image.clean_to, 9);
 }
-fn some_or_none() -> impl Strategy<Value = usize> {
-    prop_oneof![2 => Just(0usize), 2 => 1usize..5]
-}
-
 
 #[test]
 fn a_span_beyond_what_a_batch_can_have_is_given_to_another() {
@@ -577,6 +610,87 @@ fn a_span_beyond_what_a_batch_can_have_is_given_to_another() {
     assert_eq!(spans, [(0, most, 1), (most + 1, most + 20, 2)]);
     let range = open.run.ranges[0];
     assert_eq!((range.last_offset, range.append_time_ms), (most + 20, 7));
+}
+
+#[test]
+fn what_is_left_empty_is_as_old_as_what_it_held() {
+    let small = 5;
+    // With nothing else it fills a range.
+    let large = RANGE_BYTES as usize;
+    let append = |w: &mut World, timestamp: i64, size: usize| {
+        w.timestamp = Some(timestamp);
+        w.append(&[(Kind::Plain, 0, vec![(Some(1), Some(size))])]);
+    };
+    let judged = |w: &mut World| -> Vec<(Offset, i64, i64)> {
+        w.image.clean_to = 0;
+        w.checked_pass(100, &Bad::default());
+        let ranges = w.image.ranges.iter();
+        ranges
+            .map(|r| (r.last_offset, r.max_timestamp, r.append_time_ms))
+            .collect()
+    };
+    let world = || World {
+        now_ms: 1_000,
+        ..World::default()
+    };
+    // Records of a mirror: appended now, written long ago.
+    let mut w = world();
+    append(&mut w, 100, small);
+    append(&mut w, 300, small);
+    append(&mut w, 220, large);
+    assert_eq!(judged(&mut w), [(1, -1, 300), (2, 220, 1_020)]);
+    assert_eq!(
+        w.image.retention_point(1_000, 600, -1),
+        3,
+        "nothing waits for what is empty"
+    );
+    assert_eq!(
+        judged(&mut w),
+        [(1, -1, 300), (2, 220, 1_020)],
+        "it grows no younger"
+    );
+    // What had no timestamp is as old as its append,
+    append(&mut w, -1, small);
+    append(&mut w, 1_040, large);
+    assert_eq!(judged(&mut w), [(3, -1, 1_030), (4, 1_040, 1_040)]);
+    // and so is what had one ahead of the clock.
+    append(&mut w, 9_000, small);
+    append(&mut w, 1_060, large);
+    assert_eq!(judged(&mut w), [(5, -1, 1_050), (6, 1_060, 1_060)]);
+
+    // An empty batch that stood with others is as old as they were.
+    let mut w = world();
+    append(&mut w, 100, small);
+    append(&mut w, 200, small);
+    assert_eq!(judged(&mut w), [(1, 200, 1_010)]);
+    append(&mut w, 150, large);
+    assert_eq!(judged(&mut w), [(1, -1, 200), (2, 150, 1_020)]);
+}
+
+#[test]
+fn what_was_not_read_for_the_map_is_not_read_afterwards() {
+    let mark = |key| (Kind::Plain, 0, vec![(Some(key), None)]);
+    let deleted = |w: &World| !World::newest(&w.seen(), true).contains_key(&vec![1]);
+    let mut w = World::default();
+    w.append(&[one(1)]);
+    w.append(&[mark(1)]);
+    w.append(&[one(2)]);
+    let bad = Bad {
+        for_map: BTreeSet::from([1]),
+        for_rewrite: BTreeSet::new(),
+    };
+    w.checked_pass(100, &bad);
+    assert_eq!(w.image.clean_to, 1);
+    assert!(w.seen().iter().all(|b| b.horizon.is_none()));
+    // From here on all can be read, and nobody has met the mark yet.
+    for expected in [3, 2] {
+        w.now_ms += 2 * DELETE_RETENTION_MS;
+        w.append(&[one(3)]);
+        w.checked_pass(100, &Bad::default());
+        let left: usize = w.seen().iter().map(|b| b.records.len()).sum();
+        assert!(deleted(&w));
+        assert_eq!(left, expected, "the mark stays for its time, and then goes");
+    }
 }
 
 #[test]

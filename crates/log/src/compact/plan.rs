@@ -38,7 +38,7 @@ pub(crate) struct Priority {
 }
 
 /// Time (ms) by which a range is judged: as retention does it, the greatest timestamp, or without one the append.
-fn time_of(r: &StoredRange) -> i64 {
+pub(crate) fn time_of(r: &StoredRange) -> i64 {
     match r.max_timestamp {
         t if t >= 0 => t,
         _ => r.append_time_ms,
