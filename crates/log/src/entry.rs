@@ -175,9 +175,10 @@ pub struct MergedRange {
     pub last_offset: Offset,
     /// Bytes.
     pub len: u32,
-    /// Greatest timestamp (ms) of its records.
+    /// Greatest timestamp (ms) of its records; -1 if there are none.
     pub max_timestamp: i64,
-    /// Wall-clock time (ms) of the newest append in it.
+    /// Wall-clock time (ms) of the newest append in it. Where compaction left no record, the greatest timestamp of those
+    /// that there were, if it is earlier: retention judges by it.
     pub append_time_ms: i64,
 }
 

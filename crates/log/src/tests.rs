@@ -385,6 +385,60 @@ async fn an_object_that_is_gone_is_not_called_damaged() {
     );
 }
 
+#[tokio::test]
+async fn a_reader_that_retention_overtakes_is_out_of_range() {
+    let (store, hand) = meddling::meddled(&Arc::default(), StoreKind::Memory);
+    let log = open(&store).await;
+    let id = topic(&log, "t", 1).await;
+    for value in ["v0", "v1"] {
+        append(&log, &log.partition(&id, 0).unwrap(), &[value]).await;
+    }
+    log.close().await.unwrap();
+    let log = open(&store).await;
+    let p = log.partition(&id, 0).unwrap();
+    let planned = p.published.lock().clone();
+    for r in &planned.ranges {
+        store
+            .bulk
+            .delete(&store.key(&keys::place(r.place)))
+            .await
+            .unwrap();
+    }
+    // Between the plan and the read the log start passes some, or all that there is, and the objects are deleted.
+    for log_start in [1, 2] {
+        let overtaken = || {
+            *p.published.lock() = planned.clone();
+            let p = p.clone();
+            hand.before_get(
+                |what| matches!(what, keys::InStream::Segment(_)),
+                move || {
+                    let entry = crate::entry::Entry::LogStart {
+                        partition: p.id(),
+                        leader_epoch: p.leader_epoch(),
+                        offset: log_start,
+                    };
+                    let place = crate::entry::Place::l0(1, 9);
+                    p.published.lock().apply(&entry, place).unwrap();
+                },
+            );
+        };
+        overtaken();
+        let read = log.read(&p, 0, 99, Isolation::ReadUncommitted).await;
+        let expected = ReadError::OffsetOutOfRange {
+            offset: 0,
+            log_start,
+            end: 2,
+        };
+        assert_eq!(read.unwrap_err(), expected);
+        overtaken();
+        let found = log.lookup_offset(&p, OffsetLookup::Timestamp(0)).await;
+        match log_start {
+            2 => assert_eq!(found, Ok(None)),
+            _ => assert!(matches!(found, Err(ReadError::Missing(_))), "{found:?}"),
+        }
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_idle_log_notices_that_its_store_is_gone_and_that_it_is_back() {
     let root = tempfile::tempdir().unwrap();

@@ -92,7 +92,7 @@ pub(crate) static TOPIC_KEYS: &[TopicKey] = &[
         Kind::Long,
         ARCHIVE_FILE_BYTES,
         &[("archive.file.bytes", 1)],
-        "Size of the topic's Parquet files, about: so much stored data of a broker's partitions is archived at once.",
+        "So much stored data of the topic, as its producers compressed it and as merged objects hold it, over all partitions that a broker leads, is archived at once, as one Parquet file. The file itself may be smaller or larger: it is compressed anew.",
     ),
     key(
         "archive.interval.ms",

@@ -31,6 +31,8 @@ use super::upload::Upload;
 const PIECE_BYTES: u64 = 8 << 20;
 /// Messages of the thread that may wait.
 const MADE_AT_ONCE: usize = 4;
+/// A range in which a batch is missing, or has another base offset than it had, which no checksum covers.
+const NO_BATCH: &str = "no batch stands for some of its offsets";
 
 /// Why no file was written. Its number is given up.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -73,16 +75,8 @@ pub(crate) struct Written {
 pub(crate) struct Left {
     pub(crate) partition: TopicPartition,
     pub(crate) range: StoredRange,
-    pub(crate) why: Why,
-}
-
-/// Why a range stays where it is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Why {
-    /// It is not as it was written, or holds something that cannot be opened.
-    Damaged(String),
-    /// It was compacted, which leaves gaps; such data stays as it is.
-    Compacted,
+    /// In which way it is not as it was written, or what in it cannot be opened.
+    pub(crate) why: String,
 }
 
 /// What was left out so far, by the one who reads and by the one who hears of the thread.
@@ -148,7 +142,7 @@ impl Order<'_> {
             for (part, found) in layout.reads[i].parts.iter().zip(brought?) {
                 let (partition, range) = (layout.runs[part.run].partition, *layout.range(part));
                 let why = match found {
-                    Ok(chunks) if has_gaps(&range, &chunks) => Why::Compacted,
+                    Ok(chunks) if has_gaps(&range, &chunks) => NO_BATCH.to_owned(),
                     Ok(chunks) => {
                         loaded.push(Loaded {
                             partition: partition.partition,
@@ -157,7 +151,7 @@ impl Order<'_> {
                         });
                         continue;
                     }
-                    Err(why) => Why::Damaged(why),
+                    Err(why) => why,
                 };
                 left_out.lock().push(Left {
                     partition,
@@ -235,7 +229,7 @@ impl Order<'_> {
                 left_out.lock().push(Left {
                     partition,
                     range,
-                    why: Why::Damaged(why.to_string()),
+                    why: why.to_string(),
                 });
                 Ok(ControlFlow::Continue(None))
             }

@@ -6,7 +6,8 @@
 //!
 //! A batch that is not as it was written, or whose inside is bad, is *quarantined*: the log tells, a metric counts it,
 //! and the range of merged data that it stands in (about 1 MiB) stays as it is, where consumers get it byte for byte. What
-//! lies around it is archived. Data that was once compacted has gaps and stays as well, though nothing is wrong with it.
+//! lies around it is archived. Data that was once compacted is archived like any other: its batches stand for the offsets
+//! that compaction took, and history has no row of them.
 //!
 //! A file whose fate is unknown is given up together with its number, and is garbage ([`crate::garbage`]).
 //!
@@ -40,7 +41,7 @@ use crate::manifest::{LEVEL_OF_HISTORY, Topic};
 use crate::partition::image::StoredRange;
 use crate::stream::Stream;
 use crate::{Offset, Partition, TopicId, TopicPartition};
-use file::{FileError, Left, Order, Why, Written};
+use file::{FileError, Left, Order, Written};
 use pace::Pace;
 pub(crate) use plan::Asks;
 use plan::{FileLimits, Lag, Offered, archivable, choose, take_turns};
@@ -467,8 +468,11 @@ impl Shared {
                 Ok(written) => {
                     let seconds = started.elapsed().as_secs_f64();
                     self.stream.metrics.archive_seconds.observe(seconds);
-                    // From here on the file may be referred to, whatever becomes of this task.
-                    file.submit();
+                    // From here on the file may be referred to, whatever becomes of this task; of one that is not there
+                    // the number is settled in any case.
+                    if !written.pointers.is_empty() {
+                        file.submit();
+                    }
                     self.publish(written).await?;
                     file.settle();
                     return Ok(());
@@ -482,7 +486,7 @@ impl Shared {
                         topic: candidate.topic.id,
                         partition,
                     };
-                    let why = Why::Damaged(why.to_string());
+                    let why = why.to_string();
                     self.set_aside(&Left {
                         partition,
                         range,
@@ -527,14 +531,12 @@ impl Shared {
             return;
         }
         drop(set_aside);
-        if let Why::Damaged(why) = &left.why {
-            let key = keys::place(r.place);
-            tracing::error!(
-                topic = %tp.topic, partition = tp.partition, offset = r.base_offset, last_offset = r.last_offset, key,
-                why, "stored records cannot be archived; they stay where they are"
-            );
-            self.stream.metrics.unarchivable_ranges.inc();
-        }
+        let (key, why) = (keys::place(r.place), &left.why);
+        tracing::error!(
+            topic = %tp.topic, partition = tp.partition, offset = r.base_offset, last_offset = r.last_offset, key, why,
+            "stored records cannot be archived; they stay where they are"
+        );
+        self.stream.metrics.unarchivable_ranges.inc();
     }
 }
 

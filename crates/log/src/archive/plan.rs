@@ -267,7 +267,7 @@ pub(crate) fn pointers(
     }
 }
 
-/// Whether a range's batches, which were verified, leave offsets out between them or at its ends, as compaction does.
+/// Whether a range's batches, which were verified, leave offsets out between them or at its ends. Compaction does not.
 pub(crate) fn has_gaps(r: &StoredRange, chunks: &[Bytes]) -> bool {
     let mut next = r.base_offset;
     let mut cursor = ChunkCursor::new(chunks);

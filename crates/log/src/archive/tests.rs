@@ -480,6 +480,9 @@ async fn a_topic_of_which_nothing_more_can_be_remembered_is_left_alone_for_a_whi
     assert_eq!((first.topic.id, second.topic.id), (id, good));
     let outcome = archiver.shared.archive(first).await;
     assert_eq!(outcome, Err(EndOfFile::TooMuchBad));
+    // No file, so its number holds back no look for garbage.
+    let numbers = &log.inner.stream.archived_numbers;
+    assert_eq!((numbers.settled_below(), numbers.begin().number()), (2, 2));
     assert!(archiver.settle(id, outcome), "others go on");
     assert!(archiver.left_alone[&id] > Instant::now() + AGAIN / 2);
     archiver.shared.archive(second).await.unwrap();
@@ -491,6 +494,7 @@ async fn a_topic_of_which_nothing_more_can_be_remembered_is_left_alone_for_a_whi
     assert!(archiver.shared.set_aside.lock().contains(&(p.id(), 0)));
     assert_eq!(levels(&log, &id, 0), [Level::L1]);
     assert_eq!(files(&store).await.len(), 1);
+    assert_eq!(numbers.settled_below(), numbers.begin().number());
 }
 
 #[tokio::test]

@@ -8,7 +8,10 @@
 //! compacts nothing. Up to where a partition is compacted is said by the pointers and kept with its image.
 //!
 //! What cannot be read is passed over: it is told, nothing of it is lost, and as long as it is there no deletion mark
-//! behind it goes, because what the mark deletes may be in it.
+//! behind it goes, because what the mark deletes may be in it. What could not be read for the map counts as unreadable to
+//! the end of the pass: of what it holds the map knows nothing. What the log start passes meanwhile is nobody's concern.
+//!
+//! A partition whose pass fails rests for a while, and others have their turn.
 //!
 //! [`plan`] and [`pass`] decide; this file carries out.
 
@@ -47,8 +50,8 @@ use crate::worker::Worker;
 use crate::{Log, Offset, Partition, TopicId, TopicPartition};
 use map::OffsetMap;
 use metrics::CompactionMetrics;
-use pass::{Full, Piece, Rewriter, Rules, Run, note_keys};
-use plan::{Look, Priority, look, ranges_up_to, reads};
+use pass::{Full, Piece, Rewriter, Rules, Run, Unread, note_keys};
+use plan::{Look, Priority, look, ranges_up_to, reads, took_effect};
 
 /// Size of an object that compaction writes; it is held in memory until then.
 const PIECE_BYTES: u64 = 16 << 20;
@@ -58,8 +61,12 @@ const READS_AT_ONCE: usize = 3;
 const PATIENCE: Duration = Duration::from_secs(120);
 /// Partitions that are looked at between two points at which others may go on.
 const PARTITIONS_AT_ONCE: usize = 200;
-/// A partition that could not be compacted is tried again after this time.
+/// A partition whose pass failed is tried again after this time, and after twice as long each time it fails again,
+const SOON: Duration = Duration::from_secs(60);
+/// up to this. One that cannot be compacted as it is rests so long at once.
 const AGAIN: Duration = Duration::from_secs(600);
+/// So many passes that fail one after the other end a look: the store may fail for everybody.
+const FAILURES_IN_A_ROW: usize = 3;
 
 /// How a topic is compacted.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -165,13 +172,32 @@ pub(crate) struct Compactor {
     troubled: HashMap<TopicPartition, Trouble>,
 }
 
-/// What is known of a partition with something in it that cannot be compacted.
-#[derive(Clone, Copy, Debug)]
+/// What is known of a partition with something in it that cannot be compacted, or whose pass failed.
+#[derive(Clone, Copy, Debug, Default)]
 struct Trouble {
     /// It was gone through up to here, around what cannot be read.
     passed: Offset,
+    /// How long it rests after its newest failure; nothing if it is in trouble for what cannot be read alone.
+    rest: Duration,
     /// It is not tried again before.
     again: Option<Instant>,
+}
+
+impl Trouble {
+    /// Another failure: it rests for `least`, and for twice as long as the time before.
+    fn after_failure(self, least: Duration, now: Instant) -> Trouble {
+        let rest = (self.rest * 2).clamp(least, AGAIN);
+        Trouble {
+            passed: self.passed,
+            rest,
+            again: Some(now + rest),
+        }
+    }
+
+    /// Whether the reason is taken to stand in the partition: something cannot be read, or try after try fails.
+    fn is_of_its_own(&self) -> bool {
+        self.passed > 0 || self.rest >= AGAIN
+    }
 }
 
 /// A partition whose turn it is.
@@ -185,10 +211,25 @@ struct Turn {
 enum Found {
     /// Its bytes, as they came.
     Bytes(Vec<Bytes>),
+    Nothing(Why),
+}
+
+/// Why a range is not gone through.
+enum Why {
+    /// The log start has passed it since the pass was planned: nobody needs it any more.
+    Gone,
     /// It stands where compaction does not write: in a file of history.
-    Elsewhere,
+    Archived,
     /// It cannot be read, or not as it was written.
     Unreadable(String),
+}
+
+/// What the first half of a pass has found out.
+struct Mapped {
+    newest: OffsetMap,
+    /// Up to here there was room.
+    end: Offset,
+    unread: Unread,
 }
 
 /// An object that is being made.
@@ -247,18 +288,26 @@ impl Compactor {
             if self.keeper.current().feature_level < LEVEL_OF_HISTORY {
                 continue;
             }
-            loop {
-                match self.round().await {
-                    Ok(true) => {}
-                    Ok(false) => break,
-                    Err(CompactError::Ended(_)) => return,
-                    Err(why) => {
-                        tracing::warn!(%why, "a partition could not be compacted; trying again later");
-                        break;
-                    }
-                }
+            if self.rounds().await.is_err() {
+                return;
             }
         }
+    }
+
+    /// Compacts what there is to compact, one partition after the other, until there is nothing or all fail. An error if
+    /// the stream has ended.
+    async fn rounds(&mut self) -> Result<(), AppendError> {
+        let mut failures = 0;
+        while failures < FAILURES_IN_A_ROW {
+            match self.round().await {
+                Ok(true) => failures = 0,
+                Ok(false) => break,
+                Err(CompactError::Ended(why)) => return Err(why),
+                // Told, and the partition rests: others are next.
+                Err(_) => failures += 1,
+            }
+        }
+        Ok(())
     }
 
     /// Goes through the partition that needs it most. Answers whether there was one.
@@ -274,13 +323,25 @@ impl Compactor {
                     topic = %id.topic, partition = id.partition, why,
                     "a partition cannot be compacted; trying again later"
                 );
-                let passed = self.troubled.get(&id).map_or(0, |t| t.passed);
-                let again = Some(Instant::now() + AGAIN);
-                self.troubled.insert(id, Trouble { passed, again });
+                self.rests(id, AGAIN);
                 Ok(true)
             }
-            Err(why) => Err(why),
+            Err(why @ CompactError::Ended(_)) => Err(why),
+            Err(why) => {
+                tracing::warn!(
+                    topic = %id.topic, partition = id.partition, %why,
+                    "a partition could not be compacted; trying again later"
+                );
+                self.rests(id, SOON);
+                Err(why)
+            }
         }
+    }
+
+    /// Leaves a partition alone for a while, at least for this time.
+    fn rests(&mut self, id: TopicPartition, least: Duration) {
+        let trouble = self.troubled.entry(id).or_default();
+        *trouble = trouble.after_failure(least, Instant::now());
     }
 
     /// Looks at all partitions of compacted topics.
@@ -319,7 +380,8 @@ impl Compactor {
         }
         self.troubled = troubled;
         let metrics = &self.metrics;
-        metrics.uncleanable.set(self.troubled.len() as i64);
+        let uncleanable = self.troubled.values().filter(|t| t.is_of_its_own()).count();
+        metrics.uncleanable.set(uncleanable as i64);
         metrics.max_dirty_percent.set(most * 100.0);
         metrics
             .dirty_bytes
@@ -340,13 +402,14 @@ impl Compactor {
             per_second: self.options.bytes_per_second,
         };
         let dirty = ranges.partition_point(|r| r.last_offset < clean_to);
-        let (map, end) = self.map(p, &ranges[dirty..], &mut pace).await?;
+        let Mapped { newest, end, unread } = self.map(p, &ranges[dirty..], &mut pace).await?;
         self.metrics
             .map_percent
-            .set(map.len() as f64 * 100.0 / map.room().max(1) as f64);
+            .set(newest.len() as f64 * 100.0 / newest.room().max(1) as f64);
         let ranges = &ranges[..ranges.partition_point(|r| r.last_offset < end)];
         let rules = Rules {
-            newest: Arc::new(map),
+            newest: Arc::new(newest),
+            unread,
             now_ms: self.stream.clock.now_ms(),
             delete_retention_ms: turn.settings.delete_retention_ms,
         };
@@ -356,7 +419,8 @@ impl Compactor {
             // With the map full at the same point again it would go on like this without a pause.
             let stands = before.is_some_and(|t| t.passed >= end);
             let again = stands.then(|| Instant::now() + AGAIN);
-            self.troubled.insert(id, Trouble { passed: end, again });
+            let (passed, rest) = (end, Duration::ZERO);
+            self.troubled.insert(id, Trouble { passed, rest, again });
         }
         let seconds = started.elapsed().as_secs_f64();
         self.metrics.passes.inc();
@@ -365,18 +429,18 @@ impl Compactor {
         Ok(())
     }
 
-    /// Notes the newest offset of each key in `ranges`. Answers up to where there was room, at least one range.
+    /// Notes the newest offset of each key in `ranges`, as far as there is room: of at least one range.
     async fn map(
         &self,
         p: &Arc<Partition>,
         ranges: &[StoredRange],
         pace: &mut Pace,
-    ) -> Result<(OffsetMap, Offset), CompactError> {
+    ) -> Result<Mapped, CompactError> {
         let first = ranges.first().map_or(0, |r| r.base_offset);
         let last = ranges.last().map_or(-1, |r| r.last_offset);
         let mut map = OffsetMap::new(self.options.map_bytes, (last + 1 - first).max(0).unsigned_abs());
-        let (mut end, mut noted_any) = (None, false);
-        let mut brought = Box::pin(bring_all(self.stream.clone(), ranges));
+        let (mut end, mut noted_any, mut unread) = (None, false, Unread::new());
+        let mut brought = Box::pin(bring_all(self.stream.clone(), p.clone(), ranges));
         while let Some(some) = brought.next().await {
             let mut bytes = 0;
             for (r, found) in some? {
@@ -393,17 +457,28 @@ impl Compactor {
                                 r.base_offset
                             ))
                         })?;
-                        return Ok((map, end));
+                        let newest = map;
+                        return Ok(Mapped { newest, end, unread });
                     }
-                    // Told when it is met again.
-                    Err(_) => end = Some(r.last_offset + 1),
+                    Err(why) => {
+                        end = Some(r.last_offset + 1);
+                        match why {
+                            Why::Gone => continue,
+                            Why::Archived => {}
+                            Why::Unreadable(why) => drop(unread.insert(r.base_offset, why)),
+                        }
+                    }
                 }
                 bytes += u64::from(r.len);
             }
             pace.spend(bytes).await;
             self.check_led(p)?;
         }
-        Ok((map, end.unwrap_or(0)))
+        Ok(Mapped {
+            newest: map,
+            end: end.unwrap_or(0),
+            unread,
+        })
     }
 
     /// Writes anew what loses records, piece by piece. Answers where the first range begins that could not be read.
@@ -419,12 +494,14 @@ impl Compactor {
         let last_merged = last_merged.map(|i| ranges[i].base_offset);
         let (mut making, head) = self.begin();
         let mut rewriter = Rewriter::new(id, rules, head);
-        let mut obstacle = None;
-        let mut brought = Box::pin(bring_all(self.stream.clone(), ranges));
+        let mut brought = Box::pin(bring_all(self.stream.clone(), p.clone(), ranges));
         while let Some(some) = brought.next().await {
             let mut bytes = 0;
             for (r, found) in some? {
-                let elsewhere = matches!(found, Found::Elsewhere);
+                let found = match rewriter.was_unread(&r) {
+                    Some(why) => Found::Nothing(Why::Unreadable(why.to_owned())),
+                    None => found,
+                };
                 // Written in any case: the pointer to it says how far the pass went.
                 let write = last_merged == Some(r.base_offset);
                 let gone_through;
@@ -435,34 +512,32 @@ impl Compactor {
                     .await?;
                 match gone_through {
                     Ok(done) => done.map_err(|e| CompactError::Uncleanable(e.to_string()))?,
-                    Err(why) => {
-                        rewriter.gap().map_err(|e| CompactError::Odd(e.to_string()))?;
-                        if !elsewhere {
-                            obstacle = obstacle.or(Some(r.base_offset));
-                            tell(&id, &r, &why);
-                        }
+                    Err(Why::Gone) => {
+                        rewriter.skip();
+                        continue;
+                    }
+                    Err(Why::Archived) => rewriter.gap(),
+                    Err(Why::Unreadable(why)) => {
+                        tell(&id, &r, &why);
+                        rewriter.unreadable(&r);
                     }
                 }
                 bytes += u64::from(r.len);
                 if rewriter.len() >= PIECE_BYTES {
                     let (next, head) = self.begin();
-                    let piece = rewriter
-                        .take(head)
-                        .map_err(|e| CompactError::Odd(e.to_string()))?;
+                    let piece = rewriter.take(head);
                     let made = std::mem::replace(&mut making, next);
-                    let written = self.publish(p, made, piece, obstacle).await?;
+                    let written = self.publish(p, made, piece, rewriter.obstacle).await?;
                     pace.spend(written).await;
                 }
             }
             pace.spend(bytes).await;
             self.check_led(p)?;
         }
-        let piece = rewriter
-            .take(BytesMut::new())
-            .map_err(|e| CompactError::Odd(e.to_string()))?;
+        let piece = rewriter.take(BytesMut::new());
         self.metrics.add(&rewriter.tally);
-        self.publish(p, making, piece, obstacle).await?;
-        Ok(obstacle)
+        self.publish(p, making, piece, rewriter.obstacle).await?;
+        Ok(rewriter.obstacle)
     }
 
     /// The header of the next object, and its bytes before the data.
@@ -534,18 +609,20 @@ impl Compactor {
             let clean_to = obstacle.map_or(end, |obstacle| obstacle.min(end));
             Entry::Compacted(CompactedRanges { merged, clean_to })
         };
-        let count = index.entries.len();
+        let entries = index.entries;
+        let pointers = entries.iter().cloned().map(pointer).collect();
         // From here on the object may be referred to, whatever becomes of this task.
         file.submit();
-        let fitting = stream
-            .rewrite(index.entries.into_iter().map(pointer).collect())
-            .await?;
+        let fitting = stream.rewrite(pointers).await?;
         file.settle();
-        if fitting < count {
+        if fitting < entries.len() {
             self.check_led(p)?;
-            return Err(CompactError::Odd(
-                "some of what was compacted is there no more, or was rewritten meanwhile".into(),
-            ));
+            let image = p.published.lock();
+            if !entries.iter().all(|m| took_effect(&image, m, stream.incarnation)) {
+                return Err(CompactError::Odd(
+                    "something else has rewritten it meanwhile".into(),
+                ));
+            }
         }
         Ok(bytes)
     }
@@ -559,17 +636,17 @@ impl Compactor {
         found: Found,
         mut state: S,
         job: impl Fn(&mut S, &StoredRange, &[Bytes]) -> T + Clone + Send + 'static,
-    ) -> Result<(S, Result<T, String>), CompactError> {
+    ) -> Result<(S, Result<T, Why>), CompactError> {
         let mut found = found;
         let mut tries = 0;
         loop {
             let chunks = match found {
                 Found::Bytes(chunks) => chunks,
-                Found::Elsewhere => return Ok((state, Err("it is archived".into()))),
-                Found::Unreadable(why) => {
-                    self.check_held(p, r)?;
+                Found::Nothing(Why::Unreadable(why)) => {
+                    let why = self.why_unreadable(p, r, why)?;
                     return Ok((state, Err(why)));
                 }
+                Found::Nothing(why) => return Ok((state, Err(why))),
             };
             let (range, job) = (*r, job.clone());
             let done = self.worker.run(move || match verify(&range, &chunks) {
@@ -584,24 +661,29 @@ impl Compactor {
             tries += 1;
             found = match done.1 {
                 Ok(done) => return Ok((state, Ok(done))),
-                Err(why) if tries > 1 => Found::Unreadable(why.to_string()),
+                Err(why) if tries > 1 => Found::Nothing(Why::Unreadable(why.to_string())),
                 Err(_) => {
                     let bytes = bytes_of(r);
                     match get(&self.stream, r.place, bytes).await? {
                         Ok(chunks) => Found::Bytes(chunks),
-                        Err(why) => Found::Unreadable(why),
+                        Err(why) => Found::Nothing(Why::Unreadable(why)),
                     }
                 }
             };
         }
     }
 
-    /// Fails if the range is not where it was when the pass was planned: then it is no wonder that it cannot be read.
-    fn check_held(&self, p: &Partition, r: &StoredRange) -> Result<(), CompactError> {
-        match self.stream.holds(&p.id(), r) {
-            true => Ok(()),
+    /// Why a range cannot be read: that it is not there any more is no wonder once the log start has passed it. Fails if
+    /// it stands elsewhere than when the pass was planned.
+    fn why_unreadable(&self, p: &Partition, r: &StoredRange, why: String) -> Result<Why, CompactError> {
+        if self.stream.holds(&p.id(), r) {
+            return Ok(Why::Unreadable(why));
+        }
+        self.check_led(p)?;
+        match is_passed(p, r) {
+            true => Ok(Why::Gone),
             false => Err(CompactError::Odd(
-                "the log start has passed what was to be compacted, or it was rewritten".into(),
+                "what was to be compacted was rewritten meanwhile".into(),
             )),
         }
     }
@@ -621,6 +703,11 @@ fn look_at(p: &Partition, passed: Offset, settings: &CompactionSettings, now_ms:
     let image = p.published.lock();
     let last_stable = p.watermarks_of(&image).last_stable_offset;
     look(&image, last_stable, passed, settings, now_ms)
+}
+
+/// Whether the log start has passed all of a range.
+fn is_passed(p: &Partition, r: &StoredRange) -> bool {
+    r.last_offset < p.published.lock().state.log_start
 }
 
 fn panicked() -> CompactError {
@@ -643,26 +730,31 @@ fn bytes_of(r: &StoredRange) -> Range<u64> {
 /// Brings ranges in their order, some at a time.
 fn bring_all(
     stream: Arc<Stream>,
+    p: Arc<Partition>,
     ranges: &[StoredRange],
 ) -> impl futures::Stream<Item = Result<Vec<(StoredRange, Found)>, CompactError>> + Send + use<> {
     let groups: Vec<Vec<StoredRange>> = reads(ranges).into_iter().map(|r| ranges[r].to_vec()).collect();
     stream::iter(groups)
-        .map(move |group| bring(stream.clone(), group))
+        .map(move |group| bring(stream.clone(), p.clone(), group))
         .buffered(READS_AT_ONCE)
 }
 
 /// Brings ranges that stand side by side.
 async fn bring(
     stream: Arc<Stream>,
+    p: Arc<Partition>,
     group: Vec<StoredRange>,
 ) -> Result<Vec<(StoredRange, Found)>, CompactError> {
     let (Some(first), Some(last)) = (group.first(), group.last()) else {
         return Ok(vec![]);
     };
-    let all = |found: fn() -> Found| group.iter().map(|r| (*r, found())).collect();
+    let nothing = |why: &dyn Fn() -> Why| group.iter().map(|r| (*r, Found::Nothing(why()))).collect();
+    if is_passed(&p, last) {
+        return Ok(nothing(&|| Why::Gone));
+    }
     match first.place.level {
-        Level::L2 => return Ok(all(|| Found::Elsewhere)),
-        Level::L0 => return Ok(all(|| Found::Unreadable("it could not be merged".into()))),
+        Level::L2 => return Ok(nothing(&|| Why::Archived)),
+        Level::L0 => return Ok(nothing(&|| Why::Unreadable("it could not be merged".into()))),
         Level::L1 => {}
     }
     let from = u64::from(first.position);
@@ -675,10 +767,7 @@ async fn bring(
             });
             Ok(found.collect())
         }
-        Err(why) => Ok(group
-            .iter()
-            .map(|r| (*r, Found::Unreadable(why.clone())))
-            .collect()),
+        Err(why) => Ok(nothing(&|| Why::Unreadable(why.clone()))),
     }
 }
 

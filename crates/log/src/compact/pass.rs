@@ -7,13 +7,19 @@
 //! an empty batch stands in.
 //!
 //! What cannot be read hides records that nobody knows. Nothing of it is lost, and nothing that is missing follows from
-//! it: deletion marks behind it stay, because what they delete may be in it.
+//! it: deletion marks behind it stay, because what they delete may be in it, and they do not count as met. What could not
+//! be read when the map was made hides records that the map lacks, so it is not read afterwards either.
+//!
+//! Offsets of which no record is left are as old as the records that were there, as far as retention is concerned: an empty
+//! range must not hold back what lies behind it.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 
 use super::map::OffsetMap;
+use super::plan::time_of;
 use crate::batch::{
     BatchError, BatchRecords, BatchView, ChunkCursor, RecordBatch, RecordRef, RewriteError, empty_batch,
 };
@@ -85,11 +91,16 @@ pub(crate) fn note_keys(map: &mut OffsetMap, chunks: &[Bytes]) -> Result<(), Ful
     Ok(())
 }
 
+/// Ranges that could not be read, by their first offset, and why.
+pub(crate) type Unread = BTreeMap<Offset, String>;
+
 /// By what records are judged.
 #[derive(Clone, Debug)]
 pub(crate) struct Rules {
-    /// The newest offset of each key of the part that was not gone through before. It holds all keys of whole ranges.
+    /// The newest offset of each key of the part that was not gone through before. It holds all keys of whole ranges,
     pub(crate) newest: Arc<OffsetMap>,
+    /// but for these.
+    pub(crate) unread: Unread,
     /// Wall-clock time (ms) of the pass.
     pub(crate) now_ms: i64,
     /// `delete.retention.ms`
@@ -138,6 +149,8 @@ enum Step {
         base_offset: Offset,
         last_offset: Offset,
         leader_epoch: i32,
+        /// The greatest timestamp (ms) that it had; negative if it had none, or no record before.
+        max_timestamp: i64,
     },
 }
 
@@ -157,6 +170,7 @@ struct OpenRun {
 struct LastBatch {
     batch: RecordBatch,
     last_offset: Offset,
+    /// Of one without records the time by which those are judged that it stands for.
     append_time_ms: i64,
 }
 
@@ -170,6 +184,8 @@ pub(crate) struct Rewriter {
     held: Option<Judged>,
     /// Something could not be read before this point.
     obstructed: bool,
+    /// Where the first range begins that could not be read: the partition is clean up to there at most.
+    pub(crate) obstacle: Option<Offset>,
     pub(crate) tally: Tally,
 }
 
@@ -186,6 +202,7 @@ impl Rewriter {
             open: None,
             held: None,
             obstructed: false,
+            obstacle: None,
             tally: Tally::default(),
         }
     }
@@ -206,8 +223,8 @@ impl Rewriter {
             return self.write(judged);
         }
         if u64::from(r.len) >= LEFT_BYTES {
-            self.held = None;
-            return self.close_run();
+            self.skip();
+            return Ok(());
         }
         if self.open.is_some() {
             return self.write(judged);
@@ -224,11 +241,27 @@ impl Rewriter {
         }
     }
 
-    /// Passes over offsets that cannot be read, or stand where they are not written anew.
-    pub(crate) fn gap(&mut self) -> Result<(), RewriteError> {
+    /// Why a range is not to be read, if it could not be read when the map was made.
+    pub(crate) fn was_unread(&self, r: &StoredRange) -> Option<&str> {
+        self.rules.unread.get(&r.base_offset).map(String::as_str)
+    }
+
+    /// Passes over a range that cannot be read.
+    pub(crate) fn unreadable(&mut self, r: &StoredRange) {
+        self.obstacle = self.obstacle.or(Some(r.base_offset));
+        self.gap();
+    }
+
+    /// Passes over offsets that stand where they are not written anew.
+    pub(crate) fn gap(&mut self) {
         self.obstructed = true;
+        self.skip();
+    }
+
+    /// Passes over a range that nobody needs any more, or that stays where it is.
+    pub(crate) fn skip(&mut self) {
         self.held = None;
-        self.close_run()
+        self.close_run();
     }
 
     /// Bytes of the object so far.
@@ -238,14 +271,13 @@ impl Rewriter {
     }
 
     /// What was written so far. The next piece begins with `head`.
-    pub(crate) fn take(&mut self, head: BytesMut) -> Result<Piece, RewriteError> {
-        self.held = None;
-        self.close_run()?;
+    pub(crate) fn take(&mut self, head: BytesMut) -> Piece {
+        self.skip();
         let next = Piece {
             object: head,
             runs: vec![],
         };
-        Ok(std::mem::replace(&mut self.piece, next))
+        std::mem::replace(&mut self.piece, next)
     }
 
     fn judge(&mut self, r: &StoredRange, chunks: &[Bytes]) -> Result<Judged, RewriteError> {
@@ -309,11 +341,12 @@ impl Rewriter {
                 base_offset: header.base_offset,
                 last_offset: header.last_offset(),
                 leader_epoch: header.leader_epoch,
+                max_timestamp: header.max_timestamp,
             };
             // An empty batch that is there already changes nothing by itself.
             return Ok((step, count > 0));
         }
-        let first_met = marks && horizon.is_none() && !header.is_transactional();
+        let first_met = marks && !self.obstructed && horizon.is_none() && !header.is_transactional();
         if kept == count && !first_met {
             return Ok((Step::Write(batch), false));
         }
@@ -340,25 +373,33 @@ impl Rewriter {
                     base_offset,
                     last_offset,
                     leader_epoch,
-                } => open.cover(
-                    &mut self.piece.object,
-                    (base_offset, last_offset),
-                    leader_epoch,
-                    r.append_time_ms,
-                ),
+                    max_timestamp,
+                } => {
+                    let time = if max_timestamp >= 0 {
+                        max_timestamp
+                    } else {
+                        time_of(&r)
+                    };
+                    open.cover(
+                        &mut self.piece.object,
+                        (base_offset, last_offset),
+                        leader_epoch,
+                        // What is not there any more need not stay for a timestamp ahead of the clock.
+                        time.min(r.append_time_ms),
+                    );
+                }
             }
         }
         Ok(())
     }
 
-    fn close_run(&mut self) -> Result<(), RewriteError> {
+    fn close_run(&mut self) {
         if let Some(mut open) = self.open.take() {
             open.settle(&mut self.piece.object);
             let bytes: u64 = open.run.ranges.iter().map(|r| u64::from(r.len)).sum();
             self.tally.bytes_after += bytes;
             self.piece.runs.push(open.run);
         }
-        Ok(())
     }
 }
 
@@ -372,32 +413,32 @@ impl OpenRun {
         });
     }
 
-    /// Lets something stand for offsets of which no record is left.
+    /// Lets something stand for offsets of which no record is left, and which `time_ms` judges.
     fn cover(
         &mut self,
         object: &mut BytesMut,
         (base_offset, last_offset): (Offset, Offset),
         leader_epoch: i32,
-        append_time_ms: i64,
+        time_ms: i64,
     ) {
         if let Some(last) = &mut self.last {
             let header = *last.batch.header();
             let fits = last_offset - header.base_offset <= i64::from(i32::MAX);
             if fits && header.leader_epoch == leader_epoch {
                 last.last_offset = last_offset;
-                last.append_time_ms = last.append_time_ms.max(append_time_ms);
+                last.append_time_ms = last.append_time_ms.max(time_ms);
                 return;
             }
             if fits && header.record_count == 0 && !header.is_control() {
                 // Who has passed it is in the newest of the epochs that it stands for.
                 last.batch = empty_batch(header.base_offset, last_offset, leader_epoch);
                 last.last_offset = last_offset;
-                last.append_time_ms = last.append_time_ms.max(append_time_ms);
+                last.append_time_ms = last.append_time_ms.max(time_ms);
                 return;
             }
         }
         let empty = empty_batch(base_offset, last_offset, leader_epoch);
-        self.add(object, empty, append_time_ms);
+        self.add(object, empty, time_ms);
     }
 
     /// Writes the batch that waited.

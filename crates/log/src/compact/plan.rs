@@ -3,9 +3,9 @@
 use std::ops::Range;
 
 use super::CompactionSettings;
-use crate::Offset;
-use crate::entry::Level;
-use crate::partition::image::{PartitionImage, StoredRange};
+use crate::entry::{Level, MergedRanges};
+use crate::partition::image::{PartitionImage, StoredRange, stored};
+use crate::{Incarnation, Offset};
 
 /// A pass is worth its requests if it goes through so many bytes that were not compacted before,
 const DIRTY_BYTES: u64 = 1 << 20;
@@ -38,7 +38,7 @@ pub(crate) struct Priority {
 }
 
 /// Time (ms) by which a range is judged: as retention does it, the greatest timestamp, or without one the append.
-fn time_of(r: &StoredRange) -> i64 {
+pub(crate) fn time_of(r: &StoredRange) -> i64 {
     match r.max_timestamp {
         t if t >= 0 => t,
         _ => r.append_time_ms,
@@ -108,6 +108,13 @@ pub(crate) fn ranges_up_to(image: &PartitionImage, end: Offset) -> Vec<StoredRan
     ranges.take_while(|r| r.last_offset < end).copied().collect()
 }
 
+/// Whether what was written anew stands in the log, but for what the log start has passed.
+pub(crate) fn took_effect(image: &PartitionImage, merged: &MergedRanges, writer: Incarnation) -> bool {
+    let log_start = image.state.log_start;
+    let mut needed = stored(merged, writer).filter(|r| r.last_offset >= log_start);
+    needed.all(|r| image.ranges.get(image.range_from(r.base_offset)) == Some(&r))
+}
+
 /// Requests for ranges, as positions in `ranges`. What does not stand in merged objects is alone.
 pub(crate) fn reads(ranges: &[StoredRange]) -> Vec<Range<usize>> {
     let mut reads: Vec<Range<usize>> = vec![];
@@ -137,8 +144,11 @@ pub(crate) fn reads(ranges: &[StoredRange]) -> Vec<Range<usize>> {
 
 #[cfg(test)]
 mod tests {
+    use uuid::Uuid;
+
     use super::*;
-    use crate::entry::Place;
+    use crate::TopicPartition;
+    use crate::entry::{MergedRange, Place};
     use crate::partition::state::PartitionState;
 
     const SETTINGS: CompactionSettings = CompactionSettings {
@@ -264,6 +274,53 @@ mod tests {
             overdue > small.priority(&SETTINGS, 1_000_100),
             "goes first, whatever the ratio"
         );
+    }
+
+    #[test]
+    fn pointers_take_effect_where_the_log_start_has_not_passed() {
+        let merged = |base_offset, file| MergedRanges {
+            partition: TopicPartition {
+                topic: Uuid::nil(),
+                partition: 0,
+            },
+            leader_epoch: 0,
+            file,
+            position: 0,
+            base_offset,
+            ranges: vec![
+                MergedRange {
+                    last_offset: base_offset + 9,
+                    len: 5,
+                    max_timestamp: -1,
+                    append_time_ms: 7,
+                },
+                MergedRange {
+                    last_offset: base_offset + 19,
+                    len: 6,
+                    max_timestamp: 3,
+                    append_time_ms: 7,
+                },
+            ],
+        };
+        let of = |log_start, pointers: &[MergedRanges]| {
+            let ranges = pointers.iter().flat_map(|m| stored(m, 1));
+            let state = PartitionState {
+                log_start,
+                end: 40,
+                ..PartitionState::default()
+            };
+            PartitionImage::new(state, ranges.filter(|r| r.last_offset >= log_start).collect())
+        };
+        let (a, b) = (merged(0, 1), merged(20, 1));
+        for log_start in 0..=40 {
+            let both = of(log_start, &[a.clone(), b.clone()]);
+            assert!(took_effect(&both, &a, 1) && took_effect(&both, &b, 1));
+            // Something else was faster.
+            let other = of(log_start, &[merged(0, 2), b.clone()]);
+            assert_eq!(took_effect(&other, &a, 1), log_start >= 20, "{log_start}");
+            assert!(took_effect(&other, &b, 1));
+        }
+        assert!(!took_effect(&of(0, &[]), &a, 1));
     }
 
     #[test]

@@ -345,7 +345,6 @@ async fn look(
     }
     looked.objects = objects.checked;
     looked.bytes = objects.bytes;
-    looked.notes.extend(objects.notes());
     Ok(looked)
 }
 

@@ -30,8 +30,6 @@ const OBJECTS_AT_ONCE: usize = 8;
 const READ_BYTES: u64 = 8 << 20;
 /// Ranges are read in one request if no more than this lies between them.
 const GAP: u64 = 128 << 10;
-/// Gaps that compaction may have left, of which a note tells.
-const GAPS_TOLD: usize = 5;
 
 /// Offsets of a partition that stand in an object.
 #[derive(Clone, Debug)]
@@ -40,8 +38,6 @@ struct Need {
     /// Topic and partition, as people write them.
     name: String,
     range: StoredRange,
-    /// Whether records may have been taken away by compaction.
-    compacted: bool,
 }
 
 impl Need {
@@ -58,8 +54,6 @@ impl Need {
 struct Known<'s> {
     tp: TopicPartition,
     topic: &'s str,
-    /// Whether records may have been taken away by compaction.
-    compacted: bool,
     image: &'s PartitionImage,
 }
 
@@ -92,7 +86,6 @@ pub(super) struct Objects<'a> {
     progress: &'a watch::Sender<Progress>,
     /// What was found good.
     good: HashSet<(TopicPartition, Offset, Place)>,
-    gaps: BTreeMap<String, String>,
     pub(super) checked: u64,
     pub(super) bytes: u64,
 }
@@ -101,7 +94,6 @@ pub(super) struct Objects<'a> {
 #[derive(Debug, Default)]
 struct Looked {
     findings: Vec<Finding>,
-    gaps: Vec<(String, String)>,
     bytes: u64,
 }
 
@@ -111,7 +103,6 @@ impl<'a> Objects<'a> {
             options,
             progress,
             good: HashSet::new(),
-            gaps: BTreeMap::new(),
             checked: 0,
             bytes: 0,
         }
@@ -167,22 +158,9 @@ impl<'a> Objects<'a> {
                 let needs = object.needs.iter();
                 self.good.extend(needs.map(|n| good(n.tp, &n.range)));
             }
-            self.gaps.extend(looked.gaps);
             findings.extend(looked.findings);
         }
         Ok(findings)
-    }
-
-    /// What is odd and may be right.
-    pub(super) fn notes(&self) -> Vec<String> {
-        let told = self.gaps.iter().take(GAPS_TOLD);
-        let mut notes: Vec<String> = told.map(|(place, what)| format!("{place}: {what}")).collect();
-        if let Some(more @ 1..) = self.gaps.len().checked_sub(GAPS_TOLD) {
-            notes.push(format!(
-                "{more} more objects lack records of topics that are not compacted now"
-            ));
-        }
-        notes
     }
 }
 
@@ -194,11 +172,10 @@ fn good(tp: TopicPartition, range: &StoredRange) -> (TopicPartition, Offset, Pla
 fn known(state: &State) -> Vec<Known<'_>> {
     let names = names(&state.manifest);
     let known = state.images.iter().filter_map(|(tp, image)| {
-        let (topic, compacted) = *names.get(&tp.topic)?;
+        let topic = *names.get(&tp.topic)?;
         Some(Known {
             tp: *tp,
             topic,
-            compacted,
             image,
         })
     });
@@ -245,7 +222,6 @@ fn object(known: &[Known<'_>], of_object: &[Reference]) -> Object {
             tp: one.tp,
             name: one.name(),
             range: *range,
-            compacted: one.compacted,
         }
     });
     Object {
@@ -255,17 +231,10 @@ fn object(known: &[Known<'_>], of_object: &[Reference]) -> Object {
     }
 }
 
-/// Names of topics by id, and whether they are compacted.
-fn names(manifest: &Manifest) -> HashMap<crate::TopicId, (&str, bool)> {
+/// Names of topics by id.
+fn names(manifest: &Manifest) -> HashMap<crate::TopicId, &str> {
     let topics = manifest.topics.iter();
-    topics
-        .map(|(name, topic)| {
-            let policy = topic.configs.get("cleanup.policy");
-            // Internal topics are compacted without saying so.
-            let compacted = name.starts_with("__") || policy.is_some_and(|p| p.contains("compact"));
-            (topic.id, (name.as_str(), compacted))
-        })
-        .collect()
+    topics.map(|(name, topic)| (topic.id, name.as_str())).collect()
 }
 
 /// Whether the ranges of a partition stand for each of its offsets once.
@@ -400,18 +369,8 @@ impl Looker<'_> {
                 }
                 let start = (u64::from(need.range.position) - bytes.start) as usize;
                 let own = slice_chunks(&chunks, start..start + need.range.len as usize);
-                match batches(&need.range, &own) {
-                    Ok(None) => {}
-                    Ok(Some(gap)) if need.compacted => drop(gap),
-                    Ok(Some(gap)) if object.place.level == Level::L1 => {
-                        let what = format!("{}: no record of {gap}; right if it was compacted", need.name);
-                        looked.gaps.push((object.key.clone(), what));
-                    }
-                    Ok(Some(gap)) => bad
-                        .entry(format!("no record of {gap}"))
-                        .or_default()
-                        .push(need.in_words()),
-                    Err(e) => bad.entry(e.to_string()).or_default().push(need.in_words()),
+                if let Err(why) = batches(&need.range, &own) {
+                    bad.entry(why).or_default().push(need.in_words());
                 }
             }
         }
@@ -585,29 +544,30 @@ fn requests<'a>(needs: &[&'a Need]) -> Vec<(Range<u64>, Vec<&'a Need>)> {
     requests
 }
 
-/// Compares stored batches with their checksums and with the offsets that they stand for. `Some` tells of offsets
-/// without a batch, which compaction leaves behind.
-fn batches(r: &StoredRange, chunks: &[Bytes]) -> Result<Option<String>, BatchError> {
+/// Compares stored batches with their checksums and with the offsets that they stand for, each of which has a batch:
+/// where compaction takes records away, another batch stands for their offsets.
+pub(super) fn batches(r: &StoredRange, chunks: &[Bytes]) -> Result<(), String> {
+    let in_words = |e: BatchError| e.to_string();
     if chunks.iter().map(Bytes::len).sum::<usize>() as u64 != u64::from(r.len) {
-        return Err(BatchError::Truncated);
+        return Err(in_words(BatchError::Truncated));
     }
-    let (mut next, mut gap) = (r.base_offset, None);
-    let mut lacking = |from: Offset, to: Offset| {
-        if from < to {
-            gap.get_or_insert_with(|| format!("offsets {from} to {}", to - 1));
-        }
+    let go_on = |next: Offset, at: Offset| match next < at {
+        true => Err(format!("no batch stands for offsets {next} to {}", at - 1)),
+        false => Ok(()),
     };
+    let mut next = r.base_offset;
     let mut cursor = ChunkCursor::new(chunks);
     while let Some(batch) = cursor.next_batch() {
-        let batch = batch?;
-        batch.verify(chunks)?;
+        let batch = batch.map_err(in_words)?;
+        batch.verify(chunks).map_err(in_words)?;
         let (base, last) = (batch.header.base_offset, batch.header.last_offset());
         if base < next || last > r.last_offset || last < base {
-            return Err(BatchError::Invalid("its offsets are not what the index says"));
+            return Err(in_words(BatchError::Invalid(
+                "its offsets are not what the index says",
+            )));
         }
-        lacking(next, base);
+        go_on(next, base)?;
         next = last + 1;
     }
-    lacking(next, r.last_offset + 1);
-    Ok(gap)
+    go_on(next, r.last_offset + 1)
 }

@@ -371,6 +371,35 @@ async fn gaps_and_overlaps_are_named() {
     whole(&store).await;
 }
 
+/// Also of compacted topics, and of merged data: compaction leaves no gaps.
+#[test]
+fn each_offset_of_a_range_has_a_batch() {
+    let r = |base_offset, last_offset, len: usize| StoredRange {
+        base_offset,
+        last_offset,
+        place: Place::l1(1, 2),
+        position: 0,
+        len: len as u32,
+        max_timestamp: 0,
+        append_time_ms: 0,
+    };
+    let empty = |base, last| Bytes::clone(crate::batch::empty_batch(base, last, 0).bytes());
+    let looked = |base, last, spans: &[(i64, i64)]| {
+        let data: Vec<Bytes> = spans.iter().map(|(base, last)| empty(*base, *last)).collect();
+        let data = Bytes::from(data.concat());
+        objects::batches(&r(base, last, data.len()), &[data])
+    };
+    assert_eq!(looked(3, 9, &[(3, 5), (6, 6), (7, 9)]), Ok(()));
+    let lacks = |from: i64, to: i64| Err(format!("no batch stands for offsets {from} to {to}"));
+    assert_eq!(looked(3, 9, &[(4, 9)]), lacks(3, 3));
+    assert_eq!(looked(3, 9, &[(3, 5), (8, 9)]), lacks(6, 7));
+    assert_eq!(looked(3, 9, &[(3, 5)]), lacks(6, 9));
+    assert!(looked(3, 9, &[(3, 5), (5, 9)]).is_err());
+    assert!(looked(3, 9, &[(3, 10)]).is_err());
+    let data = empty(3, 9);
+    assert!(objects::batches(&r(3, 9, data.len() + 1), &[data]).is_err());
+}
+
 #[test]
 fn ranges_must_stand_for_each_offset_once() {
     let r = |base_offset, last_offset| StoredRange {

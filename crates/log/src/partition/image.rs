@@ -22,7 +22,7 @@ pub struct StoredRange {
     pub len: u32,
     /// Greatest timestamp (ms) of its records.
     pub max_timestamp: i64,
-    /// Wall-clock time (ms) of the newest append in it.
+    /// Wall-clock time (ms) of the newest append in it; see [`crate::entry::MergedRange::append_time_ms`].
     pub append_time_ms: i64,
 }
 
@@ -235,7 +235,7 @@ impl PartitionImage {
         let mut start = self.state.log_start;
         let mut left = self.bytes;
         for r in &self.ranges {
-            // Kafka judges by the greatest timestamp; a range without one by when it was written.
+            // Kafka judges by the greatest timestamp; a range without one by when it was written, or by what was in it.
             let written = if r.max_timestamp >= 0 {
                 r.max_timestamp
             } else {

@@ -278,11 +278,10 @@ fn cut(r: &StoredRange, chunks: &[Bytes], origin: Origin, want: Want) -> Result<
     })
 }
 
-/// Where the bytes at the start of `planned` stand now, if they have moved since.
-fn moved(partition: &Partition, planned: &StoredRange) -> Option<StoredRange> {
+/// What stands now where `planned` begins, or behind it; nothing if the log start has passed all that there was.
+fn now_at(partition: &Partition, planned: &StoredRange) -> Option<StoredRange> {
     let image = partition.published.lock();
-    let now = image.ranges.get(image.range_from(planned.base_offset))?;
-    (now.place != planned.place).then_some(*now)
+    image.ranges.get(image.range_from(planned.base_offset)).copied()
 }
 
 /// A read that failed, with the range for which it did.
@@ -311,7 +310,7 @@ pub(crate) async fn read(
             }
             Ok((result, _)) => return Ok(result),
             Err(Failed(ReadError::Missing(_), Some(r)))
-                if plans < PLANS && moved(partition, &r).is_some() =>
+                if plans < PLANS && now_at(partition, &r) != Some(r) =>
             {
                 plans += 1;
             }
@@ -524,9 +523,12 @@ pub(crate) async fn lookup(
     loop {
         let found = match found_in(blocks, partition, &from, at_least, log_start).await {
             Ok(found) => found,
-            Err(ReadError::Missing(key)) => {
-                let now = moved(partition, &from).filter(|_| plans < PLANS);
-                from = now.ok_or(ReadError::Missing(key))?;
+            Err(ReadError::Missing(key)) if plans < PLANS => {
+                match now_at(partition, &from) {
+                    Some(now) if now != from => from = now,
+                    Some(_) => return Err(ReadError::Missing(key)),
+                    None => return Ok(None),
+                }
                 plans += 1;
                 continue;
             }

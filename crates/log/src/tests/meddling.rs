@@ -34,12 +34,16 @@ type Meant = Box<dyn Fn(&str) -> bool + Send>;
 /// Which requests wait.
 type Held = Arc<dyn Fn(Verb, &str) -> bool + Send + Sync>;
 
+/// How a GET of a key fails, if it does.
+type Fails = Box<dyn FnMut(&str) -> Option<object_store::Error> + Send>;
+
 /// The hand in one broker's requests.
 #[derive(Default)]
 pub(crate) struct Hand {
     before: Mutex<Option<Before>>,
     unreadable: Mutex<Option<Meant>>,
     held: watch::Sender<Option<Held>>,
+    fails: Mutex<Option<Fails>>,
     waiting: AtomicUsize,
 }
 
@@ -67,6 +71,11 @@ impl Hand {
     /// Nothing is held back any more.
     pub(crate) fn let_go(&self) {
         self.held.send_replace(None);
+    }
+
+    /// From now on such GETs fail.
+    pub(crate) fn fail_get(&self, how: impl FnMut(&str) -> Option<object_store::Error> + Send + 'static) {
+        *self.fails.lock() = Some(Box::new(how));
     }
 
     /// Resolves once something waits.
@@ -149,6 +158,10 @@ impl ObjectStore for Meddled {
             if let Some((_, happens)) = meant {
                 happens();
             }
+        }
+        let failure = self.hand.fails.lock().as_mut().and_then(|how| how(key.as_ref()));
+        if let Some(error) = failure {
+            return Err(error);
         }
         self.inner.get_opts(key, options).await
     }
