@@ -17,11 +17,12 @@ use kafka_wire::list_offsets_request::{ListOffsetsPartition, ListOffsetsTopic};
 use kafka_wire::metadata_request::MetadataRequestTopic;
 use kafka_wire::offset_commit_request::{OffsetCommitRequestPartition, OffsetCommitRequestTopic};
 use kafka_wire::offset_fetch_request::{OffsetFetchRequestGroup, OffsetFetchRequestTopics};
+use kafka_wire::offset_for_leader_epoch_request::{OffsetForLeaderPartition, OffsetForLeaderTopic};
 use kafka_wire::produce_request::{PartitionProduceData, TopicProduceData};
 use kafka_wire::{
     CreateTopicsRequest, DeleteRecordsRequest, DeleteTopicsRequest, FetchRequest, FindCoordinatorRequest,
     IncrementalAlterConfigsRequest, InitProducerIdRequest, ListOffsetsRequest, MetadataRequest,
-    OffsetCommitRequest, OffsetFetchRequest, ProduceRequest,
+    OffsetCommitRequest, OffsetFetchRequest, OffsetForLeaderEpochRequest, ProduceRequest,
 };
 use uuid::Uuid;
 
@@ -68,6 +69,22 @@ pub struct Described {
     pub id: Uuid,
     /// Machine of the leader of each partition.
     pub leaders: BTreeMap<i32, Node>,
+}
+
+/// Where a reader of a partition stands.
+#[derive(Debug, Default)]
+struct Position {
+    of: Uuid,
+    at: i64,
+    /// Leader epoch of the batch before it, if that was read, and who gave it.
+    behind: Option<(i32, Node)>,
+}
+
+impl Position {
+    /// Goes elsewhere; nothing is known of what stands before.
+    fn go_to(&mut self, at: i64) {
+        (self.at, self.behind) = (at, None);
+    }
 }
 
 /// What ends an attempt.
@@ -480,22 +497,20 @@ impl Client {
 
     /// Follows a partition, now and then from an earlier place, and asks where it ends.
     pub async fn read(mut self, topic: String, partition: i32) {
-        let (mut at, mut of) = (0, Uuid::nil());
+        let mut position = Position::default();
         while !self.closing() {
             let tried = match self.chance.below(10) {
                 0..=1 => self.ask_end(&topic, partition).await.map(|_| ()),
                 2 => self.ask_time(&topic, partition).await,
                 _ => {
                     if self.chance.happens(0.03) {
-                        at = self.chance.below(at as u64 + 1) as i64;
+                        position.go_to(self.chance.below(position.at as u64 + 1) as i64);
                     }
-                    self.read_some(&topic, partition, &mut at, &mut of)
-                        .await
-                        .map(|_| ())
+                    self.read_some(&topic, partition, &mut position).await
                 }
             };
             if let Err(e) = tried {
-                self.tell(format_args!("{topic}-{partition} at {at}: {e}"));
+                self.tell(format_args!("{topic}-{partition} at {}: {e}", position.at));
                 self.pause(100, 500).await;
             }
             self.pause(10, 300).await;
@@ -566,14 +581,22 @@ impl Client {
         Ok(())
     }
 
-    /// Reads on from `at`; true if it got anything.
-    async fn read_some(&mut self, topic: &str, partition: i32, at: &mut i64, of: &mut Uuid) -> Tried<bool> {
+    /// Reads on from a position.
+    async fn read_some(&mut self, topic: &str, partition: i32, position: &mut Position) -> Tried<()> {
         let (id, node) = self.leader(topic, partition).await?;
-        if *of != id {
-            (*of, *at) = (id, 0);
+        if position.of != id {
+            (position.of, position.at, position.behind) = (id, 0, None);
         }
+        if let Some((epoch, of)) = position.behind
+            && of != node
+        {
+            self.validate(topic, partition, id, (epoch, position.at), node)
+                .await?;
+            position.behind = Some((epoch, node));
+        }
+        let at = position.at;
         let mut kafka = self.take(node).await?;
-        let batches = fetch(&mut kafka, id, partition, *at).await?;
+        let batches = fetch(&mut kafka, id, partition, at).await?;
         self.give_back(kafka);
         let batches = match batches {
             Ok(batches) => batches,
@@ -581,10 +604,10 @@ impl Client {
                 self.tell(format_args!(
                     "{topic}-{partition} {at} is out of range says {node}"
                 ));
-                self.world.lock().history.out_of_range((id, partition), *at);
+                self.world.lock().history.out_of_range((id, partition), at);
                 let (_, start, end) = self.ask_end(topic, partition).await?;
-                *at = (*at).clamp(start, end.max(start));
-                return Ok(false);
+                position.go_to(at.clamp(start, end.max(start)));
+                return Ok(());
             }
             Err(error) if code::is_retriable(error) => {
                 return Err(Failed::Again(format!("fetch: error {error} from {node}")));
@@ -599,6 +622,7 @@ impl Client {
         let mut w = self.world.lock();
         let now = w.clock();
         for b in &batches {
+            let at = position.at;
             let values: Vec<Value> = b.records.iter().map(|(_, value)| *value).collect();
             if b.next - b.base != values.len() as i64 {
                 let what = format!(
@@ -609,23 +633,58 @@ impl Client {
                 );
                 w.violation(what);
             }
-            if b.next <= *at {
+            if b.next <= at {
                 let what = format!("{topic}-{partition}: a batch at {} to a fetch from {at}", b.base);
                 w.violation(what);
             }
-            if b.base > *at {
+            if b.base > at {
                 let what = format!("{topic}-{partition}: a fetch from {at} got {}", b.base);
                 w.violation(what);
             }
             w.history.read((id, partition), b.base, b.epoch, &values);
-            *at = b.next;
+            (position.at, position.behind) = (b.next, Some((b.epoch, node)));
         }
         w.tell(format_args!(
-            "{} {topic}-{partition} read up to {at} from {node}",
-            self.name
+            "{} {topic}-{partition} read up to {} from {node}",
+            self.name, position.at
         ));
         w.history.success(&self.name, now);
-        Ok(!batches.is_empty())
+        Ok(())
+    }
+
+    /// Asks another leader than before where the epoch ended that was read up to an offset, as the Java client does: it
+    /// takes an end before that for a log that was cut.
+    async fn validate(
+        &mut self,
+        topic: &str,
+        partition: i32,
+        id: Uuid,
+        (epoch, at): (i32, i64),
+        node: Node,
+    ) -> Tried<()> {
+        let mut kafka = self.take(node).await?;
+        let answer = kafka.call(4, &epoch_request(topic, partition, epoch)).await?;
+        self.give_back(kafka);
+        let part = answer.topics.first().and_then(|t| t.partitions.first());
+        let (error, found, end) = part.map_or((-1, -1, -1), |p| (p.error_code, p.leader_epoch, p.end_offset));
+        if error != code::NONE {
+            let why = format!("end of epoch {epoch}: error {error} from {node}");
+            if !code::is_retriable(error) {
+                self.wrong(format!("{topic}-{partition}, {why}"));
+            }
+            return Err(Failed::Again(why));
+        }
+        // By name: as for the ends.
+        let now = self.leader(topic, partition).await;
+        if now.is_ok_and(|(now, _)| now == id) {
+            let mut w = self.world.lock();
+            w.tell(format_args!(
+                "{} {topic}-{partition} read up to {at} in epoch {epoch}, which is {found} and ends at {end} says {node}",
+                self.name
+            ));
+            w.history.epoch_ends((id, partition), (epoch, at), (found, end));
+        }
+        Ok(())
     }
 
     /// Reads a whole partition, as it is now; retries for ever.
@@ -889,6 +948,20 @@ fn offsets_request(topic: &str, partition: i32, timestamp: i64) -> ListOffsetsRe
     of_topic.name = topic.to_owned().into();
     of_topic.partitions = vec![of_partition];
     let mut request = ListOffsetsRequest::default();
+    request.replica_id = -1;
+    request.topics = vec![of_topic];
+    request
+}
+
+fn epoch_request(topic: &str, partition: i32, epoch: i32) -> OffsetForLeaderEpochRequest {
+    let mut of_partition = OffsetForLeaderPartition::default();
+    of_partition.partition = partition;
+    of_partition.current_leader_epoch = -1;
+    of_partition.leader_epoch = epoch;
+    let mut of_topic = OffsetForLeaderTopic::default();
+    of_topic.topic = topic.to_owned().into();
+    of_topic.partitions = vec![of_partition];
+    let mut request = OffsetForLeaderEpochRequest::default();
     request.replica_id = -1;
     request.topics = vec![of_topic];
     request

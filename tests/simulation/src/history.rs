@@ -244,6 +244,15 @@ impl History {
         }
     }
 
+    /// A leader said in which epoch, and where, the epoch ended that somebody had read up to an offset.
+    pub fn epoch_ends(&mut self, p: Partition, (epoch, read): (i32, i64), (found, end): (i32, i64)) {
+        if (found < 0 || end < read) && !self.log(p).deleted {
+            self.wrong(format!(
+                "{p:?}: epoch {epoch} was read up to {read}, and its end is told as {end} in epoch {found}"
+            ));
+        }
+    }
+
     /// The time of some record that was acknowledged up to `settled`.
     pub fn some_time(&self, p: Partition, settled: Millis, lot: u64) -> Option<i64> {
         let acked = &self.logs.get(&p)?.acked;
@@ -679,6 +688,13 @@ mod tests {
         );
         assert_eq!(wrong(|h| h.out_of_range(P, 2)), 1, "the end itself can be read");
         assert_eq!(wrong(|h| h.out_of_range(P, 3)), 0);
+        assert_eq!(wrong(|h| h.epoch_ends(P, (3, 2), (3, 2))), 0);
+        assert_eq!(wrong(|h| h.epoch_ends(P, (3, 2), (3, 1))), 1, "the log is cut");
+        assert_eq!(
+            wrong(|h| h.epoch_ends(P, (3, 2), (-1, -1))),
+            1,
+            "it is not the log"
+        );
         let limited = |by: Retention, offset: i64| {
             let mut h = History::default();
             h.acked(P, 0, &[v(0), v(1)], 10);

@@ -37,6 +37,8 @@ const RETRY_MIN: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(5);
 /// How often a partition is looked at that this broker was granted and has not recovered yet.
 const RECOVERING_LOOK: Duration = Duration::from_millis(50);
+/// How often it is looked whether this broker is proven to be a coordinator again, where something is due.
+const LEASE_LOOK: Duration = Duration::from_millis(100);
 
 /// Settings of the coordinator beyond the limits of groups.
 #[derive(Clone, Debug)]
@@ -231,6 +233,7 @@ impl Inner {
                 shard,
                 waiting: HashMap::new(),
                 next_reply: 0,
+                unheard: None,
                 publications: Some(publications),
             }),
             wake: Notify::new(),
@@ -321,14 +324,20 @@ impl Inner {
     /// must look for it, and not be told how the group was.
     fn shard(&self, group: &str) -> Result<Arc<ActiveShard>, ErrorCode> {
         let partitions = self.partitions.load(Ordering::Acquire);
-        if partitions == 0 || !self.engine.leased() {
+        if partitions == 0 {
             return Err(ErrorCode::NotCoordinator);
         }
-        match self.slots.lock().get(&partition_for(group, partitions)) {
-            Some(Slot::Active(shard)) => Ok(shard.clone()),
-            Some(Slot::Loading { .. }) => Err(ErrorCode::CoordinatorLoadInProgress),
-            None => Err(ErrorCode::NotCoordinator),
+        let leased = self.engine.leased();
+        let shard = match self.slots.lock().get(&partition_for(group, partitions)) {
+            Some(Slot::Active(shard)) => shard.clone(),
+            Some(Slot::Loading { .. }) if leased => return Err(ErrorCode::CoordinatorLoadInProgress),
+            Some(Slot::Loading { .. }) | None => return Err(ErrorCode::NotCoordinator),
+        };
+        if leased {
+            return Ok(shard);
         }
+        shard.guarded.lock().unheard = Some(self.now());
+        Err(ErrorCode::NotCoordinator)
     }
 
     // ---- Commands ----

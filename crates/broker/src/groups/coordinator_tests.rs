@@ -99,6 +99,44 @@ async fn without_a_lease_nothing_is_said_of_groups() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_could_not_be_heard_is_not_taken_for_gone() {
+    let fixture = Fixture::loaded().await;
+    let member = stable(&fixture, "g").await;
+    let beat = || fixture.inner.heartbeat("g", member.clone(), None, 1);
+    // Its session is one of 10 s.
+    fixture.engine.lease(false);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(beat().await, ErrorCode::NotCoordinator);
+    fixture.engine.lease(true);
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(beat().await, ErrorCode::None);
+
+    // It is refused once, and all is well again before anything is due.
+    tokio::time::sleep(Duration::from_secs(8)).await;
+    fixture.engine.lease(false);
+    assert_eq!(beat().await, ErrorCode::NotCoordinator);
+    fixture.engine.lease(true);
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(beat().await, ErrorCode::None);
+
+    // A rebalance waits as long for those that it needs.
+    let inner = fixture.inner.clone();
+    let second = tokio::spawn(async move { inner.join("g", join("")).await });
+    idle().await;
+    fixture.engine.lease(false);
+    tokio::time::sleep(Duration::from_secs(100)).await;
+    fixture.engine.lease(true);
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(fixture.inner.join("g", join(&member)).await.generation, 2);
+    assert_eq!(second.await.unwrap().generation, 2);
+
+    // Whoever stays silent goes.
+    tokio::time::sleep(Duration::from_secs(200)).await;
+    let group = fixture.inner.describe("g").unwrap().unwrap();
+    assert_eq!((group.state, group.members.len()), (GroupState::Empty, 0));
+}
+
+#[tokio::test(start_paused = true)]
 async fn damage_hides_no_other_groups() {
     let fixture = Fixture::loaded().await;
     commit_simple(&fixture, "g", 5).await;

@@ -89,6 +89,8 @@ pub(crate) enum Command {
     },
     /// Sessions and rebalances whose time has come.
     Tick,
+    /// What members said was refused until then: nobody has been silent for longer than since.
+    Unheard(Now),
     /// Offsets and groups that nobody used for the retention time.
     Expire,
     /// Topics that are gone, by name and, where it was stored, id.
@@ -370,6 +372,11 @@ impl Shard {
                 self.delete_offsets(&group, &offsets, reply, now, &mut fx);
             }
             Command::Tick => self.tick(now, &mut fx),
+            Command::Unheard(until) => {
+                // Deadlines only get later here, as by a heartbeat.
+                let groups = self.groups.values_mut();
+                groups.for_each(|entry| entry.group.unheard(until));
+            }
             Command::Expire => self.expire(now, &mut fx),
             Command::DropTopics(topics) => self.drop_topics(&topics, now, &mut fx),
             Command::Appended { append, outcome } => self.appended(append, outcome, now, &mut fx),
@@ -609,6 +616,7 @@ impl Command {
             | Command::DeleteGroups { reply, .. }
             | Command::DeleteOffsets { reply, .. } => Some(*reply),
             Command::Tick
+            | Command::Unheard(_)
             | Command::Expire
             | Command::DropTopics(_)
             | Command::Appended { .. }

@@ -47,6 +47,7 @@ enum Step {
         ms: i64,
     },
     Expire,
+    Unheard,
     Settle {
         publish: bool,
     },
@@ -71,6 +72,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => Just(Step::DropTopic),
         4 => prop_oneof![0..1_000i64, 0..20_000i64, Just(8 * DAY_MS)].prop_map(|ms| Step::Wait { ms }),
         1 => Just(Step::Expire),
+        1 => Just(Step::Unheard),
         6 => proptest::bool::weighted(0.9).prop_map(|publish| Step::Settle { publish }),
         1 => Just(Step::Restart),
     ];
@@ -413,6 +415,7 @@ impl Crowd {
             }
             Step::Wait { ms } => self.wait(ms),
             Step::Expire => self.apply(Command::Expire),
+            Step::Unheard => self.apply(Command::Unheard(self.now)),
             Step::Settle { publish } => self.settle(publish),
             Step::Restart => self.restart(),
         }

@@ -404,6 +404,26 @@ async fn only_who_still_leads_says_that_an_offset_is_out_of_range() {
     assert_eq!(error(&mut client, 3).await, 6);
 }
 
+#[tokio::test(start_paused = true)]
+async fn nothing_new_is_said_only_by_who_is_proven_to_lead() {
+    let (store, _) = shared_store().await;
+    let broker = broker_on(&store, &[]).await;
+    let mut client = Client::connect(&broker);
+    let id = create(&mut client, "t").await;
+    let mut request = fetch("t", id, 12, &[(0, 0)]);
+    request.max_wait_ms = 10;
+    let response = client.call(12, &request).await;
+    assert_eq!(only(&response).error_code, 0);
+    // The process stands still for longer than the lease; the poll that ends meanwhile is answered first.
+    let waiting = client.send(12, &request).await;
+    for _ in 0..200 {
+        tokio::task::yield_now().await;
+    }
+    tokio::time::advance(Duration::from_secs(4)).await;
+    let response = client.receive::<FetchRequest>(12, waiting).await;
+    assert_eq!(only(&response).error_code, 6);
+}
+
 #[tokio::test]
 async fn sessions_tell_only_what_is_new() {
     let (_broker, mut client, id) = started().await;
@@ -507,31 +527,68 @@ async fn offsets_are_listed_at_every_version() {
     assert_eq!(list(4, -1, 0, 7).await.0, 75);
 }
 
+/// Error, epoch and end offset of each of some partitions' epochs.
+async fn epoch_ends(client: &mut Client, version: i16, epochs: &[(i32, i32)]) -> Vec<(i16, i32, i64)> {
+    let mut topic = OffsetForLeaderTopic::default();
+    topic.topic = StrBytes::from("t");
+    for (index, epoch) in epochs {
+        let mut partition = OffsetForLeaderPartition::default();
+        partition.partition = *index;
+        partition.current_leader_epoch = -1;
+        partition.leader_epoch = *epoch;
+        topic.partitions.push(partition);
+    }
+    let mut request = OffsetForLeaderEpochRequest::default();
+    request.topics = vec![topic];
+    let response = client.call(version, &request).await;
+    let ends = response.topics[0].partitions.iter();
+    ends.map(|end| (end.error_code, end.leader_epoch, end.end_offset))
+        .collect()
+}
+
 #[tokio::test]
 async fn epochs_end_where_the_log_says() {
     let (_broker, mut client, id) = started().await;
     produce_one(&mut client, 9, &produce("t", id, &[(0, batch(&["a", "b"]))])).await;
     for version in 2..=4 {
-        let mut topic = OffsetForLeaderTopic::default();
-        topic.topic = StrBytes::from("t");
-        for (index, epoch) in [(0, 1), (0, 9), (7, 1)] {
-            let mut partition = OffsetForLeaderPartition::default();
-            partition.partition = index;
-            partition.current_leader_epoch = -1;
-            partition.leader_epoch = epoch;
-            topic.partitions.push(partition);
-        }
-        let mut request = OffsetForLeaderEpochRequest::default();
-        request.topics = vec![topic];
-        let response = client.call(version, &request).await;
-        let ends: Vec<(i16, i64)> = response.topics[0]
-            .partitions
-            .iter()
-            .map(|end| (end.error_code, end.end_offset))
-            .collect();
-        assert_eq!(ends[0], (0, 2), "v{version}");
-        assert_eq!(ends[2], (3, -1));
+        let ends = epoch_ends(&mut client, version, &[(0, 1), (0, 9), (7, 1)]).await;
+        assert_eq!(ends, [(0, 1, 2), (0, -1, -1), (3, -1, -1)], "v{version}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_who_still_leads_says_where_an_epoch_ends_that_none_follows() {
+    let (store, requests) = shared_store().await;
+    let settings = [("node.id", "1")];
+    let old = broker_on(&store, &settings).await;
+    let mut client = Client::connect(&old);
+    let id = create(&mut client, "t").await;
+    let one = produce("t", id, &[(0, batch(&["a"]))]);
+    assert_eq!(produce_one(&mut client, 9, &one).await.error_code, 0);
+    let looks = || requests.requests("get");
+    let before = looks();
+    let ends = epoch_ends(&mut client, 4, &[(0, 1), (0, 2)]).await;
+    assert_eq!(ends, [(0, 1, 1), (0, -1, -1)]);
+    assert_eq!(looks(), before + 1, "both are proven by one look at the manifest");
+
+    // The same broker is started again, and the first process has not heard of it. Whoever has read what was appended
+    // since would take it for lost if that one said how far the log goes, or that there is no such epoch.
+    let new = broker_on(&store, &settings).await;
+    let mut other = Client::connect(&new);
+    for offset in 1..4 {
+        let answer = produce_one(&mut other, 9, &one).await;
+        assert_eq!((answer.error_code, answer.base_offset), (0, offset));
+    }
+    let before = looks();
+    assert_eq!(epoch_ends(&mut other, 4, &[(0, 1)]).await, [(0, 1, 1)]);
+    assert_eq!(
+        looks(),
+        before,
+        "an epoch that another one follows has ended for good"
+    );
+    assert!(old.log.leased(), "it knows already, or doubts");
+    let ends = epoch_ends(&mut client, 4, &[(0, 1), (0, 2)]).await;
+    assert_eq!(ends, [(6, -1, -1), (6, -1, -1)]);
 }
 
 #[tokio::test]

@@ -10,12 +10,13 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tracing::warn;
 
-use super::Inner;
+use super::{Inner, LEASE_LOOK};
 use crate::errors::ErrorCode;
 use crate::groups::engine::EngineError;
 use crate::groups::member::ReplyId;
 use crate::groups::records::OFFSETS_TOPIC;
 use crate::groups::shard::{AppendId, Command, Effects, Reply, Shard};
+use crate::groups::state::Now;
 
 pub(super) struct ActiveShard {
     pub(super) partition: i32,
@@ -33,6 +34,8 @@ pub(super) struct Guarded {
     pub(super) shard: Shard,
     pub(super) waiting: HashMap<ReplyId, oneshot::Sender<Reply>>,
     pub(super) next_reply: ReplyId,
+    /// When nothing proved, last, that this broker is the coordinator: what members said then was refused.
+    pub(super) unheard: Option<Now>,
     /// `None` once the shard is closed; the task ends when what was sent before is done.
     pub(super) publications: Option<mpsc::UnboundedSender<Publication>>,
 }
@@ -135,9 +138,10 @@ impl ActiveShard {
         mut queue: mpsc::UnboundedReceiver<Publication>,
     ) {
         let mut head: Option<(AppendId, BoxFuture<'static, Result<(), EngineError>>)> = None;
+        let mut not_before = self.started;
         loop {
             let deadline = self.guarded.lock().shard.next_deadline_ms();
-            let sleep = tokio::time::sleep_until(self.instant(deadline));
+            let sleep = tokio::time::sleep_until(self.instant(deadline).max(not_before));
             tokio::select! {
                 outcome = publication(&mut head), if head.is_some() => {
                     let (Some((append, _)), Some(inner)) = (head.take(), inner.upgrade()) else { return };
@@ -152,12 +156,29 @@ impl ActiveShard {
                 },
                 () = sleep, if deadline.is_some() => {
                     let Some(inner) = inner.upgrade() else { return };
-                    let mut guarded = self.guarded.lock();
-                    self.execute(&inner, &mut guarded, Command::Tick);
+                    if !self.tick(&inner) {
+                        not_before = Instant::now() + LEASE_LOOK;
+                    }
                 }
                 () = self.wake.notified() => {}
             }
         }
+    }
+
+    /// Does what is due, unless nothing proves that this broker is the coordinator: it refuses heartbeats then, and
+    /// whoever is silent for that reason must not be taken for gone.
+    fn tick(&self, inner: &Inner) -> bool {
+        let leased = inner.engine.leased();
+        let mut guarded = self.guarded.lock();
+        if !leased {
+            guarded.unheard = Some(inner.now());
+            return false;
+        }
+        if let Some(until) = guarded.unheard.take() {
+            self.execute(inner, &mut guarded, Command::Unheard(until));
+        }
+        self.execute(inner, &mut guarded, Command::Tick);
+        true
     }
 
     pub(super) fn settle(

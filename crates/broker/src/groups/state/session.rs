@@ -1,6 +1,6 @@
 //! What members say between rebalances, and what happens when they fall silent.
 
-use super::{Group, GroupEffects, GroupState, JoinReply, Limits, Now, SyncReply};
+use super::{Group, GroupEffects, GroupState, JoinReply, JoinTimer, Limits, Now, SyncReply, session_end};
 use crate::errors::ErrorCode;
 
 impl Group {
@@ -141,6 +141,19 @@ impl Group {
             && due(timer.at_ms())
         {
             self.join_timer_fired(timer, now, limits, fx);
+        }
+    }
+
+    /// What members said was refused until then: sessions, and rebalances that wait for members, begin anew there.
+    pub(crate) fn unheard(&mut self, until: Now) {
+        for member in self.members.values_mut() {
+            let again = session_end(member.session_timeout_ms, until);
+            member.deadline_ms = member.deadline_ms.map(|at| at.max(again));
+        }
+        let again = until.monotonic_ms + self.rebalance_timeout_ms();
+        self.sync_timer_ms = self.sync_timer_ms.map(|at| at.max(again));
+        if let Some(JoinTimer::Rebalance { at_ms }) = &mut self.join_timer {
+            *at_ms = (*at_ms).max(again);
         }
     }
 
