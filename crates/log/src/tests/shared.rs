@@ -150,6 +150,35 @@ async fn a_start_that_is_taken_over_while_it_recovers_ends_with_the_reason() {
     assert_eq!(contents(&c, &p, 0).await, expected(1));
 }
 
+// ---- a store that does not answer
+
+/// The answer to one write of the manifest is lost. Reads need the manifest too, and must not wait behind it.
+#[tokio::test(start_paused = true)]
+async fn a_change_that_hangs_takes_no_lease_away() {
+    let (way, hand) = meddled(&Arc::default(), StoreKind::S3);
+    let log = join(&way, 1).await;
+    let id = topic(&log, "t", 1).await;
+    let p = log.partition(&id, 0).unwrap();
+    append(&log, &p, &["v0"]).await;
+    hand.hold(|verb, key| verb == Verb::Put && key == keys::MANIFEST);
+    let changing = {
+        let log = log.clone();
+        tokio::spawn(async move { topic(&log, "u", 1).await })
+    };
+    hand.holds().await;
+    for _ in 0..100 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert!(log.leased());
+    }
+    let confirmed = tokio::time::timeout(Duration::from_millis(5), log.confirm_leadership());
+    assert_eq!(confirmed.await, Ok(Ok(())));
+    assert_eq!(contents(&log, &p, 0).await, expected(1));
+    assert!(!changing.is_finished());
+    hand.let_go();
+    let made = changing.await.unwrap();
+    assert!(log.partition(&made, 0).is_some());
+}
+
 // ---- a slot that moves
 
 /// Appends `w0`, `w1`, … wherever the partition is led, until told to stop; returns what was acknowledged.
