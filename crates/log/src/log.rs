@@ -30,6 +30,9 @@ use crate::{Incarnation, Offset, RecordBatch, TopicId, TopicPartition};
 
 /// A leader answers reads so long after the start of the last store call that proved its ownership.
 const READ_LEASE: Duration = Duration::from_secs(3);
+/// So long somebody who is in no hurry waits for a proof of ownership that comes by itself: a little more than a second, in
+/// which the manifest is looked at anyway.
+const PROOF_PATIENCE: Duration = Duration::from_millis(1200);
 /// How long a stop waits for a checkpoint that only spares the next owners some reading.
 const LAST_CHECKPOINT: Duration = Duration::from_secs(3);
 /// How long the name of a deleted topic is waited for, and how often it is looked at.
@@ -529,7 +532,7 @@ impl Log {
     /// cannot be shared.
     pub fn leased(&self) -> bool {
         let shared = self.inner.stream.store.kind == StoreKind::S3;
-        !self.inner.stream.is_fenced() && (!shared || self.inner.stream.proven.lock().elapsed() < READ_LEASE)
+        !self.inner.stream.is_fenced() && (!shared || self.inner.stream.proven_since() < READ_LEASE)
     }
 
     /// Why the store fails now, as far as its last requests tell; `None` if they succeeded. A log without
@@ -566,6 +569,25 @@ impl Log {
         } else {
             Ok(())
         }
+    }
+
+    /// As [`Log::confirm_leadership`], for an answer that may wait a little over a second: a segment that is written and
+    /// published meanwhile, or the look at the manifest that is due every second, proves the same, and then the store is
+    /// asked for nothing.
+    pub async fn await_leadership(&self) -> Result<(), ReadError> {
+        let stream = &self.inner.stream;
+        if stream.store.kind == StoreKind::S3 {
+            let proven = tokio::select! {
+                () = stream.proven_after(Instant::now()) => !stream.is_fenced(),
+                // Nothing will be proven any more.
+                _ = stream.fenced() => false,
+                () = tokio::time::sleep(PROOF_PATIENCE) => false,
+            };
+            if proven {
+                return Ok(());
+            }
+        }
+        self.confirm_leadership().await
     }
 
     /// Graceful stop: takes no more appends, publishes what is under way, seals the stream and gives its slots to the

@@ -1,6 +1,7 @@
 //! Several open logs on one bucket: what happens to a slot, a name and a start when the others move.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures::FutureExt;
@@ -8,6 +9,7 @@ use futures::future::BoxFuture;
 use object_store::memory::InMemory;
 use parking_lot::Mutex;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::meddling::{Hand, Verb, meddled};
 use super::*;
@@ -177,6 +179,76 @@ async fn a_change_that_hangs_takes_no_lease_away() {
     hand.let_go();
     let made = changing.await.unwrap();
     assert!(log.partition(&made, 0).is_some());
+}
+
+/// Counts how often the manifest is asked for from now on.
+fn count_looks(hand: &Hand) -> Arc<AtomicU64> {
+    let looks = Arc::<AtomicU64>::default();
+    let counted = looks.clone();
+    hand.hold(move |verb, key| {
+        if verb == Verb::Get && key == keys::MANIFEST {
+            counted.fetch_add(1, Ordering::Relaxed);
+        }
+        false
+    });
+    looks
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_can_wait_for_a_proof_of_ownership_asks_the_store_for_nothing() {
+    let bucket = Arc::<InMemory>::default();
+    let (way, hand) = meddled(&bucket, StoreKind::S3);
+    let log = join(&way, 1).await;
+    let id = topic(&log, "t", 1).await;
+    let p = log.partition(&id, 0).unwrap();
+    a_while().await;
+    let looks = count_looks(&hand);
+    let began = Instant::now();
+    for _ in 0..20 {
+        tokio::time::sleep(Duration::from_millis(70)).await;
+        let asked = Instant::now();
+        assert_eq!(log.await_leadership().await, Ok(()));
+        assert!(asked.elapsed() <= Duration::from_millis(1_100));
+    }
+    let polls = began.elapsed().as_secs();
+    assert!((polls..=polls + 1).contains(&looks.load(Ordering::Relaxed)));
+    // A segment that is published proves it too, and sooner.
+    tokio::time::sleep(Duration::from_millis(70)).await;
+    let (before, asked) = (looks.load(Ordering::Relaxed), Instant::now());
+    let writing = async {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        append(&log, &p, &["v0"]).await
+    };
+    let (proven, _) = tokio::join!(log.await_leadership(), writing);
+    assert_eq!(proven, Ok(()));
+    assert!(asked.elapsed() < Duration::from_millis(100));
+    assert_eq!(looks.load(Ordering::Relaxed), before);
+
+    // Nothing proves it by itself: only then it is looked.
+    let lost = Arc::<AtomicU64>::default();
+    let counted = lost.clone();
+    hand.hold(move |verb, key| {
+        let look = verb == Verb::Get && key == keys::MANIFEST;
+        // The poll's answer is lost, and what comes when it was given up is answered.
+        look && counted.fetch_add(1, Ordering::Relaxed) == 0
+    });
+    let asked = Instant::now();
+    assert_eq!(log.await_leadership().await, Ok(()));
+    let took = asked.elapsed();
+    assert!(
+        (Duration::from_millis(1_200)..Duration::from_secs(4)).contains(&took),
+        "{took:?}"
+    );
+    hand.let_go();
+
+    // Who has lost the stream hears of it as soon as anybody does.
+    let b = join(&meddled(&bucket, StoreKind::S3).0, 2).await;
+    let waiting = {
+        let log = log.clone();
+        tokio::spawn(async move { log.await_leadership().await })
+    };
+    b.inner.take_over(1, "it is dead").await.unwrap();
+    assert_eq!(waiting.await.unwrap(), Err(ReadError::NotLeader));
 }
 
 // ---- a slot that moves
