@@ -1,7 +1,7 @@
 //! Several open logs on one bucket: what happens to a slot, a name and a start when the others move.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures::FutureExt;
@@ -370,11 +370,15 @@ async fn a_slot_goes_to_another_broker_and_comes_back() {
 
 /// The network between brokers of this process.
 #[derive(Default)]
-struct Wire(Mutex<BTreeMap<Incarnation, Log>>);
+struct Wire {
+    logs: Mutex<BTreeMap<Incarnation, Log>>,
+    /// It is cut.
+    cut: AtomicBool,
+}
 
 impl Wire {
     fn connect(self: &Arc<Wire>, log: &Log) {
-        self.0.lock().insert(log.incarnation(), log.clone());
+        self.logs.lock().insert(log.incarnation(), log.clone());
         log.watch_peers(
             self.clone(),
             MembershipOptions::default(),
@@ -384,7 +388,7 @@ impl Wire {
 
     /// The process is gone, and its machine says so.
     fn disconnect(&self, log: &Log) {
-        self.0.lock().remove(&log.incarnation());
+        self.logs.lock().remove(&log.incarnation());
     }
 }
 
@@ -395,8 +399,12 @@ impl Peers for Wire {
         incarnation: Incarnation,
         newest: u64,
     ) -> BoxFuture<'static, Result<Pong, PingError>> {
-        let peer = self.0.lock().get(&incarnation).cloned();
+        let peer = self.logs.lock().get(&incarnation).cloned();
+        let cut = self.cut.load(Ordering::Relaxed);
         async move {
+            if cut {
+                return Err(PingError::NoAnswer);
+            }
             let peer = peer.ok_or(PingError::Refused)?;
             let manifest_version = peer.applied_manifest_version();
             if newest > manifest_version {
@@ -539,6 +547,49 @@ async fn a_name_is_free_when_every_live_broker_has_applied_the_deletion() {
     };
     again.assert_only_new(&new).await;
     assert!(again.a.partition(&old, 0).is_none() && again.b.partition(&old, 0).is_none());
+}
+
+/// Both reach the bucket, and only what they write there tells one of the other.
+#[tokio::test(start_paused = true)]
+async fn a_name_is_free_though_a_broker_that_lives_is_not_heard() {
+    let (wire, bucket) = (Arc::<Wire>::default(), Arc::<InMemory>::default());
+    let (way_of_a, hand_of_a) = meddled(&bucket, StoreKind::S3);
+    let (way_of_b, hand_of_b) = meddled(&bucket, StoreKind::S3);
+    let (a, b) = (join(&way_of_a, 1).await, join(&way_of_b, 2).await);
+    wire.connect(&a);
+    wire.connect(&b);
+    let old = topic(&a, "t", 1).await;
+    a_while().await;
+    wire.cut.store(true, Ordering::Relaxed);
+    hand_of_b.hold(|verb, key| verb == Verb::Get && key == keys::MANIFEST);
+    a.change(vec![Change::DeleteTopic { id: old }])
+        .await
+        .remove(0)
+        .unwrap();
+    let looks = count_looks(&hand_of_a);
+    let began = Instant::now();
+    let creating = {
+        let a = a.clone();
+        tokio::spawn(async move { topic(&a, "t", 1).await })
+    };
+    // Its heads go on and say that it does not know.
+    tokio::time::sleep(Duration::from_secs(25)).await;
+    assert!(!creating.is_finished(), "the name was free too early");
+    hand_of_b.let_go();
+    let new = creating.await.unwrap();
+    assert!(b.manifest().topic_by_id(&old).is_none());
+    // A head comes every ten seconds.
+    let took = began.elapsed();
+    assert!(took < Duration::from_secs(25 + 13), "{took:?}");
+    assert!(a.manifest().is_live(b.incarnation()) && b.manifest().is_live(a.incarnation()));
+    // One look for each refusal, and the poll.
+    let looks = looks.load(Ordering::Relaxed);
+    assert!(looks <= took.as_secs() + 3, "{looks} looks in {took:?}");
+    a_while().await;
+    let led = [&a, &b]
+        .into_iter()
+        .filter(|log| log.partition(&new, 0).is_some());
+    assert_eq!(led.count(), 1);
 }
 
 #[tokio::test(start_paused = true)]
