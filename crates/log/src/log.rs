@@ -14,6 +14,7 @@ use crate::archive::{
     self, ArchiveOptions, ArchivePolicies, ArchivedPartition, AskArchiver, Flush, NotArchived,
 };
 use crate::checkpointer::Checkpointer;
+use crate::clean::DeleteDelay;
 use crate::handover::Member;
 use crate::head::Head;
 use crate::history::History;
@@ -85,6 +86,8 @@ pub struct LogOptions {
     pub archive: ArchiveOptions,
     /// `log.segment.delete.delay.ms`: what nobody needs any more is deleted after this time.
     pub delete_delay: Duration,
+    /// Asked for another delay that holds instead.
+    pub delete_delay_set: Option<Arc<dyn DeleteDelay>>,
     /// `garbage.check.interval.ms`: how often merged objects are looked for that nobody refers to any more.
     pub garbage_interval: Duration,
 }
@@ -112,6 +115,7 @@ impl LogOptions {
             archive_policies: None,
             archive: ArchiveOptions::default(),
             delete_delay: Duration::from_secs(60),
+            delete_delay_set: None,
             garbage_interval: Duration::from_secs(300),
         }
     }
