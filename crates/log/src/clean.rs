@@ -13,6 +13,7 @@
 //! whoever planned a read a moment ago finds what it looks for.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -35,6 +36,36 @@ use crate::store::reason_of;
 use crate::stream::Stream;
 use crate::{Incarnation, Seq};
 
+/// How long what nobody needs any more stays, where that can be changed while the log is open.
+pub trait DeleteDelay: fmt::Debug + Send + Sync + 'static {
+    /// `None`: as the log was opened with. It is asked again after each change of the manifest.
+    fn delete_delay(&self) -> Option<Duration>;
+}
+
+/// The delay that holds whenever it is asked for.
+#[derive(Clone, Debug)]
+pub(crate) struct Delay {
+    fixed: Duration,
+    set: Option<Arc<dyn DeleteDelay>>,
+}
+
+impl Delay {
+    pub(crate) fn new(fixed: Duration, set: Option<Arc<dyn DeleteDelay>>) -> Delay {
+        Delay { fixed, set }
+    }
+
+    pub(crate) fn now(&self) -> Duration {
+        let set = self.set.as_ref().and_then(|set| set.delete_delay());
+        set.unwrap_or(self.fixed)
+    }
+}
+
+impl From<Duration> for Delay {
+    fn from(fixed: Duration) -> Delay {
+        Delay::new(fixed, None)
+    }
+}
+
 /// Objects that are deleted between two looks at whether this broker still may.
 const BATCH: usize = 1_000;
 /// The own stream is not listed more often.
@@ -54,7 +85,7 @@ const HEADERS_AT_ONCE: usize = 16;
 pub(crate) struct Cleaner {
     stream: Arc<Stream>,
     keeper: Arc<ManifestKeeper>,
-    delay: Duration,
+    delay: Delay,
     /// How often files are looked for that nobody refers to.
     garbage_interval: Duration,
 }
@@ -96,13 +127,13 @@ impl Cleaner {
     pub(crate) fn new(
         stream: Arc<Stream>,
         keeper: Arc<ManifestKeeper>,
-        delay: Duration,
+        delay: impl Into<Delay>,
         garbage_interval: Duration,
     ) -> Cleaner {
         Cleaner {
             stream,
             keeper,
-            delay,
+            delay: delay.into(),
             garbage_interval,
         }
     }
@@ -110,13 +141,16 @@ impl Cleaner {
     /// Runs until the task is aborted or the stream is lost.
     pub(crate) async fn run(self: Arc<Cleaner>, mut heads: watch::Receiver<Arc<Durable>>) {
         let mut manifests = self.keeper.subscribe();
-        let mut due = Due::new(Instant::now(), self.delay);
+        let mut due = Due::new(Instant::now(), self.delay.now());
         let random = || self.stream.store.random_unit();
         let mut rounds = Rounds::new(self.garbage_interval, Instant::now(), random());
-        let mut garbage = Collector::new(self.stream.clone(), self.keeper.clone(), self.delay);
+        let (stream, keeper) = (self.stream.clone(), self.keeper.clone());
+        let mut garbage = Collector::new(stream, keeper, self.delay.clone());
         let mut listed: BTreeSet<Incarnation> = self.keeper.current().streams.keys().copied().collect();
         loop {
-            let next = [due.next(), rounds.next()].into_iter().chain(garbage.next());
+            let next = [due.next(self.delay.now()), rounds.next()]
+                .into_iter()
+                .chain(garbage.next());
             let next = next.min().unwrap_or_else(Instant::now);
             tokio::select! {
                 changed = heads.changed() => if changed.is_err() { return },
@@ -135,7 +169,7 @@ impl Cleaner {
                 due.drained(*gone, now);
             }
             listed = manifest.streams.keys().copied().collect();
-            for task in due.take(now) {
+            for task in due.take(now, self.delay.now()) {
                 let done = match task {
                     Task::Own(durable) => self.clean_own(&durable).await,
                     Task::Stream(incarnation) if first => self.clean_stream(incarnation).await,
@@ -370,12 +404,13 @@ enum Task {
 /// What is to be done when: the pure part.
 #[derive(Debug)]
 struct Due {
-    delay: Duration,
+    /// With the time since when each is durable.
     heads: VecDeque<(Instant, Arc<Durable>)>,
     /// Floor and checkpoint of the newest of them, also if it is taken.
     newest: (Seq, Option<Seq>),
     /// The own stream is not looked at before.
     own_from: Instant,
+    /// With the time since when each has left.
     drained: VecDeque<(Instant, Incarnation)>,
     sweep: Instant,
 }
@@ -383,7 +418,6 @@ struct Due {
 impl Due {
     fn new(now: Instant, delay: Duration) -> Due {
         Due {
-            delay,
             heads: VecDeque::new(),
             newest: (0, None),
             own_from: now,
@@ -397,34 +431,36 @@ impl Due {
         let says = (durable.floor, durable.checkpoint_next);
         if says != self.newest {
             self.newest = says;
-            self.heads.push_back((now + self.delay, durable));
+            self.heads.push_back((now, durable));
         }
     }
 
     /// A stream has left the manifest.
     fn drained(&mut self, incarnation: Incarnation, now: Instant) {
-        self.drained.push_back((now + self.delay, incarnation));
+        self.drained.push_back((now, incarnation));
     }
 
     /// When there is something to do.
-    fn next(&self) -> Instant {
-        let own = self.heads.front().map(|(at, _)| (*at).max(self.own_from));
-        let drained = self.drained.front().map(|(at, _)| *at);
+    fn next(&self, delay: Duration) -> Instant {
+        let own = self.heads.front();
+        let own = own.map(|(since, _)| (*since + delay).max(self.own_from));
+        let drained = self.drained.front().map(|(since, _)| *since + delay);
         let first = [own, drained].into_iter().flatten().min();
         first.map_or(self.sweep, |first| first.min(self.sweep))
     }
 
     /// What is to be done now. Of several heads the newest counts.
-    fn take(&mut self, now: Instant) -> Vec<Task> {
+    fn take(&mut self, now: Instant, delay: Duration) -> Vec<Task> {
         let mut tasks = vec![];
         if now >= self.own_from {
-            let ripe = self.heads.iter().take_while(|(at, _)| *at <= now).count();
+            let ripe = self.heads.iter().take_while(|(since, _)| *since + delay <= now);
+            let ripe = ripe.count();
             if let Some((_, newest)) = self.heads.drain(..ripe).next_back() {
                 tasks.push(Task::Own(newest));
                 self.own_from = now + OWN_PAUSE;
             }
         }
-        while let Some((_, stream)) = self.drained.pop_front_if(|(at, _)| *at <= now) {
+        while let Some((_, stream)) = self.drained.pop_front_if(|(since, _)| *since + delay <= now) {
             tasks.push(Task::Stream(stream));
         }
         if self.sweep <= now {
@@ -482,27 +518,42 @@ mod tests {
         let t0 = Instant::now();
         let at = |s| t0 + Duration::from_secs(s);
         let mut due = Due::new(t0, delay);
-        assert_eq!(due.next(), at(120), "the first sweep");
+        assert_eq!(due.next(delay), at(120), "the first sweep");
         due.head(durable(0, 0), t0);
         due.head(durable(4, 7), at(1));
         due.head(durable(4, 7), at(2));
         due.head(durable(6, 9), at(30));
         due.drained(3, at(8));
-        assert_eq!((due.next(), due.take(at(59))), (at(60), vec![]));
+        assert_eq!((due.next(delay), due.take(at(59), delay)), (at(60), vec![]));
         assert_eq!(
-            due.take(at(62)),
+            due.take(at(62), delay),
             [Task::Own(durable(4, 7))],
             "and not yet the younger one"
         );
         due.head(durable(6, 9), at(63));
-        assert_eq!(due.take(at(68)), [Task::Stream(3)]);
-        assert_eq!(due.next(), at(90));
+        assert_eq!(due.take(at(68), delay), [Task::Stream(3)]);
+        assert_eq!(due.next(delay), at(90));
         due.head(durable(7, 9), at(31));
-        assert_eq!(due.take(at(91)), [Task::Own(durable(7, 9))]);
+        assert_eq!(due.take(at(91), delay), [Task::Own(durable(7, 9))]);
         due.head(durable(8, 9), at(32));
-        assert_eq!(due.next(), at(101), "not without a pause");
-        assert_eq!(due.take(at(95)), []);
-        assert_eq!(due.take(at(120)), [Task::Own(durable(8, 9)), Task::Sweep]);
-        assert_eq!(due.next(), at(120 + 3600));
+        assert_eq!(due.next(delay), at(101), "not without a pause");
+        assert_eq!(due.take(at(95), delay), []);
+        assert_eq!(due.take(at(120), delay), [Task::Own(durable(8, 9)), Task::Sweep]);
+        assert_eq!(due.next(delay), at(120 + 3600));
+    }
+    #[tokio::test(start_paused = true)]
+    async fn a_delay_that_changes_holds_for_what_waits_already() {
+        let t0 = Instant::now();
+        let at = |s| t0 + Duration::from_secs(s);
+        let [long, short] = [3600, 10].map(Duration::from_secs);
+        let mut due = Due::new(t0, long);
+        due.head(durable(4, 7), at(1));
+        due.drained(3, at(5));
+        assert_eq!((due.next(long), due.take(at(20), long)), (at(3600), vec![]));
+        assert_eq!(due.next(short), at(11));
+        let both = [Task::Own(durable(4, 7)), Task::Stream(3)];
+        assert_eq!(due.take(at(20), short), both);
+        due.drained(4, at(30));
+        assert_eq!(due.take(at(41), long), [], "and a longer one as well");
     }
 }

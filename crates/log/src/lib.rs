@@ -63,6 +63,7 @@ mod worker;
 
 pub use archive::{ArchiveOptions, ArchivePolicies, ArchivePolicy, ArchivedPartition, NotArchived};
 pub use batch::{BatchError, BatchHeader, RecordBatch};
+pub use clean::DeleteDelay;
 pub use clock::{Clock, SystemClock};
 pub use compact::{CompactionOptions, CompactionPolicy, CompactionSettings};
 pub use log::{AppendError, Appended, Log, LogOptions, OpenError, PendingAppend};

@@ -14,8 +14,11 @@ use crate::archive::{
     self, ArchiveOptions, ArchivePolicies, ArchivedPartition, AskArchiver, Flush, NotArchived,
 };
 use crate::checkpointer::Checkpointer;
+use crate::clean::DeleteDelay;
 use crate::handover::Member;
+use crate::head::Head;
 use crate::history::History;
+use crate::keys;
 use crate::manifest::keeper::{ManifestError, ManifestKeeper};
 use crate::manifest::{Change, Endpoint, LEVEL_OF_HISTORY, Manifest, Rejection};
 use crate::membership::{Membership, MembershipMetrics, MembershipOptions, Peers, StoreSigns};
@@ -24,17 +27,27 @@ use crate::mutation::{self, Mutation};
 use crate::partition::Partition;
 use crate::read::{self, FoundOffset, Isolation, OffsetLookup, ReadError, ReadResult};
 use crate::recover::StreamRead;
+use crate::store::conditional;
 use crate::store::{StoreError, StoreKind};
 use crate::stream::{Fate, Fenced, Phase, Stream};
 use crate::{Incarnation, Offset, RecordBatch, TopicId, TopicPartition};
 
 /// A leader answers reads so long after the start of the last store call that proved its ownership.
 const READ_LEASE: Duration = Duration::from_secs(3);
+/// So long somebody who is in no hurry waits for a proof of ownership that comes by itself: a little more than a second, in
+/// which the manifest is looked at anyway.
+const PROOF_PATIENCE: Duration = Duration::from_millis(1200);
 /// How long a stop waits for a checkpoint that only spares the next owners some reading.
 const LAST_CHECKPOINT: Duration = Duration::from_secs(3);
-/// How long the name of a deleted topic is waited for, and how often it is looked at.
+/// How long the name of a deleted topic is waited for.
 const DELETION_PATIENCE: Duration = Duration::from_secs(60);
-const DELETION_LOOK: Duration = Duration::from_millis(50);
+/// How often the others are asked meanwhile what they have applied.
+const DELETION_ASK: Duration = Duration::from_millis(50);
+/// A broker that has not answered by then may live and not be heard: from then on its head is read, so often.
+const DELETION_HEADS_AFTER: Duration = Duration::from_secs(2);
+const DELETION_HEADS: Duration = Duration::from_secs(1);
+/// How long such a head is waited for.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Settings of the engine.
 #[derive(Clone, Debug)]
@@ -73,6 +86,8 @@ pub struct LogOptions {
     pub archive: ArchiveOptions,
     /// `log.segment.delete.delay.ms`: what nobody needs any more is deleted after this time.
     pub delete_delay: Duration,
+    /// Asked for another delay that holds instead.
+    pub delete_delay_set: Option<Arc<dyn DeleteDelay>>,
     /// `garbage.check.interval.ms`: how often merged objects are looked for that nobody refers to any more.
     pub garbage_interval: Duration,
 }
@@ -100,6 +115,7 @@ impl LogOptions {
             archive_policies: None,
             archive: ArchiveOptions::default(),
             delete_delay: Duration::from_secs(60),
+            delete_delay_set: None,
             garbage_interval: Duration::from_secs(300),
         }
     }
@@ -297,7 +313,7 @@ impl Log {
 
     /// Version of the manifest that this broker has applied: what it answers follows it.
     pub fn applied_manifest_version(&self) -> u64 {
-        self.inner.stream.manifest_version.load(Ordering::Relaxed)
+        self.inner.applied()
     }
 
     /// Looks at the manifest now: somebody says that there is a newer one.
@@ -475,17 +491,15 @@ impl Log {
         let (count, inner) = (changes.len(), self.inner.clone());
         let ids: Vec<TopicId> = changes.iter().map(|_| Uuid::new_v4()).collect();
         let made = tokio::spawn(async move {
-            let patience = Instant::now() + DELETION_PATIENCE;
+            let (patience, mut applied) = (Instant::now() + DELETION_PATIENCE, Applied::new());
             loop {
-                let verdicts = inner.change_once(&changes, &ids).await;
-                inner.apply_manifest();
+                let verdicts = inner.change_once(&changes, &ids, &applied).await;
                 let waits = |v: &Result<(), Rejection>| matches!(v, Err(Rejection::DeletionUnderWay(_)));
                 match &verdicts {
                     Err(ManifestError::Refused(Refused::All(v)))
                         if v.iter().any(waits) && Instant::now() < patience =>
                     {
-                        inner.nudge();
-                        tokio::time::sleep(DELETION_LOOK).await;
+                        inner.deletions_applied(&changes, &mut applied, patience).await;
                     }
                     Ok(_) => {
                         inner.nudge();
@@ -530,7 +544,7 @@ impl Log {
     /// cannot be shared.
     pub fn leased(&self) -> bool {
         let shared = self.inner.stream.store.kind == StoreKind::S3;
-        !self.inner.stream.is_fenced() && (!shared || self.inner.stream.proven.lock().elapsed() < READ_LEASE)
+        !self.inner.stream.is_fenced() && (!shared || self.inner.stream.proven_since() < READ_LEASE)
     }
 
     /// Why the store fails now, as far as its last requests tell; `None` if they succeeded. A log without
@@ -567,6 +581,25 @@ impl Log {
         } else {
             Ok(())
         }
+    }
+
+    /// As [`Log::confirm_leadership`], for an answer that may wait a little over a second: a segment that is written and
+    /// published meanwhile, or the look at the manifest that is due every second, proves the same, and then the store is
+    /// asked for nothing.
+    pub async fn await_leadership(&self) -> Result<(), ReadError> {
+        let stream = &self.inner.stream;
+        if stream.store.kind == StoreKind::S3 {
+            let proven = tokio::select! {
+                () = stream.proven_after(Instant::now()) => !stream.is_fenced(),
+                // Nothing will be proven any more.
+                _ = stream.fenced() => false,
+                () = tokio::time::sleep(PROOF_PATIENCE) => false,
+            };
+            if proven {
+                return Ok(());
+            }
+        }
+        self.confirm_leadership().await
     }
 
     /// Graceful stop: takes no more appends, publishes what is under way, seals the stream and gives its slots to the
@@ -612,6 +645,9 @@ impl Log {
     }
 }
 
+/// Manifest versions that brokers have applied, as their heads say.
+type Applied = BTreeMap<Incarnation, u64>;
+
 #[derive(Debug)]
 enum Refused {
     Sealed,
@@ -627,25 +663,33 @@ impl std::fmt::Display for Refused {
     }
 }
 
+/// The name that a change wants, and the version in which a topic of that name was deleted.
+fn deleted_in<'a>(manifest: &Manifest, change: &'a Change) -> Option<(&'a str, u64)> {
+    let Change::CreateTopic { name, .. } = change else {
+        return None;
+    };
+    Some((name.as_str(), *manifest.deleted_names.get(name)?))
+}
+
 impl Inner {
     async fn change_once(
-        &self,
+        self: &Arc<Inner>,
         changes: &[Change],
         ids: &[TopicId],
+        applied: &Applied,
     ) -> Result<Vec<Result<(), Rejection>>, ManifestError<Refused>> {
         let incarnation = self.stream.incarnation;
-        self.keeper
+        let verdicts = self
+            .keeper
             .change(|m| {
                 if !m.is_live(incarnation) {
                     return Err(Refused::Sealed);
                 }
                 // Judged in the version that is changed: a broker that joins later reads a newer one.
-                let free = self.applied_by_all(m);
-                let one = |(c, id): (&Change, &TopicId)| match c {
-                    Change::CreateTopic { name, .. }
-                        if m.deleted_names.get(name).is_some_and(|version| *version > free) =>
-                    {
-                        Err(Rejection::DeletionUnderWay(name.clone()))
+                let free = self.applied_by_all(m, applied);
+                let one = |(c, id): (&Change, &TopicId)| match deleted_in(m, c) {
+                    Some((name, version)) if version > free => {
+                        Err(Rejection::DeletionUnderWay(name.to_owned()))
                     }
                     _ => m.apply(c, *id),
                 };
@@ -658,21 +702,76 @@ impl Inner {
                 m.tombstones.retain(|_, version| *version > free);
                 Ok((verdicts, Some(incarnation)))
             })
-            .await
+            .await;
+        self.apply_manifest();
+        verdicts
+    }
+
+    /// Waits, not longer than `until`, for every live broker to have applied the deletions of the topics whose names are to
+    /// be used again. One that is not heard may be cut off from this broker alone: what it has applied stands in its head.
+    async fn deletions_applied(&self, changes: &[Change], applied: &mut Applied, until: Instant) {
+        let began = Instant::now();
+        while Instant::now() < until {
+            // The change was refused in this version or an older one, and newer ones are read every second.
+            let manifest = self.keeper.current();
+            let deleted = changes.iter().filter_map(|c| deleted_in(&manifest, c));
+            let Some(newest) = deleted.map(|(_, version)| version).max() else {
+                return;
+            };
+            let behind: Vec<Incarnation> = self
+                .applied_by_each(&manifest, applied)
+                .filter(|(_, version)| *version < newest)
+                .map(|(i, _)| i)
+                .collect();
+            if behind.is_empty() {
+                return;
+            }
+            self.nudge();
+            let unheard = began.elapsed() >= DELETION_HEADS_AFTER;
+            tokio::time::sleep(if unheard { DELETION_HEADS } else { DELETION_ASK }).await;
+            if unheard {
+                let heads = behind.into_iter().map(|i| self.applied_in_head(i));
+                applied.extend(futures::future::join_all(heads).await.into_iter().flatten());
+            }
+        }
+    }
+
+    /// What the head of a stream says that its broker has applied. It may be long out of date, or a late write of it: what
+    /// was applied once stays applied, so that a head errs on the safe side.
+    async fn applied_in_head(&self, of: Incarnation) -> Option<(Incarnation, u64)> {
+        let key = self.stream.store.key(&keys::head(of));
+        let read = conditional::read(&self.stream.store, &key);
+        let found = tokio::time::timeout(HEAD_TIMEOUT, read).await.ok()?.ok()??;
+        let head = Head::decode(&found.bytes, self.stream.cluster, of).ok()?;
+        Some((of, head.manifest_version))
     }
 
     /// The manifest version that every live broker is known to have applied.
-    fn applied_by_all(&self, manifest: &Manifest) -> u64 {
+    fn applied_by_all(&self, manifest: &Manifest, applied: &Applied) -> u64 {
+        let versions = self
+            .applied_by_each(manifest, applied)
+            .map(|(_, version)| version);
+        versions.min().unwrap_or_else(|| self.applied())
+    }
+
+    /// The manifest version that each live broker is known to have applied: it said so, or its head does.
+    fn applied_by_each(
+        &self,
+        manifest: &Manifest,
+        applied: &Applied,
+    ) -> impl Iterator<Item = (Incarnation, u64)> {
         let heard = self.membership.get().map(|m| m.heard()).unwrap_or_default();
-        let own = self.stream.manifest_version.load(Ordering::Relaxed);
-        let of = |i: Incarnation| {
-            if i == self.stream.incarnation {
-                own
-            } else {
-                heard.get(&i).map_or(0, |h| h.pong.manifest_version)
-            }
-        };
-        manifest.live().map(|(i, _)| of(i)).min().unwrap_or(own)
+        manifest.live().map(move |(i, _)| {
+            let heard = heard.get(&i).map_or(0, |h| h.pong.manifest_version);
+            let in_head = applied.get(&i).copied().unwrap_or_default();
+            let own = i == self.stream.incarnation;
+            (i, if own { self.applied() } else { heard.max(in_head) })
+        })
+    }
+
+    /// The manifest version that this broker has applied.
+    fn applied(&self) -> u64 {
+        self.stream.manifest_version.load(Ordering::Relaxed)
     }
 
     /// Reads the manifest from the store if it changed, and brings the partitions in line with it.

@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use crate::archive::{Archiver, AskArchiver, Asks};
 use crate::checkpointer::{Checkpointer, Durable};
-use crate::clean::Cleaner;
+use crate::clean::{Cleaner, Delay};
 use crate::clock::Clock;
 use crate::entry::Entry;
 use crate::format::checkpoint::SlotImage;
@@ -72,7 +72,8 @@ impl Log {
         let metrics = LogMetrics::register(registry);
         let keeper = Arc::new(ManifestKeeper::open(store.clone()).await.map_err(unusable)?);
         let joined = join(&store, &keeper, &options, clock.as_ref()).await?;
-        let (merge, delete_delay) = (options.merge, options.delete_delay);
+        let merge = options.merge;
+        let delete_delay = Delay::new(options.delete_delay, options.delete_delay_set.clone());
         let (history, policies) = (options.history.clone(), options.archive_policies.clone());
         let archive = options.archive;
         let garbage_interval = options.garbage_interval;

@@ -174,7 +174,7 @@ static WRITING: &[BrokerKey] = &[
     key("merge.file.bytes", Long, Rule::Whole(1024 * 1024, 1 << 30), "33554432", "Size of a merged object. About twice as much memory is used while one is made.").bytes(),
     key("merge.bytes.per.second", Long, Rule::Whole(64 * 1024, 1 << 40), "67108864", "How fast data is merged at most, so that producers and consumers do not feel it. Less than what is produced in the mean leaves more and more unmerged.").bytes(),
     key("merge.gather.after.ms", Long, Rule::Whole(1_000, 1 << 40), "7200000", "What has been merged for so long, and stands in objects of which little else is needed (less than a quarter of merge.file.bytes), moves into new objects, so that the old ones leave the bucket.").ms(),
-    key("log.segment.delete.delay.ms", Long, AT_LEAST_0, "60000", "What nobody needs any more is deleted after this time, so that whoever is about to read it still finds it.").ms(),
+    key("log.segment.delete.delay.ms", Long, AT_LEAST_0, "60000", "What nobody needs any more is deleted after this time, so that whoever is about to read it still finds it.").ms().dynamic(),
     key("garbage.check.interval.ms", Long, Rule::Whole(1_000, 86_400_000), "300000", "How often merged objects are looked for that nobody refers to any more.").ms(),
     key("producer.id.expiration.ms", Int, AT_LEAST_1, "86400000", "A producer that has not written to a partition for this long is forgotten there, and with it the protection against its repeats.").ms(),
 ];

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::time::Duration;
 
 use alluvium_log::CompactionSettings;
 use alluvium_log::manifest::Manifest;
@@ -358,6 +359,16 @@ impl Config {
             ))
         };
         broker_keys().filter_map(line).collect()
+    }
+
+    /// `log.segment.delete.delay.ms`, if it was set dynamically.
+    pub(crate) fn delete_delay_set(&self, manifest: &Manifest) -> Option<Duration> {
+        let node = self.node_id.to_string();
+        let candidates = self.broker_candidates(manifest, Some(&node), &[("log.segment.delete.delay.ms", 1)]);
+        let dynamic =
+            |c: &&Candidate| matches!(c.source, source::DYNAMIC_BROKER | source::DYNAMIC_DEFAULT_BROKER);
+        let ms = candidates.iter().find(dynamic)?.value.whole()?;
+        Some(Duration::from_millis(u64::try_from(ms).ok()?))
     }
 
     fn effective(&self, manifest: &Manifest, configs: Option<&BTreeMap<String, String>>) -> TopicSettings {

@@ -291,6 +291,7 @@ fn build(layered: Layered, surroundings: &Surroundings<'_>) -> Result<(Settings,
         // What knows the format of history comes with the metrics of each start.
         history: None,
         archive_policies: None,
+        delete_delay_set: None,
         delete_delay: read.millis("log.segment.delete.delay.ms"),
         garbage_interval: read.millis("garbage.check.interval.ms"),
     };

@@ -156,9 +156,8 @@ fn a_topic_config_and_the_broker_settings_behind_it_fit_together() {
     for key in TOPIC_KEYS {
         for (index, (name, factor)) in key.broker.iter().enumerate() {
             let broker = broker_key(name).unwrap_or_else(|| panic!("{}: no {name}", key.name));
-            // As in Kafka only the first is dynamic; the other units are for the file. What the engine reads is not.
-            let of_the_engine = *name == "log.segment.delete.delay.ms";
-            assert_eq!(broker.dynamic, index == 0 && !of_the_engine, "{name}");
+            // As in Kafka only the first is dynamic; the other units are for the file.
+            assert_eq!(broker.dynamic, index == 0, "{name}");
             assert!(index > 0 || *factor == 1, "{name}");
             assert!(index > 0 || broker.kind == key.kind, "{name}");
         }
@@ -169,6 +168,21 @@ fn a_topic_config_and_the_broker_settings_behind_it_fit_together() {
             .unwrap_or_else(|| panic!("{} has no default", key.name));
         assert_eq!(config.check_topic_config(key.name, &value), Ok(()));
     }
+}
+
+#[test]
+fn the_delay_of_deletions_may_be_set_while_the_log_is_open() {
+    let config = config(&[("log.segment.delete.delay.ms", "5000")]);
+    assert_eq!(config.settings.log.delete_delay, Duration::from_secs(5));
+    // The log was opened with it, or with what a harness made of it.
+    assert_eq!(config.delete_delay_set(&manifest(1)), None);
+    let set = |broker: &str, value: &str| {
+        let manifest = with_broker(manifest(1), broker, "log.segment.delete.delay.ms", value);
+        config.delete_delay_set(&manifest)
+    };
+    assert_eq!(set("", "0"), Some(Duration::ZERO));
+    assert_eq!(set("1", "7000"), Some(Duration::from_secs(7)));
+    assert_eq!((set("2", "7000"), set("1", "soon")), (None, None));
 }
 
 #[test]

@@ -361,7 +361,8 @@ impl Inner {
 
     /// The same for what must last. An answer that needs an append waits for its publication, which no former
     /// coordinator gets; one that comes at once, as to a commit that changes nothing, needs proof that this is still the
-    /// coordinator: its successor may have other offsets.
+    /// coordinator: its successor may have other offsets. Consumers without records commit so every few seconds, and have
+    /// time: they wait for a proof that is there soon anyway, and cost no request to the store.
     async fn submit_lasting(
         &self,
         group: &str,
@@ -371,7 +372,12 @@ impl Inner {
         let Ok(reply) = answer.try_recv() else {
             return settled(answer.await.ok());
         };
-        if !self.engine.confirm_leadership(shard.partition, shard.epoch).await {
+        let (partition, epoch) = (shard.partition, shard.epoch);
+        let proven = match reply.is_success() {
+            true => self.engine.await_leadership(partition, epoch).await,
+            false => self.engine.confirm_leadership(partition, epoch).await,
+        };
+        if !proven {
             return Err(ErrorCode::NotCoordinator);
         }
         settled(Some(reply))

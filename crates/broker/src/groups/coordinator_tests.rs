@@ -1,9 +1,11 @@
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use super::*;
 use crate::groups::state::{GroupState, Join};
-use crate::groups::testing::{Appends, Fixture, commit_simple, join, leader_sync, simple_commit, stable};
+use crate::groups::testing::{
+    Appends, Fixture, NEXT_PROOF, commit_simple, join, leader_sync, simple_commit, stable,
+};
 
 /// Lets every task run until nothing happens any more at this moment.
 async fn idle() {
@@ -159,16 +161,48 @@ async fn damage_hides_no_other_groups() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_unchanged_commit_costs_no_append() {
+async fn an_unchanged_commit_costs_no_append_and_no_look_at_the_store() {
     let fixture = Fixture::loaded().await;
     commit_simple(&fixture, "g", 5).await;
-    let before = fixture.engine.appends.load(Ordering::SeqCst);
+    let asked = || {
+        let count = |counter: &AtomicI64| counter.load(Ordering::SeqCst);
+        (
+            count(&fixture.engine.appends),
+            count(&fixture.engine.confirmations),
+        )
+    };
+    let (appends, looks) = asked();
     for _ in 0..100 {
+        let began = Instant::now();
         commit_simple(&fixture, "g", 5).await;
+        assert_eq!(began.elapsed(), NEXT_PROOF);
     }
-    assert_eq!(fixture.engine.appends.load(Ordering::SeqCst), before);
+    assert_eq!(asked(), (appends, looks));
+    let began = Instant::now();
     commit_simple(&fixture, "g", 6).await;
-    assert_eq!(fixture.engine.appends.load(Ordering::SeqCst), before + 1);
+    assert_eq!(asked(), (appends + 1, looks));
+    // Nobody is kept waiting for what went wrong, nor for what a member goes on from.
+    let stranger = Commit {
+        member_id: "stranger".to_owned(),
+        generation: 3,
+        ..simple_commit(&fixture, 6)
+    };
+    let refused = fixture.inner.commit("g", stranger).await;
+    assert_eq!(refused, Err(ErrorCode::UnknownMemberId));
+    assert_eq!(fetched(&fixture, "g").await, Some(6));
+    assert_eq!(asked(), (appends + 1, looks + 2));
+    assert_eq!(began.elapsed(), Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_coordinator_that_is_deposed_meanwhile_acknowledges_no_commit_that_changes_nothing() {
+    let fixture = Fixture::loaded().await;
+    commit_simple(&fixture, "g", 5).await;
+    let (inner, commit) = (fixture.inner.clone(), simple_commit(&fixture, 5));
+    let pending = tokio::spawn(async move { inner.commit("g", commit).await });
+    tokio::time::sleep(NEXT_PROOF / 2).await;
+    fixture.engine.depose();
+    assert_eq!(pending.await.unwrap(), Err(ErrorCode::NotCoordinator));
 }
 
 #[tokio::test(start_paused = true)]

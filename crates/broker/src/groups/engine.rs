@@ -110,6 +110,9 @@ pub(crate) trait Engine: Send + Sync + 'static {
     /// if it does not, or if that cannot be found out now.
     fn confirm_leadership(&self, partition: i32, epoch: i32) -> BoxFuture<'_, bool>;
 
+    /// The same, and takes a little over a second if that saves a request to the store.
+    fn await_leadership(&self, partition: i32, epoch: i32) -> BoxFuture<'_, bool>;
+
     /// Whether this broker may take for granted that it still leads what it led: it was proven a moment ago. Known
     /// without asking anybody.
     fn leased(&self) -> bool;
@@ -148,6 +151,11 @@ impl LogEngine {
             .partition(&topic.id, partition)
             .filter(|found| found.leader_epoch() == epoch)
             .ok_or(EngineError::Recovering)
+    }
+
+    /// Whether it is led here now. The stream may be ours and the partition another broker's since.
+    fn leads(&self, partition: i32, epoch: i32) -> bool {
+        self.partition(partition, epoch).is_ok_and(|p| !p.is_gone())
     }
 
     async fn read_chunk(&self, partition: i32, epoch: i32, from: Option<i64>) -> Result<Chunk, EngineError> {
@@ -245,11 +253,11 @@ impl From<AppendError> for EngineError {
 
 impl Engine for LogEngine {
     fn confirm_leadership(&self, partition: i32, epoch: i32) -> BoxFuture<'_, bool> {
-        Box::pin(async move {
-            // The stream may be ours and the partition another broker's since.
-            self.log.confirm_leadership().await.is_ok()
-                && self.partition(partition, epoch).is_ok_and(|p| !p.is_gone())
-        })
+        Box::pin(async move { self.log.confirm_leadership().await.is_ok() && self.leads(partition, epoch) })
+    }
+
+    fn await_leadership(&self, partition: i32, epoch: i32) -> BoxFuture<'_, bool> {
+        Box::pin(async move { self.log.await_leadership().await.is_ok() && self.leads(partition, epoch) })
     }
 
     fn leased(&self) -> bool {

@@ -118,6 +118,17 @@ pub(crate) enum Reply {
 }
 
 impl Reply {
+    /// Whether it tells of no error at all.
+    pub(crate) fn is_success(&self) -> bool {
+        let none = ErrorCode::None;
+        match self {
+            Reply::Join(reply) => reply.error == none,
+            Reply::Sync(reply) => reply.error == none,
+            Reply::Code(code) | Reply::Failed(code) => *code == none,
+            Reply::Codes(codes) => codes.iter().all(|code| *code == none),
+        }
+    }
+
     /// Whether it tells a static member that another one has its place: clients end for good then.
     pub(crate) fn is_fencing(&self) -> bool {
         let fenced = ErrorCode::FencedInstanceId;

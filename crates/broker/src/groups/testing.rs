@@ -22,6 +22,9 @@ use super::records::{EncodedRecord, OFFSETS_TOPIC};
 use super::{Commit, Coordinator, Join, Limits, OffsetToCommit, Options, Protocol, Sync};
 use crate::broker::RequestContext;
 
+/// How long it takes until leadership is proven without a look at the store.
+pub(crate) const NEXT_PROOF: Duration = Duration::from_secs(1);
+
 /// What happens to the next appends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Appends {
@@ -64,6 +67,8 @@ pub(crate) struct MemoryEngine {
     /// Reads wait while this is true.
     pub(crate) reads_held: watch::Sender<bool>,
     refuse_at_once: AtomicI64,
+    /// Proofs of leadership that cost a look at the store.
+    pub(crate) confirmations: AtomicI64,
 }
 
 impl MemoryEngine {
@@ -91,6 +96,7 @@ impl MemoryEngine {
             appends: AtomicI64::new(0),
             reads_held: watch::Sender::new(false),
             refuse_at_once: AtomicI64::new(0),
+            confirmations: AtomicI64::new(0),
         }
     }
 
@@ -148,8 +154,16 @@ impl MemoryEngine {
 
 impl Engine for MemoryEngine {
     fn confirm_leadership(&self, _partition: i32, _epoch: i32) -> BoxFuture<'_, bool> {
+        self.confirmations.fetch_add(1, Ordering::SeqCst);
         let led = !self.stored.lock().deposed;
         Box::pin(async move { led })
+    }
+
+    fn await_leadership(&self, _partition: i32, _epoch: i32) -> BoxFuture<'_, bool> {
+        Box::pin(async move {
+            tokio::time::sleep(NEXT_PROOF).await;
+            !self.stored.lock().deposed
+        })
     }
 
     fn leased(&self) -> bool {

@@ -1,4 +1,5 @@
-//! History as Parquet: which topics have it and how, by their settings, and what `alluvium archive flush` asks.
+//! History as Parquet: which topics have it and how, by their settings, and what `alluvium archive flush` asks. What else
+//! the engine asks of settings that change is here too.
 //!
 //! The engine archives, `alluvium_archive` knows the file format; what is here ties both to the settings of topics.
 
@@ -12,7 +13,7 @@ use std::time::Duration;
 use alluvium_archive::{ParquetHistory, ParquetOptions};
 use alluvium_log::history::History;
 use alluvium_log::manifest::{LEVEL_OF_HISTORY, Manifest, Topic};
-use alluvium_log::{ArchivePolicies, ArchivePolicy, Log, LogOptions};
+use alluvium_log::{ArchivePolicies, ArchivePolicy, DeleteDelay, Log, LogOptions};
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 
@@ -52,6 +53,13 @@ impl ArchivePolicies for Policies {
     }
 }
 
+impl DeleteDelay for Policies {
+    fn delete_delay(&self) -> Option<Duration> {
+        let (config, manifest) = self.known.get()?;
+        config.delete_delay_set(&manifest.borrow())
+    }
+}
+
 /// The options of a log with history, and the policies that are to follow the settings once it is open.
 pub(crate) fn with_history(settings: &Settings, registry: &mut Registry) -> (LogOptions, Arc<Policies>) {
     let policies = Arc::new(Policies::default());
@@ -64,6 +72,7 @@ pub(crate) fn with_history(settings: &Settings, registry: &mut Registry) -> (Log
     let log = LogOptions {
         history: Some(Arc::new(ParquetHistory::new(options, registry))),
         archive_policies: Some(policies.clone()),
+        delete_delay_set: Some(policies.clone()),
         ..settings.log.clone()
     };
     (log, policies)

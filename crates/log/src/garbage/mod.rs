@@ -61,6 +61,7 @@ use object_store::path::Path;
 use object_store::{ObjectMeta, ObjectStoreExt};
 use tokio::time::Instant;
 
+use crate::clean::Delay;
 use crate::entry::Place;
 use crate::format::checkpoint;
 use crate::head::{CheckpointRef, Head};
@@ -124,9 +125,27 @@ struct Saved {
 /// A file that nobody refers to.
 #[derive(Clone, Debug)]
 struct Waiting {
-    /// When it may be deleted.
-    at: Instant,
+    /// When it was found.
+    since: Instant,
+    /// It could not be deleted, and is left until then.
+    again: Option<Instant>,
     meta: ObjectMeta,
+}
+
+impl Waiting {
+    fn new(since: Instant, meta: ObjectMeta) -> Waiting {
+        Waiting {
+            since,
+            again: None,
+            meta,
+        }
+    }
+
+    /// When it may be deleted.
+    fn at(&self, delay: Duration) -> Instant {
+        let at = self.since + delay;
+        self.again.map_or(at, |again| again.max(at))
+    }
 }
 
 /// Finds garbage for one open log.
@@ -134,7 +153,7 @@ struct Waiting {
 pub(crate) struct Collector {
     stream: Arc<Stream>,
     keeper: Arc<ManifestKeeper>,
-    delay: Duration,
+    delay: Delay,
     /// Newest checkpoints of others, as they were read last.
     saved: BTreeMap<Incarnation, Arc<Saved>>,
     /// What a round has found, until it is deleted.
@@ -142,11 +161,15 @@ pub(crate) struct Collector {
 }
 
 impl Collector {
-    pub(crate) fn new(stream: Arc<Stream>, keeper: Arc<ManifestKeeper>, delay: Duration) -> Collector {
+    pub(crate) fn new(
+        stream: Arc<Stream>,
+        keeper: Arc<ManifestKeeper>,
+        delay: impl Into<Delay>,
+    ) -> Collector {
         Collector {
             stream,
             keeper,
-            delay,
+            delay: delay.into(),
             saved: BTreeMap::new(),
             waiting: BTreeMap::new(),
         }
@@ -158,11 +181,11 @@ impl Collector {
         let metrics = &self.stream.metrics;
         metrics.garbage_round(found.as_ref().map_or_else(Void::reason, |_| "done"));
         let found = found?;
-        let at = Instant::now() + self.delay;
+        let now = Instant::now();
         let before = self.waiting.len();
         for meta in found {
             let known = self.waiting.entry(meta.location.clone());
-            known.or_insert(Waiting { at, meta });
+            known.or_insert_with(|| Waiting::new(now, meta));
         }
         self.measure();
         Ok(self.waiting.len() - before)
@@ -349,12 +372,14 @@ impl Collector {
 
     /// When something may be deleted.
     pub(crate) fn next(&self) -> Option<Instant> {
-        self.waiting.values().map(|w| w.at).min()
+        let delay = self.delay.now();
+        self.waiting.values().map(|w| w.at(delay)).min()
     }
 
     /// What may be deleted now. It stays remembered until it is gone.
     pub(crate) fn doomed(&self, now: Instant) -> Vec<ObjectMeta> {
-        let waiting = self.waiting.values().filter(|w| w.at <= now);
+        let delay = self.delay.now();
+        let waiting = self.waiting.values().filter(|w| w.at(delay) <= now);
         waiting.map(|w| w.meta.clone()).collect()
     }
 
@@ -365,7 +390,7 @@ impl Collector {
                 true => drop(self.waiting.remove(&meta.location)),
                 false => {
                     if let Some(waiting) = self.waiting.get_mut(&meta.location) {
-                        waiting.at = now + AGAIN;
+                        waiting.again = Some(now + AGAIN);
                     }
                 }
             }

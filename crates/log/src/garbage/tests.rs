@@ -1,6 +1,7 @@
 //! Rounds of real logs on stores in memory.
 
 use std::convert::Infallible;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use object_store::memory::InMemory;
@@ -14,7 +15,7 @@ use crate::store::{Store, StoreKind};
 use crate::tests::meddling::meddled;
 use crate::tests::shared::{a_while, join, shared};
 use crate::tests::{append, topic};
-use crate::{Log, LogOptions, TopicId, TopicPartition};
+use crate::{DeleteDelay, Log, LogOptions, TopicId, TopicPartition};
 
 const OWN: Scope = Scope {
     drained: false,
@@ -105,7 +106,6 @@ async fn what_is_found_waits_for_the_delay_and_a_fenced_broker_deletes_nothing()
     log.refresh().await;
     let mut due = collector(&log);
     due.waiting = std::mem::take(&mut garbage.waiting);
-    due.waiting.values_mut().for_each(|w| w.at = Instant::now());
     let refused = cleaner(&log).delete_doomed(&mut due).await;
     assert_eq!(refused, Err(crate::clean::NotCleaned::Fenced));
     assert_eq!(merged(&store).await.len(), 1);
@@ -281,6 +281,40 @@ async fn a_round_in_which_ownership_changes_is_void() {
     assert_eq!(garbage.round(OWN).await, Ok(1));
 }
 
+/// A delay that somebody has set, in seconds.
+#[derive(Debug)]
+struct Set(AtomicU64);
+
+impl DeleteDelay for Set {
+    fn delete_delay(&self) -> Option<Duration> {
+        Some(Duration::from_secs(self.0.load(Ordering::Relaxed)))
+    }
+}
+
+#[tokio::test]
+async fn a_delay_that_changes_holds_for_what_was_found_before() {
+    let log = open_with(&memory().await, LogOptions::for_store(StoreKind::Memory)).await;
+    let id = topic(&log, "t", 3).await;
+    produce(&log, &id, 1).await;
+    merger(&log).round().await.unwrap();
+    for partition in 0..3 {
+        empty(&log, &id, partition).await;
+    }
+    let set = Arc::new(Set(AtomicU64::new(7200)));
+    let delay = Delay::new(Duration::ZERO, Some(set.clone()));
+    let mut garbage = Collector::new(log.inner.stream.clone(), log.inner.keeper.clone(), delay);
+    assert_eq!(garbage.round(OWN).await, Ok(1));
+    assert!(garbage.next().unwrap() > Instant::now() + HOUR);
+    assert_eq!(cleaner(&log).delete_doomed(&mut garbage).await, Ok(0));
+    set.0.store(0, Ordering::Relaxed);
+    assert!(garbage.next().unwrap() <= Instant::now());
+    // What could not be deleted waits, however short the delay is.
+    let doomed = garbage.doomed(Instant::now());
+    garbage.tried(&doomed, false, Instant::now());
+    assert_eq!((doomed.len(), garbage.doomed(Instant::now()).len()), (1, 0));
+    assert_eq!(garbage.doomed(Instant::now() + AGAIN).len(), 1);
+}
+
 #[tokio::test]
 async fn what_is_referred_to_again_stays() {
     let store = memory().await;
@@ -292,8 +326,7 @@ async fn what_is_referred_to_again_stays() {
     // As if a rule were broken somewhere.
     let key = store.key(&keys::merged(1, 0));
     let meta = store.bulk.head(&key).await.unwrap();
-    let at = Instant::now();
-    garbage.waiting.insert(key, Waiting { at, meta });
+    garbage.waiting.insert(key, Waiting::new(Instant::now(), meta));
     let orphan = log.inner.stream.merged_numbers.begin().number();
     let orphan = store.key(&keys::merged(1, orphan));
     store

@@ -1,6 +1,7 @@
 //! The one compare-and-swap loop of the manifest, and its numbered copies.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -8,7 +9,6 @@ use futures::TryStreamExt;
 use object_store::{GetOptions, UpdateVersion};
 use tokio::sync::{Mutex, watch};
 use tokio::task::JoinHandle;
-use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::{DEFAULT_SLOTS, DecodeError, Manifest};
@@ -42,21 +42,25 @@ pub(crate) enum ManifestError<E> {
 }
 
 /// The newest manifest that this broker knows, and the way to change it.
+///
+/// Reads and changes go on beside each other: a change may wait for the store for a minute, and the proof that this broker
+/// still owns its stream, which a read is, must not wait for it.
 #[derive(Debug)]
 pub(crate) struct ManifestKeeper {
     store: Store,
+    /// Changed only with `object` locked, so that the two belong together.
     current: watch::Sender<Arc<Manifest>>,
-    /// Version of the stored object; the lock makes this broker's changes and polls take turns.
-    stored: Mutex<Stored>,
+    /// The stored object that holds `current`.
+    object: parking_lot::Mutex<UpdateVersion>,
+    /// Makes this broker's changes take turns: the outcome of a doubtful one is found by its commit id, and the manifest
+    /// holds the newest of each incarnation only.
+    changing: Mutex<()>,
+    /// Reads that were begun.
+    reads_begun: AtomicU64,
+    /// Makes reads take turns, so that one serves all who wait; the number of the newest that succeeded.
+    reading: Mutex<u64>,
     /// Numbered copies that are being written.
     copying: parking_lot::Mutex<Vec<JoinHandle<()>>>,
-}
-
-#[derive(Debug)]
-struct Stored {
-    version: UpdateVersion,
-    /// When the newest successful read of the store was started.
-    read_started: Instant,
 }
 
 impl ManifestKeeper {
@@ -97,22 +101,24 @@ impl ManifestKeeper {
     pub(crate) async fn existing(
         store: &Store,
     ) -> Result<Option<ManifestKeeper>, ManifestError<std::convert::Infallible>> {
-        let started = Instant::now();
         let found = conditional::read(store, &store.key(keys::MANIFEST)).await;
         let Some(found) = found.map_err(|e| ManifestError::Unusable(e.to_string()))? else {
             return Ok(None);
         };
         let manifest = decode(store, &found.bytes)?;
-        let stored = Mutex::new(Stored {
-            version: found.version,
-            read_started: started,
-        });
-        Ok(Some(ManifestKeeper {
+        Ok(Some(ManifestKeeper::new(store.clone(), manifest, found.version)))
+    }
+
+    fn new(store: Store, manifest: Manifest, object: UpdateVersion) -> ManifestKeeper {
+        ManifestKeeper {
+            store,
             current: watch::Sender::new(Arc::new(manifest)),
-            stored,
-            store: store.clone(),
+            object: parking_lot::Mutex::new(object),
+            changing: Mutex::default(),
+            reads_begun: AtomicU64::new(0),
+            reading: Mutex::default(),
             copying: parking_lot::Mutex::default(),
-        }))
+        }
     }
 
     pub(crate) fn current(&self) -> Arc<Manifest> {
@@ -121,6 +127,12 @@ impl ManifestKeeper {
 
     pub(crate) fn subscribe(&self) -> watch::Receiver<Arc<Manifest>> {
         self.current.subscribe()
+    }
+
+    /// The newest manifest, and the object that holds it.
+    fn newest(&self) -> (Arc<Manifest>, UpdateVersion) {
+        let object = self.object.lock();
+        (self.current(), object.clone())
     }
 
     /// Changes the manifest. `change` is applied to the newest version, and again to a newer one whenever
@@ -132,16 +144,16 @@ impl ManifestKeeper {
         mut change: impl FnMut(&mut Manifest) -> Result<(R, Option<Incarnation>), E> + Send,
     ) -> Result<R, ManifestError<E>> {
         let key = self.store.key(keys::MANIFEST);
-        let mut stored = self.stored.lock().await;
+        let _one_at_a_time = self.changing.lock().await;
         let mut looked = false;
         loop {
-            let mut next = (*self.current()).clone();
+            let (known, object) = self.newest();
+            let mut next = (*known).clone();
             let (result, by) = match change(&mut next) {
                 Ok(made) => made,
                 Err(refused) => {
                     // What is known here may be out of date, as after a change by another broker a moment ago.
-                    let before = next.version;
-                    if looked || self.look(&mut stored).await.is_err() || self.current().version == before {
+                    if looked || self.look().await.is_err() || self.current().version == known.version {
                         return Err(ManifestError::Refused(refused));
                     }
                     looked = true;
@@ -152,14 +164,14 @@ impl ManifestKeeper {
             next.stamp(by, commit);
             let body = Bytes::from(next.encode());
             let landed = |b: &Bytes| Manifest::decode(b).is_ok_and(|m| m.has_commit(commit));
-            let (expected, patience) = (Some(&stored.version), Patience::For(PATIENCE));
+            let (expected, patience) = (Some(&object), Patience::For(PATIENCE));
             match conditional::update(&self.store, &key, body.clone(), expected, landed, patience).await {
                 UpdateOutcome::Committed(now) => {
                     self.keep_copy(next.version, commit, body);
-                    self.adopt(&mut stored, now)?;
+                    self.adopt(&known, now)?;
                     return Ok(result);
                 }
-                UpdateOutcome::Lost(Some(now)) => self.adopt(&mut stored, now)?,
+                UpdateOutcome::Lost(Some(now)) => self.adopt(&known, now)?,
                 UpdateOutcome::Lost(None) => {
                     let what = format!("{key} is gone from {}", self.store.display);
                     return Err(ManifestError::Unusable(what));
@@ -172,31 +184,41 @@ impl ManifestKeeper {
     /// Makes sure that the manifest was read from the store after this call began (one read serves all who
     /// wait). A leader does this before it says something that clients act on for good.
     pub(crate) async fn refresh(&self) -> Result<(), StoreError> {
-        let arrived = Instant::now();
-        let mut stored = self.stored.lock().await;
-        if stored.read_started >= arrived {
-            return Ok(());
-        }
-        let started = Instant::now();
-        match self.look(&mut stored).await {
-            Ok(()) => self.store.look_succeeded(),
+        match self.look().await {
+            Ok(()) => {
+                self.store.look_succeeded();
+                Ok(())
+            }
             Err(problem) => {
                 self.store.look_failed(&problem);
-                return Err(StoreError::Unusable {
+                Err(StoreError::Unusable {
                     store: self.store.display.clone(),
                     problem,
-                });
+                })
             }
         }
-        stored.read_started = started;
+    }
+
+    /// As [`ManifestKeeper::refresh`], and tells nobody; the error is one sentence.
+    async fn look(&self) -> Result<(), String> {
+        // Numbers, and not times, which may be the same for what came one after the other.
+        let before = self.reads_begun.load(Ordering::Acquire);
+        let mut succeeded = self.reading.lock().await;
+        if *succeeded > before {
+            return Ok(());
+        }
+        let number = self.reads_begun.fetch_add(1, Ordering::AcqRel) + 1;
+        self.read().await?;
+        *succeeded = number;
         Ok(())
     }
 
     /// Takes over what the store has if that is newer; the error is one sentence.
-    async fn look(&self, stored: &mut Stored) -> Result<(), String> {
+    async fn read(&self) -> Result<(), String> {
         let key = self.store.key(keys::MANIFEST);
+        let (known, object) = self.newest();
         let options = GetOptions {
-            if_none_match: stored.version.e_tag.clone(),
+            if_none_match: object.e_tag,
             ..GetOptions::default()
         };
         let read = async {
@@ -217,33 +239,36 @@ impl ManifestKeeper {
             Err(e) => return Err(reason_of(&e)),
             Ok(read) => read,
         };
-        self.adopt::<std::convert::Infallible>(stored, Versioned { bytes, version })
+        self.adopt::<std::convert::Infallible>(&known, Versioned { bytes, version })
             .map_err(|e| e.to_string())
     }
 
-    fn adopt<E>(&self, stored: &mut Stored, now: Versioned) -> Result<(), ManifestError<E>> {
-        let manifest = decode(&self.store, &now.bytes)?;
-        let (id, version) = {
-            let current = self.current.borrow();
-            (current.cluster_id, current.version)
-        };
-        if manifest.cluster_id != id {
+    /// Takes over what a read or a change found in the store that began when `known` was in use.
+    fn adopt<E>(&self, known: &Manifest, found: Versioned) -> Result<(), ManifestError<E>> {
+        let manifest = decode(&self.store, &found.bytes)?;
+        if manifest.cluster_id != known.cluster_id {
             let what = format!(
-                "the manifest now belongs to cluster {}, it was {id}",
-                manifest.cluster_id
+                "the manifest now belongs to cluster {}, it was {}",
+                manifest.cluster_id, known.cluster_id
             );
             return Err(ManifestError::Unusable(what));
         }
-        // Versions only grow. A smaller one was put there by hand, and building on what is known here would undo it.
-        if manifest.version < version {
+        // Versions only grow. One that is smaller than what was known when the store was asked was put there by hand, and
+        // building on what is known here would undo it.
+        if manifest.version < known.version {
             let what = format!(
-                "the manifest went back from version {version} to {}; restart this broker if that was meant",
-                manifest.version
+                "the manifest went back from version {} to {}; restart this broker if that was meant",
+                known.version, manifest.version
             );
             return Err(ManifestError::Unusable(what));
         }
-        // Only now: with the version of a manifest that is not taken, the next change would overwrite it.
-        stored.version = now.version;
+        let mut object = self.object.lock();
+        // Another request was made later, or answered faster: what that one found is newer.
+        if manifest.version < self.current().version {
+            return Ok(());
+        }
+        // Only now: with the object of a manifest that is not taken, the next change would overwrite it.
+        *object = found.version;
         self.current.send_if_modified(|current| {
             let newer = manifest.version > current.version;
             if newer {
@@ -302,3 +327,6 @@ fn decode<E>(store: &Store, bytes: &[u8]) -> Result<Manifest, ManifestError<E>> 
         ManifestError::Unusable(what)
     })
 }
+
+#[cfg(test)]
+mod tests;

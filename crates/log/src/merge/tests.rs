@@ -339,6 +339,7 @@ async fn a_segment_that_alone_cannot_be_read_holds_up_the_rest_for_a_few_rounds(
     }
     // Nobody can be read: that is no fault of one object's.
     append(&log, &log.partition(&id, 0).unwrap(), &["more"]).await;
+    hand.fail_reads(|_| false);
     let log = open(&store).await;
     hand.fail_reads(|_| true);
     let mut merger = self::merger(&log);

@@ -174,8 +174,8 @@ pub(crate) struct Stream {
     /// Why this stream was lost.
     fenced: watch::Sender<Option<Fenced>>,
     node_id: i32,
-    /// When a write or manifest read that proved ownership was started; see `Log::leased`.
-    pub(crate) proven: Mutex<Instant>,
+    /// When the newest write or manifest read that proved ownership was started; see `Log::leased`.
+    proven: watch::Sender<Instant>,
 }
 
 impl Stream {
@@ -216,7 +216,7 @@ impl Stream {
             published_bytes: AtomicU64::new(0),
             fenced: watch::Sender::new(None),
             node_id,
-            proven: Mutex::new(Instant::now()),
+            proven: watch::Sender::new(Instant::now()),
         }
     }
 
@@ -780,8 +780,23 @@ impl Stream {
 
     /// Something that only a stream's owner can do succeeded; it was started at `started`.
     pub(crate) fn prove(&self, started: Instant) {
-        let mut proven = self.proven.lock();
-        *proven = (*proven).max(started);
+        self.proven.send_if_modified(|proven| {
+            let newer = started > *proven;
+            *proven = started.max(*proven);
+            newer
+        });
+    }
+
+    /// How long ago it was certain that this stream was ours.
+    pub(crate) fn proven_since(&self) -> Duration {
+        self.proven.borrow().elapsed()
+    }
+
+    /// Resolves once it is proven that this stream was ours later than at `time`.
+    pub(crate) async fn proven_after(&self, time: Instant) {
+        let mut proven = self.proven.subscribe();
+        // It cannot fail while this stream, which has the sender, is here.
+        let _ = proven.wait_for(|proven| *proven > time).await;
     }
 }
 

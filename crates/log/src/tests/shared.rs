@@ -1,6 +1,7 @@
 //! Several open logs on one bucket: what happens to a slot, a name and a start when the others move.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures::FutureExt;
@@ -8,6 +9,7 @@ use futures::future::BoxFuture;
 use object_store::memory::InMemory;
 use parking_lot::Mutex;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::meddling::{Hand, Verb, meddled};
 use super::*;
@@ -150,6 +152,105 @@ async fn a_start_that_is_taken_over_while_it_recovers_ends_with_the_reason() {
     assert_eq!(contents(&c, &p, 0).await, expected(1));
 }
 
+// ---- a store that does not answer
+
+/// The answer to one write of the manifest is lost. Reads need the manifest too, and must not wait behind it.
+#[tokio::test(start_paused = true)]
+async fn a_change_that_hangs_takes_no_lease_away() {
+    let (way, hand) = meddled(&Arc::default(), StoreKind::S3);
+    let log = join(&way, 1).await;
+    let id = topic(&log, "t", 1).await;
+    let p = log.partition(&id, 0).unwrap();
+    append(&log, &p, &["v0"]).await;
+    hand.hold(|verb, key| verb == Verb::Put && key == keys::MANIFEST);
+    let changing = {
+        let log = log.clone();
+        tokio::spawn(async move { topic(&log, "u", 1).await })
+    };
+    hand.holds().await;
+    for _ in 0..100 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert!(log.leased());
+    }
+    let confirmed = tokio::time::timeout(Duration::from_millis(5), log.confirm_leadership());
+    assert_eq!(confirmed.await, Ok(Ok(())));
+    assert_eq!(contents(&log, &p, 0).await, expected(1));
+    assert!(!changing.is_finished());
+    hand.let_go();
+    let made = changing.await.unwrap();
+    assert!(log.partition(&made, 0).is_some());
+}
+
+/// Counts how often the manifest is asked for from now on.
+fn count_looks(hand: &Hand) -> Arc<AtomicU64> {
+    let looks = Arc::<AtomicU64>::default();
+    let counted = looks.clone();
+    hand.hold(move |verb, key| {
+        if verb == Verb::Get && key == keys::MANIFEST {
+            counted.fetch_add(1, Ordering::Relaxed);
+        }
+        false
+    });
+    looks
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_can_wait_for_a_proof_of_ownership_asks_the_store_for_nothing() {
+    let bucket = Arc::<InMemory>::default();
+    let (way, hand) = meddled(&bucket, StoreKind::S3);
+    let log = join(&way, 1).await;
+    let id = topic(&log, "t", 1).await;
+    let p = log.partition(&id, 0).unwrap();
+    a_while().await;
+    let looks = count_looks(&hand);
+    let began = Instant::now();
+    for _ in 0..20 {
+        tokio::time::sleep(Duration::from_millis(70)).await;
+        let asked = Instant::now();
+        assert_eq!(log.await_leadership().await, Ok(()));
+        assert!(asked.elapsed() <= Duration::from_millis(1_100));
+    }
+    let polls = began.elapsed().as_secs();
+    assert!((polls..=polls + 1).contains(&looks.load(Ordering::Relaxed)));
+    // A segment that is published proves it too, and sooner.
+    tokio::time::sleep(Duration::from_millis(70)).await;
+    let (before, asked) = (looks.load(Ordering::Relaxed), Instant::now());
+    let writing = async {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        append(&log, &p, &["v0"]).await
+    };
+    let (proven, _) = tokio::join!(log.await_leadership(), writing);
+    assert_eq!(proven, Ok(()));
+    assert!(asked.elapsed() < Duration::from_millis(100));
+    assert_eq!(looks.load(Ordering::Relaxed), before);
+
+    // Nothing proves it by itself: only then it is looked.
+    let lost = Arc::<AtomicU64>::default();
+    let counted = lost.clone();
+    hand.hold(move |verb, key| {
+        let look = verb == Verb::Get && key == keys::MANIFEST;
+        // The poll's answer is lost, and what comes when it was given up is answered.
+        look && counted.fetch_add(1, Ordering::Relaxed) == 0
+    });
+    let asked = Instant::now();
+    assert_eq!(log.await_leadership().await, Ok(()));
+    let took = asked.elapsed();
+    assert!(
+        (Duration::from_millis(1_200)..Duration::from_secs(4)).contains(&took),
+        "{took:?}"
+    );
+    hand.let_go();
+
+    // Who has lost the stream hears of it as soon as anybody does.
+    let b = join(&meddled(&bucket, StoreKind::S3).0, 2).await;
+    let waiting = {
+        let log = log.clone();
+        tokio::spawn(async move { log.await_leadership().await })
+    };
+    b.inner.take_over(1, "it is dead").await.unwrap();
+    assert_eq!(waiting.await.unwrap(), Err(ReadError::NotLeader));
+}
+
 // ---- a slot that moves
 
 /// Appends `w0`, `w1`, … wherever the partition is led, until told to stop; returns what was acknowledged.
@@ -269,11 +370,15 @@ async fn a_slot_goes_to_another_broker_and_comes_back() {
 
 /// The network between brokers of this process.
 #[derive(Default)]
-struct Wire(Mutex<BTreeMap<Incarnation, Log>>);
+struct Wire {
+    logs: Mutex<BTreeMap<Incarnation, Log>>,
+    /// It is cut.
+    cut: AtomicBool,
+}
 
 impl Wire {
     fn connect(self: &Arc<Wire>, log: &Log) {
-        self.0.lock().insert(log.incarnation(), log.clone());
+        self.logs.lock().insert(log.incarnation(), log.clone());
         log.watch_peers(
             self.clone(),
             MembershipOptions::default(),
@@ -283,7 +388,7 @@ impl Wire {
 
     /// The process is gone, and its machine says so.
     fn disconnect(&self, log: &Log) {
-        self.0.lock().remove(&log.incarnation());
+        self.logs.lock().remove(&log.incarnation());
     }
 }
 
@@ -294,8 +399,12 @@ impl Peers for Wire {
         incarnation: Incarnation,
         newest: u64,
     ) -> BoxFuture<'static, Result<Pong, PingError>> {
-        let peer = self.0.lock().get(&incarnation).cloned();
+        let peer = self.logs.lock().get(&incarnation).cloned();
+        let cut = self.cut.load(Ordering::Relaxed);
         async move {
+            if cut {
+                return Err(PingError::NoAnswer);
+            }
             let peer = peer.ok_or(PingError::Refused)?;
             let manifest_version = peer.applied_manifest_version();
             if newest > manifest_version {
@@ -438,6 +547,49 @@ async fn a_name_is_free_when_every_live_broker_has_applied_the_deletion() {
     };
     again.assert_only_new(&new).await;
     assert!(again.a.partition(&old, 0).is_none() && again.b.partition(&old, 0).is_none());
+}
+
+/// Both reach the bucket, and only what they write there tells one of the other.
+#[tokio::test(start_paused = true)]
+async fn a_name_is_free_though_a_broker_that_lives_is_not_heard() {
+    let (wire, bucket) = (Arc::<Wire>::default(), Arc::<InMemory>::default());
+    let (way_of_a, hand_of_a) = meddled(&bucket, StoreKind::S3);
+    let (way_of_b, hand_of_b) = meddled(&bucket, StoreKind::S3);
+    let (a, b) = (join(&way_of_a, 1).await, join(&way_of_b, 2).await);
+    wire.connect(&a);
+    wire.connect(&b);
+    let old = topic(&a, "t", 1).await;
+    a_while().await;
+    wire.cut.store(true, Ordering::Relaxed);
+    hand_of_b.hold(|verb, key| verb == Verb::Get && key == keys::MANIFEST);
+    a.change(vec![Change::DeleteTopic { id: old }])
+        .await
+        .remove(0)
+        .unwrap();
+    let looks = count_looks(&hand_of_a);
+    let began = Instant::now();
+    let creating = {
+        let a = a.clone();
+        tokio::spawn(async move { topic(&a, "t", 1).await })
+    };
+    // Its heads go on and say that it does not know.
+    tokio::time::sleep(Duration::from_secs(25)).await;
+    assert!(!creating.is_finished(), "the name was free too early");
+    hand_of_b.let_go();
+    let new = creating.await.unwrap();
+    assert!(b.manifest().topic_by_id(&old).is_none());
+    // A head comes every ten seconds.
+    let took = began.elapsed();
+    assert!(took < Duration::from_secs(25 + 13), "{took:?}");
+    assert!(a.manifest().is_live(b.incarnation()) && b.manifest().is_live(a.incarnation()));
+    // One look for each refusal, and the poll.
+    let looks = looks.load(Ordering::Relaxed);
+    assert!(looks <= took.as_secs() + 3, "{looks} looks in {took:?}");
+    a_while().await;
+    let led = [&a, &b]
+        .into_iter()
+        .filter(|log| log.partition(&new, 0).is_some());
+    assert_eq!(led.count(), 1);
 }
 
 #[tokio::test(start_paused = true)]
