@@ -81,7 +81,7 @@ install_java() {
 install_go() {
     need go "1.26 or newer"
     mkdir -p "$dir/go"
-    (cd "$here/go" && GOFLAGS=-mod=readonly go build -trimpath -o "$dir/go/" ./franz-go ./sarama ./kafka-go)
+    (cd "$here/go" && GOFLAGS=-mod=readonly go build -trimpath -o "$dir/go/" ./franz-go ./sarama ./kafka-go ./pipe)
 }
 
 install_node() {

@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
 use std::io::Read;
 use std::net::TcpStream;
 use std::path::Path;
@@ -354,10 +355,37 @@ fn the_page_shows_the_commands_of_the_script() {
 /// What the script needs to show everything.
 fn missing() -> Option<String> {
     let programs = analytics_missing().or_else(kcat_missing).or_else(Minio::missing);
-    programs.or_else(|| {
+    programs.or_else(go_missing).or_else(|| {
         let taken = ports().into_iter().find(|port| listens(*port));
         taken.map(|port| format!("something listens on port {port}, which minio-dev/run needs"))
     })
+}
+
+/// It builds what stands in for kcat.
+fn go_missing() -> Option<String> {
+    let go = Command::new("go").arg("version").output();
+    go.is_err()
+        .then(|| "Go is not installed: 1.26 or newer".to_owned())
+}
+
+/// The `PATH` of a machine without kcat: in the place of a directory that has it are links to all else that is there.
+fn path_without_kcat(links: &Path) -> OsString {
+    let path = std::env::var_os("PATH").unwrap();
+    let directories = std::env::split_paths(&path).enumerate().map(|(i, directory)| {
+        if !directory.join("kcat").exists() {
+            return directory;
+        }
+        let links = links.join(i.to_string());
+        std::fs::create_dir(&links).unwrap();
+        for entry in std::fs::read_dir(&directory).unwrap() {
+            let name = entry.unwrap().file_name();
+            if name != "kcat" {
+                std::os::unix::fs::symlink(directory.join(&name), links.join(&name)).unwrap();
+            }
+        }
+        links
+    });
+    std::env::join_paths(directories).unwrap()
 }
 
 fn ports() -> Vec<u16> {
@@ -379,6 +407,11 @@ struct Running {
 
 impl Running {
     fn start(arguments: &[&str]) -> Running {
+        Running::start_in(None, arguments)
+    }
+
+    /// With another `PATH` than this program's.
+    fn start_in(programs: Option<OsString>, arguments: &[&str]) -> Running {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("output");
         let output = std::fs::File::create(&path).unwrap();
@@ -390,6 +423,7 @@ impl Running {
             .args(arguments)
             .env("ALLUVIUM_BIN", broker::binary())
             .env("TMPDIR", &temporary)
+            .envs(programs.map(|programs| ("PATH", programs)))
             .stdin(Stdio::null())
             .stdout(output.try_clone().unwrap())
             .stderr(output)
@@ -458,41 +492,59 @@ fn in_order(printed: &str, texts: &[&str]) {
     }
 }
 
+/// What it shows, whatever kcat is.
+const SHOWN: [&str; 14] = [
+    "MinIO on port 9000",
+    "broker 3 on port 9094",
+    "$ alluvium cluster status",
+    "$ kcat -b 127.0.0.1:9092 -t orders -P",
+    "-C -o beginning",
+    "ada|{\"order\":1,\"item\":\"tea\",\"price\":4.5}",
+    "$ kill -9",
+    "fay|{\"order\":5,\"item\":\"tea\",\"price\":4.5}\n",
+    "$ alluvium archive flush orders",
+    "'orders': 5 records in 6 partitions are Parquet",
+    "$ duckdb < minio-dev/query.sql",
+    "│ ada      │      2 │    9.75 │",
+    "│ fay      │      1 │     4.5 │",
+    "Stopped, and everything removed.",
+];
+
 /// One after the other, since they have the same ports.
 #[test]
 fn the_script_shows_everything_and_leaves_nothing() {
+    const STANDS_IN: &str = "kcat is not installed; a small client of ours stands in for it";
     if !Missing::from_environment().goes_on(missing()) {
         return;
     }
     let printed = Running::start(&[]).ended(0);
-    in_order(
-        &printed,
-        &[
-            "MinIO on port 9000",
-            "broker 3 on port 9094",
-            "$ alluvium cluster status",
-            "$ kcat -b 127.0.0.1:9092 -t orders -P",
-            "-C -o beginning",
-            "ada|{\"order\":1,\"item\":\"tea\",\"price\":4.5}",
-            "$ kill -9",
-            "fay|{\"order\":5,\"item\":\"tea\",\"price\":4.5}\n",
-            "$ alluvium archive flush orders",
-            "'orders': 5 records in 6 partitions are Parquet",
-            "$ duckdb < minio-dev/query.sql",
-            "│ ada      │      2 │    9.75 │",
-            "│ fay      │      1 │     4.5 │",
-            "Stopped, and everything removed.",
-        ],
-    );
-    let mut kept = Running::start(&["--keep"]);
+    in_order(&printed, &SHOWN);
+    assert!(!printed.contains(STANDS_IN), "{printed}");
+    // What is kept is run without kcat, so that both are seen in one go.
+    let links = tempfile::tempdir().unwrap();
+    let path = path_without_kcat(links.path());
+    let mut kept = Running::start_in(Some(path.clone()), &["--keep"]);
     let deadline = Instant::now() + PATIENCE;
     while !kept.printed().contains("It goes on until Ctrl-C") {
         assert!(Instant::now() < deadline && kept.runs(), "{}", kept.printed());
         std::thread::sleep(Duration::from_millis(200));
     }
     assert!(ports().into_iter().all(listens), "all of it runs");
+    // What it says to type in another terminal.
+    let said = kept.printed();
+    let mut lines = said.lines().map(str::trim);
+    let mut last = |start: &str| lines.rfind(|line| line.starts_with(start)).unwrap();
+    let (consume, export) = (last("kcat "), last("export PATH="));
+    let typed = Command::new("bash")
+        .args(["-c", &format!("{export}\n{consume}")])
+        .env("PATH", path)
+        .output()
+        .unwrap();
+    let consumed = String::from_utf8_lossy(&typed.stdout);
+    assert!(consumed.contains("fay|"), "{consume}: {typed:?}");
     kept.interrupt();
-    kept.ended(130);
+    let printed = kept.ended(130);
+    in_order(&printed, &[&[STANDS_IN][..], &SHOWN].concat());
     // And in the middle of the start.
     let mut early = Running::start(&[]);
     let deadline = Instant::now() + PATIENCE;
