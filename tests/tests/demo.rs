@@ -10,6 +10,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use alluvium_tests::broker::{self, free_address, http_get};
+use alluvium_tests::installed::{Missing, analytics_missing, kcat_missing, target};
 use alluvium_tests::kafka::{self, Member, Router};
 use serde_json::Value;
 
@@ -224,6 +225,78 @@ fn there_is_something_to_see_and_the_next_start_goes_on() {
     let status = last.ends();
     assert!(status.success(), "{status}: {}", last.text());
     assert!(last.text().contains("Stopped."), "{}", last.text());
+}
+
+/// What the welcome says to type in another terminal, run as it is written.
+#[test]
+fn what_it_says_to_type_next_works() {
+    if !Missing::from_environment().goes_on(kcat_missing().or_else(analytics_missing)) {
+        return;
+    }
+    let root = tempfile::tempdir().unwrap();
+    let programs = root.path().join("bin");
+    std::fs::create_dir(&programs).unwrap();
+    std::os::unix::fs::symlink(broker::binary(), programs.join("alluvium")).unwrap();
+    let usual = std::env::var_os("PATH").unwrap();
+    let ours = [programs, target().join("clients/analytics/bin")];
+    let path = std::env::join_paths(ours.into_iter().chain(std::env::split_paths(&usual))).unwrap();
+
+    let listeners = free_address().to_string();
+    let mut demo = Demo::start(
+        &root.path().join("shop"),
+        &root.path().join("output"),
+        &["--listeners", &listeners, "--rate", "100"],
+    );
+    let at = demo.address();
+    let welcome = demo.text();
+    let typed = |start: &str| {
+        let mut lines = welcome.lines().map(str::trim);
+        let line = lines.find(|line| line.starts_with(start));
+        let line = line.unwrap_or_else(|| panic!("no {start}:\n{welcome}"));
+        let mut command = Command::new("timeout");
+        broker::isolate(&mut command);
+        let seconds = PATIENCE.as_secs().to_string();
+        command
+            .args([&seconds, "bash", "-c", line])
+            .env("PATH", &path)
+            .stdin(Stdio::null());
+        command
+    };
+    let printed = |start: &str| {
+        let output = typed(start).output().unwrap();
+        assert!(output.status.success(), "{start}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+
+    // A group goes on for ever, and begins where the topic ends.
+    let file = root.path().join("page_views");
+    let read = || std::fs::read_to_string(&file).unwrap();
+    let mut group = typed(&format!("kcat -b {at} -G"));
+    let mut group = group
+        .stdout(File::create(&file).unwrap())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    broker::until("the group reads", PATIENCE, || read().lines().count() > 10);
+    broker::signal(group.id(), "TERM");
+    group.wait().unwrap();
+    let view: Value = serde_json::from_str(read().lines().next().unwrap()).unwrap();
+    assert!(view["path"].is_string(), "{view}");
+
+    let last = printed(&format!("kcat -b {at} -t orders"));
+    assert_eq!(last.matches("\"order\":").count(), 5, "{last}");
+
+    let seen = orders(at);
+    let archived = printed("alluvium archive flush");
+    assert!(archived.contains("are Parquet"), "{archived}");
+    // Of each item how many.
+    let table = printed("duckdb ");
+    let counts = table.lines().filter_map(|line| {
+        let cells: Vec<&str> = line.split('│').map(str::trim).collect();
+        cells.get(2)?.parse::<i64>().ok()
+    });
+    assert!(seen > 0 && counts.sum::<i64>() >= seen, "{seen} orders:\n{table}");
+    assert!(demo.interrupt().success());
 }
 
 #[test]
