@@ -1,5 +1,5 @@
-//! What an operator does with a cluster: every command of docs/cluster.md on real brokers and the S3 fake, and the
-//! commands that change the bucket while the store misbehaves or a broker still runs.
+//! What an operator does with a cluster: every command of docs/cluster.md on real brokers and the S3 fake, the commands
+//! that change the bucket while the store misbehaves or a broker still runs, and a backup of the bucket.
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
@@ -11,6 +11,10 @@ use alluvium_tests::broker::{self, Broker, BrokerOptions};
 use alluvium_tests::kafka;
 use alluvium_tests::s3_fake::{Options, S3Fake};
 use alluvium_tests::wire::Client;
+use futures::TryStreamExt;
+use object_store::aws::AmazonS3Builder;
+use object_store::path::Path;
+use object_store::{ObjectStore, ObjectStoreExt};
 use serde_json::Value;
 
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -345,4 +349,64 @@ fn a_manifest_is_not_restored_under_a_running_broker() {
             .len(),
         1
     );
+}
+
+/// Copies what lies below a prefix to another one, as `aws s3 sync` does: by a list and a copy of each object.
+fn copied(fake: &S3Fake, from: &str, to: &str) -> usize {
+    let store = AmazonS3Builder::new()
+        .with_endpoint(fake.endpoint())
+        .with_allow_http(true)
+        .with_bucket_name("alluvium")
+        .with_region("us-east-1")
+        .with_access_key_id("fake")
+        .with_secret_access_key("fake")
+        .build()
+        .unwrap();
+    let copies = store.list(Some(&Path::from(from))).map_ok(|object| {
+        let name = object.location.as_ref().strip_prefix(from).unwrap().to_owned();
+        let copy = Path::parse(format!("{to}{name}")).unwrap();
+        let store = &store;
+        async move { store.copy(&object.location, &copy).await }
+    });
+    let copies = copies.try_buffer_unordered(8).try_collect::<Vec<()>>();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(copies).unwrap().len()
+}
+
+/// docs/operations.md: a copy of the prefix while no broker runs is the same cluster, wherever it lies.
+#[test]
+fn a_copy_of_the_bucket_serves_everything() {
+    let fake = S3Fake::start(Options::default()).unwrap();
+    let on = |prefix: &str| -> Vec<Broker> {
+        let broker = |id: i32| {
+            let options = BrokerOptions::on(fake.store_url(prefix)).env(fake.env());
+            Broker::start(options.set("node.id", id).set("merge.interval.ms", 1_000))
+        };
+        (1..=2).map(broker).collect()
+    };
+    let mut brokers = on("whole");
+    let mut client = Client::connect(brokers[0].address()).unwrap();
+    kafka::create_topic(&mut client, TOPIC, PARTITIONS, KEPT).unwrap();
+    drop(client);
+    // Some of it is history, some merged, some as it was written.
+    produce_everywhere(&brokers, "first");
+    let bootstrap = brokers[0].address().to_string();
+    succeeded(&fake, &["archive", "flush", TOPIC, "--bootstrap", &bootstrap]);
+    produce_everywhere(&brokers, "second");
+    brokers.iter_mut().for_each(Broker::terminate);
+
+    let objects = fake.objects("whole/").len();
+    assert_eq!(copied(&fake, "whole", "copy/of"), objects);
+    // Nothing in the copy leads back to where it was.
+    for (key, _) in fake.objects("whole/") {
+        assert!(fake.remove(&key));
+    }
+    let url = fake.store_url("copy/of");
+    succeeded(&fake, &["fsck", &url]);
+    let brokers = on("copy/of");
+    read_everywhere(&brokers, 2);
+    produce_everywhere(&brokers, "third");
+    read_everywhere(&brokers, 3);
+    healthy(&fake, &url);
+    assert!(fake.objects("whole/").is_empty());
 }
