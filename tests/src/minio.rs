@@ -1,13 +1,13 @@
 //! A real MinIO on the loopback interface, built and started by `tests/minio.sh`.
 
 use std::fs::File;
-use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
+use crate::broker::http_get;
 use crate::installed::{root, target};
 
 /// Time that the start may take on a busy machine.
@@ -67,18 +67,8 @@ impl Minio {
     }
 
     fn is_ready(&self) -> bool {
-        let ask = || -> std::io::Result<String> {
-            let address = SocketAddr::from((Ipv4Addr::LOCALHOST, self.port));
-            let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(1))?;
-            stream.set_read_timeout(Some(Duration::from_secs(2)))?;
-            stream.write_all(
-                b"GET /minio/health/ready HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
-            )?;
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer)?;
-            Ok(answer)
-        };
-        ask().is_ok_and(|answer| answer.starts_with("HTTP/1.1 200"))
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, self.port));
+        http_get(address, "/minio/health/ready").is_ok_and(|(status, _)| status == 200)
     }
 
     /// Everything that it printed.

@@ -1,8 +1,7 @@
 //! A real Prometheus on the loopback interface, installed by `tests/monitoring.sh`.
 
 use std::fs::File;
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -11,13 +10,11 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::broker::free_address;
+use crate::broker::{free_address, http_get};
 use crate::installed::root;
 
 /// Time that the start may take on a busy machine.
 const START_PATIENCE: Duration = Duration::from_secs(60);
-/// Time that an answer may take.
-const ANSWER_PATIENCE: Duration = Duration::from_secs(30);
 
 /// The path of `prometheus` or `promtool`, if it is installed.
 pub fn program(name: &str) -> Option<PathBuf> {
@@ -134,22 +131,11 @@ impl Prometheus {
         }
     }
 
-    /// The body of an answer; that of an error of the API is JSON as well. HTTP/1.0, so that it comes in one piece.
+    /// The body of an answer; that of an error of the API is JSON as well.
     fn get(&self, path: &str) -> Result<String, String> {
-        let ask = || -> std::io::Result<String> {
-            let mut stream = TcpStream::connect_timeout(&self.address, ANSWER_PATIENCE)?;
-            stream.set_read_timeout(Some(ANSWER_PATIENCE))?;
-            write!(stream, "GET {path} HTTP/1.0\r\n\r\n")?;
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer)?;
-            Ok(answer)
-        };
-        let answer = ask().map_err(|e| e.to_string())?;
-        let (head, body) = answer.split_once("\r\n\r\n").ok_or("not HTTP")?;
-        let status = head.split(' ').nth(1).unwrap_or_default();
-        match status {
-            "200" | "400" | "422" => Ok(body.to_owned()),
-            _ => Err(format!("status {status}: {body}")),
+        match http_get(self.address, path).map_err(|e| e.to_string())? {
+            (200 | 400 | 422, body) => Ok(body),
+            (status, body) => Err(format!("status {status}: {body}")),
         }
     }
 }
