@@ -284,7 +284,7 @@ fn what_it_says_to_type_next_works() {
     assert!(view["path"].is_string(), "{view}");
 
     let last = printed(&format!("kcat -b {at} -t orders"));
-    assert!(last.contains("\"order\":"), "{last}");
+    assert_eq!(last.matches("\"order\":").count(), 5, "{last}");
 
     let seen = orders(at);
     let archived = printed("alluvium archive flush");

@@ -54,7 +54,7 @@ impl ConnectionLimits {
             prefix: Duration::from_secs(10),
             frame_grace: Duration::from_secs(30),
             bytes_per_second_min: 128 * 1024,
-            produces_overlapped_max: 128,
+            produces_overlapped_max: 1_024,
             drain: Duration::from_secs(60),
         }
     }

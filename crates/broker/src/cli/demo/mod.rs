@@ -299,7 +299,7 @@ impl Demo {
             files.display()
         );
         let mut next = vec![
-            format!("kcat -b {at} -t orders -C -o -5 -e -f '%k %h %s\\n'"),
+            format!("kcat -b {at} -t orders -C -o -5 -c 5 -f '%k %h %s\\n'"),
             format!("kcat -b {at} -G readers page_views"),
             format!("kafka-console-consumer.sh --bootstrap-server {at} --topic customers --from-beginning"),
             format!("kafka-consumer-groups.sh --bootstrap-server {at} --describe --group {GROUP}"),
