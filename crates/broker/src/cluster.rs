@@ -1,17 +1,19 @@
 //! What a broker sees of the cluster that it is a member of, for its operator.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::time::Duration;
 
 use alluvium_log::Log;
 use alluvium_log::manifest::{Endpoint, Manifest};
+use alluvium_log::store::StoreKind;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
-use crate::config::Listener;
+use crate::config::{Listener, Settings};
 
 /// From here on a clock is called wrong: services that sign requests refuse them.
 const CLOCK_TOLERANCE: Duration = Duration::from_secs(15 * 60);
@@ -26,21 +28,31 @@ pub(crate) struct Fenced {
 }
 
 /// Resolves when this broker has lost its stream.
-pub(crate) async fn fenced(log: &Log) -> Fenced {
+pub(crate) async fn fenced(log: &Log, settings: &Settings) -> Fenced {
     let alluvium_log::Fenced { why, same_node } = log.fenced().await;
     // Whoever sealed the stream: if this broker's id has a newer start by now, coming back would end that one. A look that
     // fails is told by the store.
     log.refresh().await;
-    let known = namesake(&log.manifest(), log.incarnation(), log.node_id());
-    let namesake = known.or_else(|| same_node.then(|| "a newer process".to_owned()));
+    // An id that the cluster assigned goes to another broker while this one is taken for dead, and this one gets another
+    // when it comes back. On a store of one process there is no other.
+    let assigned = settings.node_id.is_none() && settings.store_kind() == StoreKind::S3;
+    let place = assigned.then_some(&settings.log.endpoints);
+    let known = namesake(&log.manifest(), log.incarnation(), log.node_id(), place);
+    let namesake = known.or_else(|| (same_node && !assigned).then(|| "a newer process".to_owned()));
     Fenced { why, namesake }
 }
 
-/// The newer start that runs under the same broker id.
-fn namesake(manifest: &Manifest, incarnation: u64, node_id: i32) -> Option<String> {
+/// The newer start that runs under the same broker id, and in the same place if one is given.
+fn namesake(
+    manifest: &Manifest,
+    incarnation: u64,
+    node_id: i32,
+    place: Option<&BTreeMap<String, Endpoint>>,
+) -> Option<String> {
     let (newer, stream) = manifest
         .live()
         .filter(|(other, stream)| *other > incarnation && stream.node_id == node_id)
+        .filter(|(_, stream)| place.is_none_or(|place| stream.is_at(place)))
         .last()?;
     Some(match stream.endpoints.values().next() {
         Some(Endpoint { host, port }) => format!("incarnation {newer} at {host}:{port}"),
@@ -136,7 +148,6 @@ impl Collector for Gauges {
 mod tests {
     use super::*;
     use crate::admin_change::testing::stream;
-    use std::collections::BTreeMap;
 
     fn manifest(brokers: &[(i32, u16)]) -> Manifest {
         let id = uuid::Uuid::from_u128(1);
@@ -152,14 +163,17 @@ mod tests {
     fn a_namesake_is_newer_live_and_has_our_id() {
         let cluster = manifest(&[(1, 11), (2, 22), (1, 33)]);
         assert_eq!(
-            namesake(&cluster, 1, 1).as_deref(),
+            namesake(&cluster, 1, 1, None).as_deref(),
             Some("incarnation 3 at host:33")
         );
-        assert_eq!(namesake(&cluster, 3, 1), None);
-        assert_eq!(namesake(&cluster, 1, 3), None);
+        assert_eq!(namesake(&cluster, 3, 1, None), None);
+        assert_eq!(namesake(&cluster, 1, 3, None), None);
+        let place = |port| stream(1, true, &[("IN", "host", port)]).endpoints;
+        assert_eq!(namesake(&cluster, 1, 1, Some(&place(11))), None, "elsewhere");
+        assert!(namesake(&cluster, 1, 1, Some(&place(33))).is_some());
         let mut hidden = manifest(&[(1, 11)]);
         hidden.register(1, None, BTreeMap::new());
-        assert_eq!(namesake(&hidden, 1, 1).as_deref(), Some("incarnation 2"));
+        assert_eq!(namesake(&hidden, 1, 1, None).as_deref(), Some("incarnation 2"));
     }
 
     #[test]

@@ -102,7 +102,7 @@ impl Life {
     /// Serves until the stream is lost.
     pub(super) async fn serve(&mut self, listeners: &[Bound]) -> Fenced {
         self.server = Some(Server::start(self.broker.clone(), listeners));
-        cluster::fenced(&self.broker.log).await
+        cluster::fenced(&self.broker.log, &self.broker.config.settings).await
     }
 
     /// Lets go of everything after the stream was lost; returns how long the life was.
@@ -274,6 +274,7 @@ mod tests {
     use super::*;
     use crate::admin_change::testing::stream;
     use crate::config::Listener;
+    use crate::testing::shared_store;
     use alluvium_log::LogOptions;
     use alluvium_log::membership::{Peers, PingError};
     use alluvium_log::store::StoreOptions;
@@ -289,6 +290,21 @@ mod tests {
             ..StoreOptions::default()
         };
         let store = Store::open(&settings.store_url, options).await.unwrap();
+        on(settings, store, store_metrics)
+    }
+
+    /// A bucket that others share, for a broker that takes the number which the cluster gives it.
+    async fn shared_ground() -> Ground {
+        let settings = [
+            ("store.url", "s3://shared"),
+            ("advertised.listeners", "PLAINTEXT://broker.test:9092"),
+        ];
+        let settings = Settings::from_pairs(settings).unwrap();
+        let (store, store_metrics) = shared_store().await;
+        on(settings, store, store_metrics)
+    }
+
+    fn on(settings: Settings, store: Store, store_metrics: StoreMetrics) -> Ground {
         Ground {
             settings,
             store,
@@ -387,6 +403,32 @@ mod tests {
         let line = given_way(&fenced, &namesake, life.broker.log.node_id());
         let expected = "stopped: incarnation 2 at 127.0.0.1:9092 runs under the same node.id, 1: ";
         assert!(line.starts_with(expected), "{line}");
+        life.leave(&ground).await;
+    }
+
+    #[tokio::test]
+    async fn a_number_that_was_assigned_is_left_to_who_has_it_now() {
+        let mut ground = shared_ground().await;
+        let listeners = [listener().await];
+        let mut life = Life::begin(&ground).await.unwrap();
+        assert_eq!(life.broker.log.node_id(), 1);
+        // Somebody else has it, and has taken over from this one.
+        let own = std::mem::take(&mut ground.settings.log.endpoints);
+        let other = intruder(&ground, 1).await;
+        ground.settings.log.endpoints = own;
+        life.broker.log.refresh().await;
+        let fenced = life.serve(&listeners).await;
+        assert_eq!(fenced.namesake, None, "{fenced:?}");
+        life.leave(&ground).await;
+        let mut life = Life::begin(&ground).await.unwrap();
+        assert_eq!(life.broker.log.node_id(), 2);
+        assert!(other.leased() && other.manifest().is_live(other.incarnation()));
+
+        // In its own place it is a newer start of itself.
+        drop(intruder(&ground, 2).await);
+        life.broker.log.refresh().await;
+        let fenced = life.serve(&listeners).await;
+        assert!(fenced.namesake.is_some(), "{fenced:?}");
         life.leave(&ground).await;
     }
 

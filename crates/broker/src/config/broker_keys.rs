@@ -82,7 +82,7 @@ static IDENTITY: &[BrokerKey] = &[
         Int,
         AT_LEAST_0,
         "",
-        "Number of this broker, unlike that of every other broker on the same store; clients see it as the broker id. If it is not set the cluster assigns one: that of the broker which had the same advertised listener before, or else the lowest that is free. Two running brokers with the same number take each other for one: the older one stops.",
+        "Number of this broker, unlike that of every other broker on the same store; clients see it as the broker id. If it is not set the cluster assigns one: that of the broker which had the same advertised listener before, or else the lowest that is free. Two running brokers with the same number take each other for one: the older one stops, unless its number was assigned: then it gets another one.",
     )
     .unset(),
     key(

@@ -746,5 +746,9 @@ mod tests {
         assert_eq!((m.free_node_id(&at(5)), m.free_node_id(&at(9))), (5, 2));
         m.register(5, None, at(7));
         assert_eq!(m.free_node_id(&at(5)), 2);
+        // Whoever is there again before its stream is forgotten finds its number.
+        let second = m.register(2, None, at(2));
+        m.take_over(second, &[(taker, 7)]).unwrap();
+        assert_eq!((m.free_node_id(&at(9)), m.free_node_id(&at(1))), (3, 1));
     }
 }

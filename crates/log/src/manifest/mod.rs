@@ -171,6 +171,12 @@ impl StreamEntry {
     pub fn is_live(&self) -> bool {
         matches!(self.state, StreamState::Live)
     }
+
+    /// Whether one of these endpoints was advertised by its broker.
+    pub fn is_at(&self, endpoints: &BTreeMap<String, Endpoint>) -> bool {
+        let mut own = self.endpoints.values();
+        own.any(|own| endpoints.values().any(|other| other == own))
+    }
 }
 
 /// Whether a stream may grow.
@@ -471,23 +477,20 @@ impl Manifest {
     }
 
     /// The broker id of a start that was not given one: that of a predecessor at the same address, the newest one if
-    /// none is live and nobody else has its id by now; else the smallest that nobody has.
+    /// none is live and nobody else has its id by now; else the smallest that nobody has, nor had in a stream that is
+    /// still needed: its broker may come back for it.
     pub fn free_node_id(&self, endpoints: &BTreeMap<String, Endpoint>) -> i32 {
-        let same_place = |s: &StreamEntry| {
-            s.endpoints
-                .values()
-                .any(|e| endpoints.values().any(|own| own == e))
-        };
-        if let Some((_, predecessor)) = self.live().find(|(_, s)| same_place(s)) {
+        if let Some((_, predecessor)) = self.live().find(|(_, s)| s.is_at(endpoints)) {
             return predecessor.node_id;
         }
         // A mark stays with its number: a new broker would get nothing.
         let taken = |id: &i32| self.draining.contains(id) || self.live().any(|(_, s)| s.node_id == *id);
-        let mut earlier = self.streams.values().rev().filter(|s| same_place(s));
+        let mut earlier = self.streams.values().rev().filter(|s| s.is_at(endpoints));
         if let Some(id) = earlier.find(|s| !taken(&s.node_id)).map(|s| s.node_id) {
             return id;
         }
-        (1..).find(|id| !taken(id)).unwrap_or(1)
+        let known = |id: &i32| self.streams.values().any(|s| s.node_id == *id);
+        (1..).find(|id| !taken(id) && !known(id)).unwrap_or(1)
     }
 }
 
