@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
+use alluvium_log::manifest::Manifest;
 use alluvium_log::{AppendError, Log, Partition, TopicId};
 use futures::StreamExt;
 use prometheus_client::metrics::counter::Counter;
@@ -70,6 +71,8 @@ trait RetainedLog: Send + Sync + 'static {
     type Partition: Send + Sync;
     /// The limits of every topic; `None` for one whose cleanup policy keeps everything.
     fn limits(&self) -> TopicLimits;
+    /// The limits of a partition's topic at this moment.
+    fn limits_of(&self, partition: &Self::Partition) -> Option<Limits>;
     fn led(&self) -> Vec<(TopicId, Self::Partition)>;
     /// Where the log starts, and where `limits` let it start.
     fn look(&self, partition: &Self::Partition, now_ms: i64, limits: Limits) -> Look;
@@ -98,20 +101,31 @@ struct LedLog {
     config: Arc<Config>,
 }
 
+impl LedLog {
+    fn limits_by_name(&self, manifest: &Manifest, name: &str) -> Option<Limits> {
+        let settings = self.config.topic(manifest, name);
+        settings.cleanup_delete.then_some(Limits {
+            retention_ms: settings.retention_ms,
+            retention_bytes: settings.retention_bytes,
+        })
+    }
+}
+
 impl RetainedLog for LedLog {
     type Partition = Arc<Partition>;
 
     fn limits(&self) -> TopicLimits {
         let manifest = self.log.manifest();
-        let limits = manifest.topics.iter().map(|(name, topic)| {
-            let settings = self.config.topic(&manifest, name);
-            let limits = Limits {
-                retention_ms: settings.retention_ms,
-                retention_bytes: settings.retention_bytes,
-            };
-            (topic.id, settings.cleanup_delete.then_some(limits))
-        });
+        let topics = manifest.topics.iter();
+        let limits = topics.map(|(name, topic)| (topic.id, self.limits_by_name(&manifest, name)));
         limits.collect()
+    }
+
+    fn limits_of(&self, partition: &Arc<Partition>) -> Option<Limits> {
+        let manifest = self.log.manifest();
+        let name = partition.topic_name();
+        let topic = manifest.topics.get(name)?;
+        (topic.id == partition.topic()).then(|| self.limits_by_name(&manifest, name))?
     }
 
     fn led(&self) -> Vec<(TopicId, Arc<Partition>)> {
@@ -191,18 +205,18 @@ impl<L: RetainedLog> Task<L> {
         let started = Instant::now();
         let now_ms = (self.now_ms)();
         let led = self.log.led();
-        let limited = led.iter().filter_map(|(topic, partition)| {
-            limits
-                .get(topic)
-                .copied()
-                .flatten()
-                .map(|limits| (topic, partition, limits))
-        });
+        let limited = led
+            .iter()
+            .filter(|(topic, _)| limits.get(topic).is_some_and(Option::is_some));
         futures::stream::iter(limited.enumerate())
-            .for_each_concurrent(MOVES_AT_ONCE, |(n, (topic, partition, limits))| async move {
+            .for_each_concurrent(MOVES_AT_ONCE, |(n, (topic, partition))| async move {
                 if n % LOOKS_WITHOUT_PAUSE == 0 {
                     tokio::task::yield_now().await;
                 }
+                // While others' moves wait for a store that stalls, limits are raised, and what they keep must stay.
+                let Some(limits) = self.log.limits_of(partition) else {
+                    return;
+                };
                 let look = self.log.look(partition, now_ms, limits);
                 let Some(to) = look.target() else { return };
                 match self.log.advance(partition, to).await {
@@ -319,6 +333,10 @@ mod tests {
 
         fn limits(&self) -> TopicLimits {
             self.0.lock().limits.clone()
+        }
+
+        fn limits_of(&self, partition: &(TopicId, i32)) -> Option<Limits> {
+            self.0.lock().limits.get(&partition.0).copied().flatten()
         }
 
         fn led(&self) -> Vec<(TopicId, (TopicId, i32))> {
@@ -468,6 +486,22 @@ mod tests {
         assert_eq!(
             (metrics.moves.get(), metrics.failures.get()),
             (partitions as u64, partitions as u64)
+        );
+        task.abort();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_limit_that_is_raised_while_moves_wait_keeps_what_has_not_moved() {
+        let partitions = 2 * MOVES_AT_ONCE as i32;
+        let (log, metrics, _manifest, task) = start(&[(1, partitions, limits(10_000, -1))]);
+        log.0.lock().advance_takes = 2 * MINUTE;
+        tokio::time::sleep(MINUTE).await;
+        assert_eq!(log.0.lock().under_way, MOVES_AT_ONCE);
+        log.0.lock().limits.insert(id(1), limits(-1, -1));
+        tokio::time::sleep(4 * MINUTE).await;
+        assert_eq!(
+            (metrics.checks.get(), metrics.moves.get()),
+            (1, MOVES_AT_ONCE as u64)
         );
         task.abort();
     }
