@@ -6,6 +6,11 @@
 //! applied, up to each seal. Entries after a seal, and checkpoints as of the seal or later, are not part of the log;
 //! entries of an epoch that was not granted to their stream are ignored.
 //!
+//! Each change of owner, and nothing else, makes the slot's epoch one greater and adds a link of the epoch that ends. All
+//! links of a slot go together, once its owner has a checkpoint of it in its own epoch, and before that the owner has
+//! recovered it. So the links follow each other without a gap up to the epoch before the present one, and where there are
+//! none, nobody had the slot before: a link that is missing is the loss of what was appended in its epoch.
+//!
 //! A checkpoint covers every slot that its stream could append to when it was taken. So where a slot is *not* covered,
 //! all of its entries in that stream lie behind the checkpoint.
 
@@ -103,6 +108,14 @@ pub enum RecoveryError {
         /// The seal.
         bound: Seq,
     },
+    /// Nothing says where the slot's log stands in one of the epochs that it went through.
+    #[error("slot {slot}: epoch {epoch} is not linked")]
+    NotLinked {
+        /// The slot.
+        slot: Slot,
+        /// The epoch.
+        epoch: i32,
+    },
     /// A link's stream was not read.
     #[error("{0:?} was not read")]
     Unread(Source),
@@ -181,6 +194,7 @@ pub fn recover(
         if start.is_none() && !links.first().is_none_or(from_the_start) {
             return Err(RecoveryError::NotCovered(*slot));
         }
+        check_linked(manifest, *slot, &links[start.unwrap_or(0)..])?;
         for (i, link) in links.iter().enumerate().skip(start.unwrap_or(0)) {
             if Some(i) == start {
                 let covering = covering(read, *slot, link)
@@ -229,6 +243,19 @@ fn covering<'a>(read: &'a Sources, slot: Slot, link: &Link) -> Option<&'a SlotIm
             .as_ref()?
             .slots
             .get(&slot)
+    }
+}
+
+/// Checks that a slot's links, from the first that is needed on, leave out no epoch before the present one.
+fn check_linked(manifest: &Manifest, slot: Slot, links: &[Link]) -> Result<(), RecoveryError> {
+    let run = manifest.slot(slot);
+    // A slot without an owner still has the epoch that ended.
+    let present = run.map_or(1, |run| run.epoch + i32::from(run.owner == 0));
+    let first = links.first().map_or(1, |link| link.epoch);
+    let mut linked = links.iter().map(|link| link.epoch);
+    match (first..present).find(|epoch| linked.next() != Some(*epoch)) {
+        Some(epoch) => Err(RecoveryError::NotLinked { slot, epoch }),
+        None => Ok(()),
     }
 }
 
@@ -437,6 +464,57 @@ mod tests {
         ));
         read.streams.remove(&1);
         assert!(recover(&m, &slots(&m), &read).is_err());
+    }
+
+    #[test]
+    fn a_link_that_is_missing_hides_nothing() {
+        let whole = manifest();
+        let segments = vec![(0, vec![record(1, 0)]), (1, vec![record(1, 1)])];
+        let first = StreamRead {
+            checkpoint: None,
+            segments,
+        };
+        let slot = whole.slot_of(&tp());
+        let recovered = |without: &[Incarnation], read: &Sources| {
+            let mut m = whole.clone();
+            m.streams.retain(|stream, _| !without.contains(stream));
+            recover(&m, &[slot], read)
+        };
+        let missing = |epoch| Err(RecoveryError::NotLinked { slot, epoch });
+        let mut read = sources([(1, first), (2, StreamRead::default())]);
+        assert!(recovered(&[], &read).is_ok());
+        assert_eq!(recovered(&[2], &read), missing(2));
+        assert_eq!(recovered(&[1, 2], &read), missing(1));
+        assert_eq!(recovered(&[1], &read), Err(RecoveryError::NotCovered(slot)));
+        // What a checkpoint covers needs no link before it.
+        let covered = SlotImage {
+            epoch: 2,
+            partitions: vec![],
+        };
+        let checkpoint = Checkpoint {
+            incarnation: 2,
+            next: 0,
+            manifest_version: 1,
+            written_ms: 0,
+            slots: BTreeMap::from([(slot, covered)]),
+        };
+        read.streams.insert(
+            2,
+            StreamRead {
+                checkpoint: Some(checkpoint),
+                segments: vec![],
+            },
+        );
+        assert!(recovered(&[1], &read).is_ok());
+        // Nobody has it: the last epoch that was is the one that must be linked.
+        let mut m = Manifest::new(Uuid::from_u128(1), Uuid::from_u128(2), 4);
+        let only = m.register(1, None, BTreeMap::new());
+        assert_eq!(recover(&m, &[slot], &read), Ok(HashMap::new()));
+        m.take_over(only, &[]).unwrap();
+        m.retire(only, 2, |_| None).unwrap();
+        assert!(recover(&m, &[slot], &read).is_ok());
+        m.streams.clear();
+        assert_eq!(recover(&m, &[slot], &read), missing(1));
     }
 
     #[test]
