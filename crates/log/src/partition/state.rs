@@ -26,7 +26,8 @@ pub struct PartitionState {
     pub end: Offset,
     /// Time (ms) of the newest append.
     pub append_time_ms: i64,
-    /// Each leader epoch that wrote, with its first offset (KIP-101).
+    /// Each leader epoch that wrote something at or above the log start, with its first offset (KIP-101); at least the
+    /// newest that wrote.
     pub epochs: Vec<(i32, Offset)>,
     /// Idempotent producers by id.
     pub producers: HashMap<i64, ProducerState>,
@@ -168,6 +169,7 @@ impl PartitionState {
                     return Err(self.misfit(*partition, *offset, "a log start beyond the end"));
                 }
                 self.log_start = self.log_start.max(*offset);
+                self.forget_epochs();
             }
             // It speaks of a slot and changes no partition.
             Entry::Release { .. } => {}
@@ -179,6 +181,13 @@ impl PartitionState {
             }
         }
         Ok(())
+    }
+
+    /// Forgets epochs that ended at or below the log start: there is one more with every failover. The last that began
+    /// there stays, whether or not it has ended.
+    fn forget_epochs(&mut self) {
+        let begun = self.epochs.partition_point(|(_, start)| *start <= self.log_start);
+        self.epochs.drain(..begun.saturating_sub(1));
     }
 
     /// Applies one batch.
@@ -453,7 +462,82 @@ mod tests {
         assert_eq!(s.end, 5);
     }
 
+    /// A leader that appends, a newer one, or a log start that moves on.
+    #[derive(Clone, Copy, Debug)]
+    enum Turn {
+        Append(i64),
+        Failover,
+        LogStart(i64),
+    }
+
+    fn turns() -> impl Strategy<Value = Vec<Turn>> {
+        let turn = prop_oneof![
+            3 => (1i64..4).prop_map(Turn::Append),
+            2 => Just(Turn::Failover),
+            2 => (-2i64..6).prop_map(Turn::LogStart),
+        ];
+        proptest::collection::vec(turn, 1..60)
+    }
+
     proptest! {
+        /// What is told of the epochs of a log is what is told of one that keeps all of them, as far as its start.
+        #[test]
+        fn epochs_below_the_log_start_are_forgotten_and_missed_by_nobody(turns in turns()) {
+            let (mut s, mut all, mut epoch) = (PartitionState::default(), PartitionState::default(), 1);
+            for turn in turns {
+                match turn {
+                    Turn::Failover => epoch += 1,
+                    Turn::Append(n) => {
+                        let b = BatchEntry {
+                            base_offset: s.end,
+                            last_offset: s.end + n - 1,
+                            records: n as u32,
+                            size: 70,
+                            base_timestamp: 0,
+                            max_timestamp: 0,
+                            attributes: 0,
+                            producer: None,
+                        };
+                        s.apply_batch(tp(), epoch, 0, &b).unwrap();
+                        all.apply_batch(tp(), epoch, 0, &b).unwrap();
+                    }
+                    Turn::LogStart(by) => {
+                        let start = |offset| Entry::LogStart {
+                            partition: tp(),
+                            leader_epoch: epoch,
+                            offset,
+                        };
+                        let to = (s.log_start + by).clamp(0, s.end);
+                        s.apply(&start(to)).unwrap();
+                        all.log_start = s.log_start;
+                        // A checkpoint from before epochs were forgotten loses them with the next move.
+                        let mut old = all.clone();
+                        old.apply(&start(to)).unwrap();
+                        prop_assert_eq!(&old, &s);
+                        let needed = all.epochs.iter().filter(|(_, first)| *first > s.log_start);
+                        prop_assert!(s.epochs.len() <= needed.count() + 1);
+                    }
+                }
+                for offset in s.log_start..=s.end {
+                    prop_assert_eq!(s.epoch_of(offset), all.epoch_of(offset));
+                }
+                let oldest = s.epochs.first().map_or(0, |(e, _)| *e);
+                for asked in -1..=epoch + 1 {
+                    let (told, of_all) = (
+                        s.end_offset_for_epoch(asked, epoch),
+                        all.end_offset_for_epoch(asked, epoch),
+                    );
+                    if (0..oldest).contains(&asked) {
+                        // As Kafka says of epochs before its oldest.
+                        prop_assert_eq!(told, (asked, s.log_start));
+                        prop_assert!(told.1 >= of_all.1, "{told:?} would cut a log that ends at {of_all:?}");
+                    } else {
+                        prop_assert_eq!(told, of_all);
+                    }
+                }
+            }
+        }
+
         /// Producers that retry, skip and repeat at random, against a model that keeps everything.
         #[test]
         fn appends_agree_with_a_simple_model(
