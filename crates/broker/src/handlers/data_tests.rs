@@ -404,6 +404,26 @@ async fn only_who_still_leads_says_that_an_offset_is_out_of_range() {
     assert_eq!(error(&mut client, 3).await, 6);
 }
 
+#[tokio::test(start_paused = true)]
+async fn nothing_new_is_said_only_by_who_is_proven_to_lead() {
+    let (store, _) = shared_store().await;
+    let broker = broker_on(&store, &[]).await;
+    let mut client = Client::connect(&broker);
+    let id = create(&mut client, "t").await;
+    let mut request = fetch("t", id, 12, &[(0, 0)]);
+    request.max_wait_ms = 10;
+    let response = client.call(12, &request).await;
+    assert_eq!(only(&response).error_code, 0);
+    // The process stands still for longer than the lease; the poll that ends meanwhile is answered first.
+    let waiting = client.send(12, &request).await;
+    for _ in 0..200 {
+        tokio::task::yield_now().await;
+    }
+    tokio::time::advance(Duration::from_secs(4)).await;
+    let response = client.receive::<FetchRequest>(12, waiting).await;
+    assert_eq!(only(&response).error_code, 6);
+}
+
 #[tokio::test]
 async fn sessions_tell_only_what_is_new() {
     let (_broker, mut client, id) = started().await;

@@ -275,6 +275,10 @@ impl Fetch<'_> {
         Some(match (self.found.get(position)?, candidate) {
             (Found::Failed(error), _) => PartitionAnswer::failed(index, *error),
             (Found::Here(_), Err(error)) => PartitionAnswer::failed(index, error),
+            // The poll may have waited for longer than the proof is good that it began with.
+            (Found::Here(_), Ok(_)) if !self.broker.log.leased() => {
+                PartitionAnswer::failed(index, ErrorCode::NotLeaderOrFollower)
+            }
             (Found::Here(partition), Ok(_)) => {
                 let mut answer = PartitionAnswer::failed(index, ErrorCode::None);
                 set_watermarks(&mut answer, partition.watermarks());
