@@ -24,7 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const PREFIX: &str = "team/cluster";
 const TOPIC: &str = "t";
 /// More than a part of an upload, so that files are written in parts.
-const ROUNDS: usize = 20;
+const ROUNDS: usize = 30;
 const ROUND_BYTES: usize = 900_000;
 
 /// Actions, each with what it is allowed on.

@@ -382,7 +382,7 @@ fn what_needs_no_denied_call_goes_on() {
 fn uploads_that_may_not_be_aborted_are_told_once() {
     const ABORT: &str = "s3:AbortMultipartUpload";
     // More than a part of an upload.
-    const ROUNDS: usize = 10;
+    const ROUNDS: usize = 30;
     const ROUND_BYTES: usize = 900_000;
     let fake = fake();
     let options = BrokerOptions::on(fake.store_url("running")).env(fake.env());

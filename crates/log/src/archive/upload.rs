@@ -15,9 +15,11 @@ use tokio::task::JoinSet;
 use crate::store::reason::{Cure, Reason};
 
 /// Bytes of a part: stores want at least 5 MiB, and some that all but the last are of one size.
-pub(crate) const PART_BYTES: usize = 8 << 20;
+/// Each is paid for, so one is larger than most files: with values that compress, what makes a file by default is about 17 MB
+/// of Parquet.
+pub(crate) const PART_BYTES: usize = 24 << 20;
 /// Parts under way at once; they and one more are in memory.
-const PARTS_AT_ONCE: usize = 2;
+const PARTS_AT_ONCE: usize = 1;
 /// How long an abort is tried that nobody waits for.
 const ABORT_PATIENCE: Duration = Duration::from_secs(30);
 /// What only somebody can change is the same for every upload, so it is told once in the life of a process.
