@@ -1,5 +1,6 @@
 //! What an operator does with a cluster: every command of docs/cluster.md on real brokers and the S3 fake, the commands
-//! that change the bucket while the store misbehaves or a broker still runs, and a backup of the bucket.
+//! that change the bucket while the store misbehaves or a broker still runs, a backup of the bucket, and a config that
+//! is changed at one of two brokers.
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
@@ -12,6 +13,9 @@ use alluvium_tests::kafka;
 use alluvium_tests::s3_fake::{Options, S3Fake};
 use alluvium_tests::wire::Client;
 use futures::TryStreamExt;
+use kafka_wire::describe_configs_request::DescribeConfigsResource;
+use kafka_wire::incremental_alter_configs_request::{AlterConfigsResource, AlterableConfig};
+use kafka_wire::{DescribeConfigsRequest, IncrementalAlterConfigsRequest};
 use object_store::aws::AmazonS3Builder;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
@@ -409,4 +413,60 @@ fn a_copy_of_the_bucket_serves_everything() {
     read_everywhere(&brokers, 3);
     healthy(&fake, &url);
     assert!(fake.objects("whole/").is_empty());
+}
+
+const OF_A_TOPIC: i8 = 2;
+
+/// Sets a config of the topic at one broker.
+fn alter(broker: &Broker, name: &str, value: &str) {
+    let mut config = AlterableConfig::default();
+    config.name = name.into();
+    config.value = Some(value.into());
+    let mut resource = AlterConfigsResource::default();
+    resource.resource_type = OF_A_TOPIC;
+    resource.resource_name = TOPIC.into();
+    resource.configs = vec![config];
+    let mut request = IncrementalAlterConfigsRequest::default();
+    request.resources = vec![resource];
+    let mut client = Client::connect(broker.address()).unwrap();
+    let answer = client.call(&request, 1).unwrap();
+    assert_eq!(answer.responses[0].error_code, 0, "{answer:?}");
+}
+
+/// A config of the topic as a broker describes it; `None` while it does not know the topic.
+fn described(broker: &Broker, name: &str) -> Option<String> {
+    let mut resource = DescribeConfigsResource::default();
+    resource.resource_type = OF_A_TOPIC;
+    resource.resource_name = TOPIC.into();
+    resource.configuration_keys = Some(vec![name.into()]);
+    let mut request = DescribeConfigsRequest::default();
+    request.resources = vec![resource];
+    let mut client = Client::connect(broker.address()).unwrap();
+    let answer = client.call(&request, 4).unwrap();
+    let config = answer.results.first()?.configs.first()?;
+    let value = config.value.as_ref()?;
+    Some(value.as_str().to_owned())
+}
+
+/// Whoever is asked for a change, the others go by it soon: they read of it in the manifest.
+#[test]
+fn a_config_that_is_changed_at_one_broker_is_in_effect_at_the_other_within_seconds() {
+    const CONFIG: &str = "max.message.bytes";
+    const SOON: Duration = Duration::from_secs(10);
+    let fake = S3Fake::start(Options::default()).unwrap();
+    let start = |id: i32| {
+        let options = BrokerOptions::on(fake.store_url("configs")).env(fake.env());
+        Broker::start(options.set("node.id", id))
+    };
+    let (one, other) = (start(1), start(2));
+    let mut client = Client::connect(one.address()).unwrap();
+    kafka::create_topic(&mut client, TOPIC, 1, KEPT).unwrap();
+    for (at, seen_at, value) in [(&one, &other, "20000"), (&other, &one, "30000")] {
+        let began = Instant::now();
+        alter(at, CONFIG, value);
+        broker::until("the config is in effect at the other broker", SOON, || {
+            described(seen_at, CONFIG).as_deref() == Some(value)
+        });
+        println!("{CONFIG}={value} after {:?}", began.elapsed());
+    }
 }
