@@ -145,10 +145,16 @@ impl Files {
             offset,
             max_bytes,
         );
-        let partition = (directory(key), share.partition);
-        let begun = self.ahead.lock().begin(partition.clone(), offset, Instant::now());
-        let after = wanted.end;
-        let reader = self.read_ahead(store, key, &file, n, after, begun);
+        // There is nothing to be ahead of in a share of one portion, and many of those are read side by side.
+        let goes_on = table.shares[n].portions.len() > 1;
+        let reader = goes_on.then(|| {
+            let partition = (directory(key), share.partition);
+            let begun = self.ahead.lock().begin(partition.clone(), offset, Instant::now());
+            (
+                partition,
+                self.read_ahead(store, key, &file, n, wanted.end, begun),
+            )
+        });
         let mut out = vec![];
         let mut next = offset;
         let mut bytes = 0usize;
@@ -172,7 +178,9 @@ impl Files {
             }
         }
         drop(portions);
-        self.ahead.lock().end(partition, next, reader);
+        if let Some((partition, reader)) = reader {
+            self.ahead.lock().end(partition, next, reader);
+        }
         let cached = i64::try_from(self.portions.weighted_size()).unwrap_or(i64::MAX);
         self.metrics.cached_bytes.set(cached);
         Ok(out)

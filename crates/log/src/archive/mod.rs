@@ -38,6 +38,8 @@ use crate::keys;
 use crate::log::AppendError;
 use crate::manifest::keeper::ManifestKeeper;
 use crate::manifest::{LEVEL_OF_HISTORY, Topic};
+use crate::merge::gather::only_of;
+use crate::merge::plan::Run;
 use crate::partition::image::StoredRange;
 use crate::stream::Stream;
 use crate::{Offset, Partition, TopicId, TopicPartition};
@@ -473,7 +475,7 @@ impl Shared {
                     if !written.pointers.is_empty() {
                         file.submit();
                     }
-                    self.publish(written).await?;
+                    self.publish(written, &runs).await?;
                     file.settle();
                     return Ok(());
                 }
@@ -500,8 +502,8 @@ impl Shared {
         }
     }
 
-    /// Publishes where everything is that a file holds.
-    async fn publish(&self, written: Written) -> Outcome {
+    /// Publishes where everything is that a file of `runs` holds.
+    async fn publish(&self, written: Written, runs: &[Run]) -> Outcome {
         written.left_out.iter().for_each(|left| self.set_aside(left));
         if written.pointers.is_empty() {
             let full = self.set_aside.lock().len() >= SET_ASIDE_MAX;
@@ -512,8 +514,12 @@ impl Shared {
         metrics.archived_bytes.inc_by(written.bytes);
         metrics.archived_rows.inc_by(written.rows);
         let bytes = written.pointers.iter().map(ArchivedShares::byte_len).sum();
-        let pointers = written.pointers.into_iter().map(Entry::Archived).collect();
-        if self.stream.rewrite(pointers).await? > 0 {
+        // A topic whose policy has changed may have been compacted meanwhile: that must not be undone.
+        let pointers = written.pointers.into_iter();
+        let pointers = pointers
+            .map(|shares| only_of(runs, Entry::Archived(shares)))
+            .collect();
+        if self.stream.rewrite_if(pointers).await? > 0 {
             self.checkpointer.merged(bytes);
         }
         Ok(())

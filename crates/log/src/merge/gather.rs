@@ -7,10 +7,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::entry::{MergedRanges, Place};
+use crate::entry::{Entry, Place, Rewrite};
 use crate::partition::image::StoredRange;
+use crate::stream::Conditional;
 
-use super::plan::{FileLimits, Layout, Run};
+use super::plan::{FileLimits, Run};
 
 /// What is needed of an object is little if it is less than this part of a full one,
 const SPARSE_PART: u64 = 4;
@@ -43,36 +44,44 @@ impl Needs {
         need.newest_ms = need.newest_ms.max(r.append_time_ms);
     }
 
-    /// The objects whose ranges are to be gathered into the next one, the oldest first: those of which little is needed, all
-    /// of it older than `before_ms`. None if it is not worth it yet.
+    /// The objects whose ranges are to be gathered into the next one: those of which little is needed, all of it older than
+    /// `before_ms`. At least two, or none if it is not worth it yet.
     pub(crate) fn sparse(&self, limits: FileLimits, before_ms: i64) -> BTreeSet<Place> {
         let little = |need: &Need| need.bytes < limits.bytes / SPARSE_PART && need.newest_ms < before_ms;
-        let sparse: Vec<_> = self.0.iter().filter(|(_, need)| little(need)).collect();
+        let mut sparse: Vec<_> = self.0.iter().filter(|(_, need)| little(need)).collect();
         let bytes: u64 = sparse.iter().map(|(_, need)| need.bytes).sum();
-        // One alone would be written again as it is.
-        let worth = sparse.len() > 1 && bytes >= limits.bytes / WORTH_PART;
+        let worth = bytes >= limits.bytes / WORTH_PART;
         if !worth && sparse.len() < OBJECTS_MAX {
             return BTreeSet::new();
         }
+        // Of few ranges first: so there are two that fit, if there are any. One alone would be written again as it is.
+        sparse.sort_by_key(|(_, need)| need.ranges);
         let (mut bytes, mut ranges) = (0, 0);
         let fits = |(_, need): &&(&Place, &Need)| {
             bytes += need.bytes;
             ranges += need.ranges;
             bytes <= limits.bytes && ranges <= limits.ranges
         };
-        sparse.iter().take_while(fits).map(|(place, _)| **place).collect()
+        let chosen: BTreeSet<Place> = sparse.iter().take_while(fits).map(|(place, _)| **place).collect();
+        if chosen.len() > 1 { chosen } else { BTreeSet::new() }
     }
 }
 
-/// The ranges that a pointer to what was laid out stands for.
-pub(crate) fn sources<'a>(layout: &'a Layout, pointer: &MergedRanges) -> &'a [StoredRange] {
-    let key = (pointer.partition, pointer.base_offset);
+/// The ranges that a pointer to what is in `runs` (by partition and offset) stands for.
+fn sources<'a>(runs: &'a [Run], rewrite: &Rewrite) -> &'a [StoredRange] {
+    let key = (rewrite.partition, rewrite.base_offset);
     let start = |run: &Run| (run.partition, run.ranges.first().map_or(0, |r| r.base_offset));
-    let run = layout.runs.partition_point(|run| start(run) <= key);
-    let ranges = run.checked_sub(1).map_or(&[][..], |run| &layout.runs[run].ranges);
-    let from = ranges.partition_point(|r| r.base_offset < pointer.base_offset);
-    let to = ranges.partition_point(|r| r.last_offset <= pointer.last_offset());
+    let run = runs.partition_point(|run| start(run) <= key);
+    let ranges = run.checked_sub(1).map_or(&[][..], |run| &runs[run].ranges);
+    let from = ranges.partition_point(|r| r.base_offset < rewrite.base_offset);
+    let to = ranges.partition_point(|r| r.last_offset <= rewrite.last_offset);
     &ranges[from..to.max(from)]
+}
+
+/// A pointer that counts only for what stands in `runs`.
+pub(crate) fn only_of(runs: &[Run], pointer: Entry) -> Conditional {
+    let sources = pointer.rewrite().map(|rewrite| sources(runs, &rewrite).to_vec());
+    (pointer, sources)
 }
 
 #[cfg(test)]
@@ -81,7 +90,7 @@ mod tests {
 
     use super::*;
     use crate::TopicPartition;
-    use crate::entry::MergedRange;
+    use crate::entry::Level;
 
     const LIMITS: FileLimits = FileLimits {
         bytes: 1_000,
@@ -144,6 +153,9 @@ mod tests {
             [1, 3, 4],
             "ranges of an object count together"
         );
+        let wide = |number| (0..60).map(move |n| range(number, 10 * n, 2, 0));
+        let too_wide: Vec<StoredRange> = (0..70).flat_map(wide).collect();
+        assert_eq!(sparse(&too_wide), [0; 0], "two do not fit");
         let many: Vec<StoredRange> = (0..6).map(|n| old(n, 240)).collect();
         assert_eq!(sparse(&many), [0, 1, 2, 3], "no more than an object holds");
     }
@@ -175,22 +187,15 @@ mod tests {
             leader_epoch: 1,
             ranges: bases.iter().map(|base| range(1, *base, 5, 0)).collect(),
         };
-        let layout = Layout::new(vec![run(1, &[0, 10, 20]), run(1, &[50]), run(2, &[0])]);
+        let runs = [run(1, &[0, 10, 20]), run(1, &[50]), run(2, &[0])];
         let of = |n, base_offset, last_offset| {
-            let pointer = MergedRanges {
+            let rewrite = Rewrite {
                 partition: partition(n),
-                leader_epoch: 1,
-                file: 1,
-                position: 0,
                 base_offset,
-                ranges: vec![MergedRange {
-                    last_offset,
-                    len: 1,
-                    max_timestamp: 0,
-                    append_time_ms: 0,
-                }],
+                last_offset,
+                highest: Level::L1,
             };
-            let found = sources(&layout, &pointer).iter().map(|r| r.base_offset);
+            let found = sources(&runs, &rewrite).iter().map(|r| r.base_offset);
             found.collect::<Vec<_>>()
         };
         assert_eq!(of(1, 0, 29), [0, 10, 20]);

@@ -13,7 +13,7 @@
 //!
 //! [`plan`] and [`gather`] decide; this file carries out.
 
-mod gather;
+pub(crate) mod gather;
 pub(crate) mod plan;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -42,7 +42,7 @@ use crate::store::conditional::{self, CreateOutcome, Patience};
 use crate::store::reason_of;
 use crate::stream::Stream;
 use crate::{Offset, Partition, TopicPartition};
-use gather::{Needs, sources};
+use gather::{Needs, only_of};
 use plan::{Backlog, FileLimits, Layout, Part, Read, Run, Target, neighbours, pointers, runs, verify};
 
 /// How often the growth of the stream is looked at.
@@ -62,9 +62,9 @@ const BYTES_AT_ONCE: u64 = 1 << 20;
 const DAMAGED_MAX: usize = 100_000;
 /// They are tried again after this time: as long as they stand in a segment, all later ones stay in the bucket.
 const DAMAGED_AGAIN: Duration = Duration::from_secs(600);
-/// An object of which no read succeeds in so many rounds, while the store answers others, holds up the rest no longer.
+/// A read that fails in so many rounds, while the store answers others, holds up the rest no longer.
 const STUBBORN_ROUNDS: u32 = 3;
-/// Such objects that are remembered.
+/// Such reads that are remembered.
 const STUBBORN_MAX: usize = 1_000;
 /// It is looked so often for what is to be gathered, in parts of the time after which it is.
 const GATHER_LOOKS: u32 = 12;
@@ -126,8 +126,8 @@ pub(crate) struct Merger {
     options: MergeOptions,
     /// Ranges that could not be read as they were written, by their first offset, and when they are tried again.
     damaged: HashMap<(TopicPartition, Offset), Instant>,
-    /// Objects that could not be read in as many rounds.
-    stubborn: HashMap<Place, u32>,
+    /// Reads that failed in as many rounds, by where they begin.
+    stubborn: HashMap<(Place, u64), u32>,
 }
 
 impl Merger {
@@ -189,12 +189,21 @@ impl Merger {
                 measured = Instant::now();
             }
             if Instant::now() >= gather_at {
-                match self.gather().await {
-                    Ok(()) => {}
+                let more = match self.gather().await {
+                    Ok(more) => more,
                     Err(MergeError::Ended(_)) => return,
-                    Err(why) => tracing::warn!(%why, "merged data could not be gathered; trying again later"),
-                }
-                gather_at = Instant::now() + self.options.gather_after / GATHER_LOOKS;
+                    Err(why) => {
+                        tracing::warn!(%why, "merged data could not be gathered; trying again later");
+                        false
+                    }
+                };
+                // Between two objects there is time to merge.
+                let pause = if more {
+                    LOOK
+                } else {
+                    self.options.gather_after / GATHER_LOOKS
+                };
+                gather_at = Instant::now() + pause;
             }
         }
     }
@@ -234,44 +243,44 @@ impl Merger {
         tokio::time::sleep_until(started + Duration::from_secs_f64(pace)).await;
     }
 
-    /// Gathers what there is to gather, object by object.
-    pub(crate) async fn gather(&mut self) -> Result<(), MergeError> {
+    /// Gathers into one object, if it is worth it; whether there may be more to gather.
+    pub(crate) async fn gather(&mut self) -> Result<bool, MergeError> {
         // Which entries there may be.
-        while self.keeper.current().feature_level >= LEVEL_OF_HISTORY {
-            let started = Instant::now();
-            let sparse = self.sparse().await;
-            if sparse.is_empty() {
-                break;
-            }
-            let copied = self.copy(self.needed_of(&sparse).await).await?;
-            let Some(Copied {
-                layout,
-                index,
-                mut file,
-            }) = copied
-            else {
-                break;
-            };
-            let bytes = layout.data_len;
-            let pointers = index.entries.into_iter().map(|merged| {
-                // What compaction has written meanwhile must not be undone by older bytes of the same offsets.
-                let only_of = Some(sources(&layout, &merged).to_vec());
-                (Entry::Compacted(CompactedRanges { merged, clean_to: 0 }), only_of)
-            });
-            let pointers = pointers.collect();
-            // From here on the object may be referred to, whatever becomes of this task.
-            file.submit();
-            let fitting = self.stream.rewrite_if(pointers).await?;
-            file.settle();
-            if fitting == 0 {
-                break;
-            }
+        if self.keeper.current().feature_level < LEVEL_OF_HISTORY {
+            return Ok(false);
+        }
+        let started = Instant::now();
+        let sparse = self.sparse().await;
+        let copied = match sparse.is_empty() {
+            true => None,
+            false => self.copy(self.needed_of(&sparse).await).await?,
+        };
+        let Some(Copied {
+            layout,
+            index,
+            mut file,
+        }) = copied
+        else {
+            return Ok(false);
+        };
+        let bytes = layout.data_len;
+        // What compaction has written meanwhile must not be undone by older bytes of the same offsets.
+        let pointer = |merged| Entry::Compacted(CompactedRanges { merged, clean_to: 0 });
+        let entries = index.entries.into_iter();
+        let pointers = entries
+            .map(|merged| only_of(&layout.runs, pointer(merged)))
+            .collect();
+        // From here on the object may be referred to, whatever becomes of this task.
+        file.submit();
+        let fitting = self.stream.rewrite_if(pointers).await?;
+        file.settle();
+        if fitting > 0 {
             self.checkpointer.merged(bytes);
             self.stream.metrics.gathered_bytes.inc_by(bytes);
             tracing::debug!(objects = sparse.len(), bytes, "gathered merged data");
-            self.pace(started, bytes).await;
         }
-        Ok(())
+        self.pace(started, bytes).await;
+        Ok(fitting > 0)
     }
 
     /// The objects from which something is to be gathered now.
@@ -286,8 +295,12 @@ impl Merger {
     /// What is needed of these objects.
     async fn needed_of(&self, objects: &BTreeSet<Place>) -> Vec<Run> {
         let mut needed: BTreeMap<TopicPartition, (i32, Vec<StoredRange>)> = BTreeMap::new();
+        // Slots may have come since the objects were chosen.
+        let mut left = self.limits();
         self.each_merged(|p, r| {
-            if objects.contains(&r.place) {
+            let bytes = u64::from(r.len);
+            if objects.contains(&r.place) && left.ranges > 0 && left.bytes >= bytes {
+                (left.bytes, left.ranges) = (left.bytes - bytes, left.ranges - 1);
                 let of_partition = needed.entry(p.id()).or_insert_with(|| (p.leader_epoch(), vec![]));
                 of_partition.1.push(*r);
             }
@@ -305,7 +318,8 @@ impl Merger {
                 // What is about to be released, or has gone, takes no pointer any more.
                 if p.check_appendable().is_ok() {
                     let image = p.published.lock();
-                    let ranges = image.merged_ranges().filter(|r| !self.is_damaged(p.id(), r));
+                    let good = |r: &&StoredRange| r.len > 0 && !self.is_damaged(p.id(), r);
+                    let ranges = image.merged_ranges().filter(good);
                     ranges.for_each(|r| each(p, r));
                 }
             }
@@ -420,13 +434,13 @@ impl Merger {
             let read = &layout.reads[i];
             let brought = match brought {
                 Err(MergeError::Object { place, why }) => {
-                    if !self.is_stubborn(place).await {
+                    if !self.is_stubborn((place, read.bytes.start)).await {
                         return Err(MergeError::Object { place, why });
                     }
                     vec![Err(why); read.parts.len()]
                 }
                 brought => {
-                    self.stubborn.remove(&read.place);
+                    self.stubborn.remove(&(read.place, read.bytes.start));
                     brought?
                 }
             };
@@ -455,12 +469,12 @@ impl Merger {
         Ok(left_out)
     }
 
-    /// Whether an object, of which a read has failed again, fails alone: the store answers to others.
-    async fn is_stubborn(&mut self, place: Place) -> bool {
+    /// Whether a read that has failed again fails alone: the store answers to others.
+    async fn is_stubborn(&mut self, read: (Place, u64)) -> bool {
         if self.stubborn.len() >= STUBBORN_MAX {
             self.stubborn.clear();
         }
-        let rounds = self.stubborn.entry(place).or_default();
+        let rounds = self.stubborn.entry(read).or_default();
         *rounds += 1;
         *rounds >= STUBBORN_ROUNDS && self.keeper.refresh().await.is_ok()
     }

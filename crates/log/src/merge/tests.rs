@@ -417,16 +417,13 @@ async fn what_was_rewritten_since_it_was_gathered_stays_as_it_is_now() {
     let runs = merger.needed_of(&objects(&log, &id)).await;
     let Copied { layout, index, .. } = merger.copy(runs).await.unwrap().unwrap();
     let pointers = |wanted: i32| {
-        let of = index
-            .entries
-            .iter()
-            .filter(|m| m.partition.partition == wanted)
-            .cloned();
-        let one = of.map(|merged| {
-            let only_of = Some(sources(&layout, &merged).to_vec());
-            (Entry::Compacted(CompactedRanges { merged, clean_to: 0 }), only_of)
-        });
-        one.collect::<Vec<_>>()
+        let of = index.entries.iter().filter(|m| m.partition.partition == wanted);
+        let pointer = |merged: &MergedRanges| {
+            let merged = merged.clone();
+            Entry::Compacted(CompactedRanges { merged, clean_to: 0 })
+        };
+        of.map(|merged| only_of(&layout.runs, pointer(merged)))
+            .collect::<Vec<_>>()
     };
     // Somebody else rewrites all of it meanwhile, and the offsets of the pointers fit as before.
     merger.gather().await.unwrap();

@@ -368,8 +368,13 @@ async fn read_as_planned(
         // One after the other: how much of a large share is wanted depends on the one before.
         for r in ranges {
             let read = bring(blocks, partition, &r, reading.want.offset, reading.want.room).await;
-            if !reading.take(r, read).await? {
-                break;
+            match reading.take(r, read)? {
+                Taken::More => {}
+                Taken::Enough => break,
+                Taken::Damaged(what) => {
+                    reading.retake(r, &what).await?;
+                    break;
+                }
             }
         }
     } else {
@@ -377,10 +382,21 @@ async fn read_as_planned(
         let mut reads = stream::iter(ranges)
             .map(|r| async move { (r, bring(blocks, partition, &r, offset, max_bytes).await) })
             .buffered(at_once);
+        let mut damaged = None;
         while let Some((r, read)) = reads.next().await {
-            if !reading.take(r, read).await? {
-                break;
+            match reading.take(r, read)? {
+                Taken::More => {}
+                Taken::Enough => break,
+                Taken::Damaged(what) => {
+                    damaged = Some((r, what));
+                    break;
+                }
             }
+        }
+        // What waits here is polled no more. It may have been given a permit for which the next read waits.
+        drop(reads);
+        if let Some((r, what)) = damaged {
+            reading.retake(r, &what).await?;
         }
     }
     let next = reading.want.offset;
@@ -396,6 +412,15 @@ type Brought = (Vec<Bytes>, Origin);
 fn of_object((chunks, stored): (Vec<Bytes>, bool)) -> Brought {
     let origin = if stored { Origin::Stored } else { Origin::Memory };
     (chunks, origin)
+}
+
+/// What comes after a range.
+enum Taken {
+    More,
+    /// Nothing more is wanted.
+    Enough,
+    /// Its bytes are not what they should be, and nothing was given before.
+    Damaged(String),
 }
 
 /// A read under way.
@@ -426,28 +451,35 @@ async fn bring(
 }
 
 impl Reading<'_> {
-    /// Takes what is wanted of a range; whether more is.
-    async fn take(&mut self, r: StoredRange, read: Result<Brought, ReadError>) -> Result<bool, Failed> {
+    /// Takes what is wanted of a range.
+    fn take(&mut self, r: StoredRange, read: Result<Brought, ReadError>) -> Result<Taken, Failed> {
         let cutting = read.and_then(|(chunks, origin)| {
             cut(&r, &chunks, origin, self.want)
                 .map_err(|e| ReadError::Corrupt(format!("{}: {e}", keys::place(r.place))))
         });
-        let cut = match cutting {
-            Ok(cut) => cut,
+        match cutting {
+            Ok(cut) => Ok(self.give(cut)),
             // What was read so far is good; the reader will ask again from here.
-            Err(_) if self.result.bytes > 0 => return Ok(false),
-            Err(ReadError::Corrupt(what)) => {
-                let again = self.reread(&r, &what).await;
-                again.map_err(|e| Failed(e, Some(r)))?
-            }
-            Err(e) => return Err(Failed(e, Some(r))),
-        };
+            Err(_) if self.result.bytes > 0 => Ok(Taken::Enough),
+            Err(ReadError::Corrupt(what)) => Ok(Taken::Damaged(what)),
+            Err(e) => Err(Failed(e, Some(r))),
+        }
+    }
+
+    fn give(&mut self, cut: Cut) -> Taken {
         self.result.bytes += cut.chunks.iter().map(Bytes::len).sum::<usize>();
         self.result.chunks.extend(cut.chunks);
         self.want.room = self.max_bytes.saturating_sub(self.result.bytes);
         self.want.at_least_one = self.result.bytes == 0;
         self.want.offset = cut.next;
-        Ok(!cut.full)
+        if cut.full { Taken::Enough } else { Taken::More }
+    }
+
+    /// Takes what is wanted of a range that was damaged, from its bytes as they are when they are read again.
+    async fn retake(&mut self, r: StoredRange, what: &str) -> Result<(), Failed> {
+        let cut = self.reread(&r, what).await.map_err(|e| Failed(e, Some(r)))?;
+        self.give(cut);
+        Ok(())
     }
 
     /// Reads a range again whose bytes are not what they should be.
