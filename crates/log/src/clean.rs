@@ -146,7 +146,9 @@ impl Cleaner {
         let mut rounds = Rounds::new(self.garbage_interval, Instant::now(), random());
         let (stream, keeper) = (self.stream.clone(), self.keeper.clone());
         let mut garbage = Collector::new(stream, keeper, self.delay.clone());
-        let mut listed: BTreeSet<Incarnation> = self.keeper.current().streams.keys().copied().collect();
+        let manifest = self.keeper.current();
+        let mut listed: BTreeSet<Incarnation> = manifest.streams.keys().copied().collect();
+        let mut to_come = manifest.next_incarnation;
         loop {
             let next = [due.next(self.delay.now()), rounds.next()]
                 .into_iter()
@@ -165,11 +167,19 @@ impl Cleaner {
             manifests.mark_unchanged();
             // One broker is enough for what belongs to nobody.
             let first = manifest.controller().map(|(i, _)| i) == Some(self.stream.incarnation);
-            for gone in listed.iter().filter(|i| !manifest.streams.contains_key(i)) {
-                due.drained(*gone, now);
+            // Some may have come and gone since the last look, which can be long ago where deleting takes long.
+            let came = to_come..manifest.next_incarnation;
+            let known = listed.iter().copied().chain(came);
+            for gone in known.filter(|i| !manifest.streams.contains_key(i)) {
+                due.drained(gone, now);
             }
+            to_come = to_come.max(manifest.next_incarnation);
             listed = manifest.streams.keys().copied().collect();
             for task in due.take(now, self.delay.now()) {
+                let of_stream = match &task {
+                    Task::Stream(incarnation) => Some(*incarnation),
+                    Task::Own(_) | Task::Sweep => None,
+                };
                 let done = match task {
                     Task::Own(durable) => self.clean_own(&durable).await,
                     Task::Stream(incarnation) if first => self.clean_stream(incarnation).await,
@@ -181,7 +191,11 @@ impl Cleaner {
                     Ok(objects) => tracing::debug!(objects, "deleted what nobody needs"),
                     Err(NotCleaned::Fenced) => return,
                     Err(why) => {
-                        tracing::warn!(%why, "something could not be deleted; it is found again later")
+                        tracing::warn!(%why, "something could not be deleted; it is found again later");
+                        // Not only by the next look at all streams, which may be an hour away.
+                        if let Some(incarnation) = of_stream {
+                            due.drained(incarnation, now + OWN_PAUSE);
+                        }
                     }
                 }
             }
