@@ -149,6 +149,7 @@ impl Cleaner {
         let manifest = self.keeper.current();
         let mut listed: BTreeSet<Incarnation> = manifest.streams.keys().copied().collect();
         let mut to_come = manifest.next_incarnation;
+        let mut was_first = false;
         loop {
             let next = [due.next(self.delay.now()), rounds.next()]
                 .into_iter()
@@ -167,6 +168,11 @@ impl Cleaner {
             manifests.mark_unchanged();
             // One broker is enough for what belongs to nobody.
             let first = manifest.controller().map(|(i, _)| i) == Some(self.stream.incarnation);
+            if first && !was_first {
+                // Whoever was it before may not have come to the end.
+                due.sweep_soon(now);
+            }
+            was_first = first;
             // Some may have come and gone since the last look, which can be long ago where deleting takes long.
             let came = to_come..manifest.next_incarnation;
             let known = listed.iter().copied().chain(came);
@@ -193,8 +199,9 @@ impl Cleaner {
                     Err(why) => {
                         tracing::warn!(%why, "something could not be deleted; it is found again later");
                         // Not only by the next look at all streams, which may be an hour away.
-                        if let Some(incarnation) = of_stream {
-                            due.drained(incarnation, now + OWN_PAUSE);
+                        match of_stream {
+                            Some(incarnation) => due.drained(incarnation, now + OWN_PAUSE),
+                            None => due.sweep_soon(now),
                         }
                     }
                 }
@@ -454,6 +461,11 @@ impl Due {
         self.drained.push_back((now, incarnation));
     }
 
+    /// All streams are to be looked at before long.
+    fn sweep_soon(&mut self, now: Instant) {
+        self.sweep = self.sweep.min(now + FIRST_SWEEP);
+    }
+
     /// When there is something to do.
     fn next(&self, delay: Duration) -> Instant {
         let own = self.heads.front();
@@ -554,6 +566,10 @@ mod tests {
         assert_eq!(due.take(at(95), delay), []);
         assert_eq!(due.take(at(120), delay), [Task::Own(durable(8, 9)), Task::Sweep]);
         assert_eq!(due.next(delay), at(120 + 3600));
+        due.sweep_soon(at(200));
+        assert_eq!(due.next(delay), at(320));
+        due.sweep_soon(at(300));
+        assert_eq!(due.take(at(320), delay), [Task::Sweep], "the sooner counts");
     }
     #[tokio::test(start_paused = true)]
     async fn a_delay_that_changes_holds_for_what_waits_already() {
