@@ -214,7 +214,8 @@ async fn prove(store: &Store) -> Result<(), String> {
 pub(super) fn init_tracing(settings: &Settings) -> Result<(), String> {
     let filter = match std::env::var("RUST_LOG") {
         Ok(directives) => EnvFilter::try_new(&directives).map_err(|e| format!("RUST_LOG: {e}"))?,
-        Err(_) => EnvFilter::try_new(&settings.log_level)
+        // A store that does not answer is told once in a while; its client would tell of each try.
+        Err(_) => EnvFilter::try_new(format!("object_store=warn,{}", settings.log_level))
             .map_err(|e| format!("log.level '{}': {e}", settings.log_level))?,
     };
     let builder = tracing_subscriber::fmt()
