@@ -26,6 +26,8 @@ pub(crate) struct FakeHistory {
     pub(crate) before_finish: Hook,
     /// Nothing can be written.
     pub(crate) refuses: Arc<AtomicBool>,
+    /// The next read takes a moment, and finds damage.
+    pub(crate) damaged: AtomicBool,
     /// Files that were begun.
     pub(crate) begun: Mutex<Vec<HistoryTopic>>,
 }
@@ -42,6 +44,7 @@ impl FakeHistory {
             group_bytes,
             before_finish: Hook::default(),
             refuses: Arc::default(),
+            damaged: AtomicBool::default(),
             begun: Mutex::default(),
         })
     }
@@ -188,6 +191,10 @@ impl History for FakeHistory {
         offset: Offset,
         max_bytes: usize,
     ) -> Result<Vec<Bytes>, ReadError> {
+        if self.damaged.swap(false, Ordering::Relaxed) {
+            tokio::task::yield_now().await;
+            return Err(ReadError::Corrupt("as a test wants it".into()));
+        }
         let (mut taken, mut bytes) = (vec![], 0);
         for batch in batches(store, key, share).await? {
             if last_offset(&batch) < offset {

@@ -19,6 +19,7 @@ use super::fake::FakeHistory;
 use super::*;
 use crate::batch::field;
 use crate::manifest::{Change, Manifest};
+use crate::merge::tests::open_with;
 use crate::merge::{MergeOptions, Merger};
 use crate::store::{Store, StoreKind, StoreOptions};
 use crate::tests::{append, batch, contents, topic};
@@ -57,14 +58,16 @@ pub(crate) async fn open(store: &Store, format: &Arc<FakeHistory>) -> Log {
 }
 
 async fn open_as(store: &Store, format: &Arc<FakeHistory>, kind: StoreKind, node_id: i32) -> Log {
+    open_with(store, options(format, kind, node_id)).await
+}
+
+fn options(format: &Arc<FakeHistory>, kind: StoreKind, node_id: i32) -> LogOptions {
     let mut options = LogOptions::for_store(kind);
     options.node_id = Some(node_id);
     options.merge.interval = 1_000 * HOUR;
     options.delete_delay = 1_000 * HOUR;
     options.history = Some(format.clone());
-    let mut registry = Registry::default();
-    let opened = Log::open(store.clone(), options, Arc::new(SystemClock), &mut registry).await;
-    opened.unwrap()
+    options
 }
 
 fn merger(log: &Log) -> Merger {
@@ -495,6 +498,28 @@ async fn a_topic_of_which_nothing_more_can_be_remembered_is_left_alone_for_a_whi
     assert_eq!(levels(&log, &id, 0), [Level::L1]);
     assert_eq!(files(&store).await.len(), 1);
     assert_eq!(numbers.settled_below(), numbers.begin().number());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_damaged_share_is_read_again_while_others_would_wait_for_its_turn() {
+    let store = memory().await;
+    // Each batch is a share of its own.
+    let format = FakeHistory::new(1);
+    let log = open(&store, &format).await;
+    let id = topic(&log, "t", 3).await;
+    let all = produce(&log, &id, 6).await;
+    settle(&log, &format, 1 << 20).await;
+    assert!(all_are(&log, &id, Level::L2));
+    let options = LogOptions {
+        read_concurrency: 1,
+        ..options(&format, StoreKind::Memory, 1)
+    };
+    let log = open_with(&store, options).await;
+    // Its first shares are small, and are read side by side.
+    let p = log.partition(&id, 1).unwrap();
+    format.damaged.store(true, Ordering::Relaxed);
+    let read = tokio::time::timeout(Duration::from_secs(60), contents(&log, &p, 0)).await;
+    assert_eq!(read.expect("nobody waits for ever"), all[1]);
 }
 
 #[tokio::test]
