@@ -9,9 +9,13 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use kafka_wire::create_topics_request::{CreatableTopic, CreatableTopicConfig};
 use kafka_wire::fetch_request::{FetchPartition, FetchTopic};
+use kafka_wire::incremental_alter_configs_request::{AlterConfigsResource, AlterableConfig};
 use kafka_wire::list_offsets_request::{ListOffsetsPartition, ListOffsetsTopic};
 use kafka_wire::produce_request::{PartitionProduceData, TopicProduceData};
-use kafka_wire::{CreateTopicsRequest, FetchRequest, ListOffsetsRequest, ProduceRequest, ProduceResponse};
+use kafka_wire::{
+    CreateTopicsRequest, FetchRequest, IncrementalAlterConfigsRequest, ListOffsetsRequest, ProduceRequest,
+    ProduceResponse,
+};
 
 use crate::batches::{self, Fetched, Producer};
 use crate::wire::Client;
@@ -26,6 +30,8 @@ pub use router::Router;
 pub const PRODUCE_VERSION: i16 = 9;
 /// Version of Fetch.
 pub const FETCH_VERSION: i16 = 11;
+/// What configs are of, in requests: a topic.
+pub const RESOURCE_TOPIC: i8 = 2;
 /// Batches of an idempotent producer in flight at once, as Kafka allows.
 const IN_FLIGHT_MAX: usize = 5;
 
@@ -119,6 +125,24 @@ pub mod code {
 
 fn failed(message: String) -> io::Error {
     io::Error::other(message)
+}
+
+/// Sets a config of a topic.
+pub fn alter_topic_config(client: &mut Client, topic: &str, name: &str, value: &str) -> io::Result<()> {
+    let mut config = AlterableConfig::default();
+    config.name = name.into();
+    config.value = Some(value.into());
+    let mut resource = AlterConfigsResource::default();
+    resource.resource_type = RESOURCE_TOPIC;
+    resource.resource_name = topic.into();
+    resource.configs = vec![config];
+    let mut request = IncrementalAlterConfigsRequest::default();
+    request.resources = vec![resource];
+    let response = client.call(&request, 1)?;
+    match response.responses.first() {
+        Some(result) if result.error_code == code::NONE => Ok(()),
+        result => Err(failed(format!("IncrementalAlterConfigs: {result:?}"))),
+    }
 }
 
 /// Creates a topic with these configs; one that exists already is fine.

@@ -10,8 +10,6 @@ use alluvium_tests::batches::{Producer, batch_of, now_ms, varint};
 use alluvium_tests::broker::{Broker, BrokerOptions};
 use alluvium_tests::kafka::{self, code};
 use alluvium_tests::wire::Client;
-use kafka_wire::IncrementalAlterConfigsRequest;
-use kafka_wire::incremental_alter_configs_request::{AlterConfigsResource, AlterableConfig};
 
 const TOPIC: &str = "compacted";
 const PATIENCE: Duration = Duration::from_secs(90);
@@ -179,22 +177,6 @@ fn a_reader_from_the_start_finds_the_newest_of_each_key() {
     assert_eq!(rows, live.collect::<Vec<_>>());
 }
 
-/// Sets a config of the topic.
-fn set(client: &mut Client, name: &str, value: &str) {
-    const OF_A_TOPIC: i8 = 2;
-    let mut config = AlterableConfig::default();
-    config.name = name.into();
-    config.value = Some(value.into());
-    let mut resource = AlterConfigsResource::default();
-    resource.resource_type = OF_A_TOPIC;
-    resource.resource_name = TOPIC.into();
-    resource.configs = vec![config];
-    let mut request = IncrementalAlterConfigsRequest::default();
-    request.resources = vec![resource];
-    let answer = client.call(&request, 1).unwrap();
-    assert_eq!(answer.responses[0].error_code, code::NONE, "{answer:?}");
-}
-
 #[test]
 fn what_is_compacted_and_deleted_keeps_the_newest_until_it_is_too_old() {
     const HOUR_MS: i64 = 3_600_000;
@@ -247,7 +229,7 @@ fn what_is_compacted_and_deleted_keeps_the_newest_until_it_is_too_old() {
     });
     assert_eq!(kafka::list_offset(&mut client, TOPIC, 0, -2).unwrap(), 0);
     // Retention takes the old ones, the newest of their keys or not, and the log start moves there.
-    set(&mut client, "retention.ms", &HOUR_MS.to_string());
+    kafka::alter_topic_config(&mut client, TOPIC, "retention.ms", &HOUR_MS.to_string()).unwrap();
     let young: Vec<Row> = all[3..].to_vec();
     let log_start = |client: &mut Client| kafka::list_offset(client, TOPIC, 0, -2).unwrap();
     until("too old", &broker, &mut || log_start(&mut client) >= 6);

@@ -13,9 +13,8 @@ use alluvium_tests::kafka;
 use alluvium_tests::s3_fake::{Options, S3Fake};
 use alluvium_tests::wire::Client;
 use futures::TryStreamExt;
+use kafka_wire::DescribeConfigsRequest;
 use kafka_wire::describe_configs_request::DescribeConfigsResource;
-use kafka_wire::incremental_alter_configs_request::{AlterConfigsResource, AlterableConfig};
-use kafka_wire::{DescribeConfigsRequest, IncrementalAlterConfigsRequest};
 use object_store::aws::AmazonS3Builder;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
@@ -415,28 +414,10 @@ fn a_copy_of_the_bucket_serves_everything() {
     assert!(fake.objects("whole/").is_empty());
 }
 
-const OF_A_TOPIC: i8 = 2;
-
-/// Sets a config of the topic at one broker.
-fn alter(broker: &Broker, name: &str, value: &str) {
-    let mut config = AlterableConfig::default();
-    config.name = name.into();
-    config.value = Some(value.into());
-    let mut resource = AlterConfigsResource::default();
-    resource.resource_type = OF_A_TOPIC;
-    resource.resource_name = TOPIC.into();
-    resource.configs = vec![config];
-    let mut request = IncrementalAlterConfigsRequest::default();
-    request.resources = vec![resource];
-    let mut client = Client::connect(broker.address()).unwrap();
-    let answer = client.call(&request, 1).unwrap();
-    assert_eq!(answer.responses[0].error_code, 0, "{answer:?}");
-}
-
 /// A config of the topic as a broker describes it; `None` while it does not know the topic.
 fn described(broker: &Broker, name: &str) -> Option<String> {
     let mut resource = DescribeConfigsResource::default();
-    resource.resource_type = OF_A_TOPIC;
+    resource.resource_type = kafka::RESOURCE_TOPIC;
     resource.resource_name = TOPIC.into();
     resource.configuration_keys = Some(vec![name.into()]);
     let mut request = DescribeConfigsRequest::default();
@@ -463,7 +444,8 @@ fn a_config_that_is_changed_at_one_broker_is_in_effect_at_the_other_within_secon
     kafka::create_topic(&mut client, TOPIC, 1, KEPT).unwrap();
     for (at, seen_at, value) in [(&one, &other, "20000"), (&other, &one, "30000")] {
         let began = Instant::now();
-        alter(at, CONFIG, value);
+        let mut client = Client::connect(at.address()).unwrap();
+        kafka::alter_topic_config(&mut client, TOPIC, CONFIG, value).unwrap();
         broker::until("the config is in effect at the other broker", SOON, || {
             described(seen_at, CONFIG).as_deref() == Some(value)
         });

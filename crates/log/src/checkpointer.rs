@@ -88,29 +88,6 @@ pub(crate) struct Covered {
     pub(crate) foreign_l0: bool,
 }
 
-fn tell(written: Result<(), NotWritten>) {
-    match written {
-        Ok(()) => {}
-        Err(NotWritten::StoreSilent(why)) => {
-            tracing::debug!(why, "no checkpoint or head could be written; trying again");
-        }
-        Err(NotWritten::Odd(why)) => {
-            tracing::warn!(why, "no checkpoint or head could be written; trying again");
-        }
-    }
-}
-
-/// Time from a checkpoint to the next for the sake of what was merged: so many bytes, where a checkpoint has `size`.
-fn after_merge(merged: u64, size: u64, others_wait: bool) -> Duration {
-    if merged / MERGED_PER_CHECKPOINT >= size {
-        SOON
-    } else if others_wait {
-        AFTER_MERGE
-    } else {
-        Duration::from_secs(size / TRICKLE_BYTES_PER_SECOND).clamp(AFTER_MERGE, AFTER_MERGE_MAX)
-    }
-}
-
 #[derive(Debug)]
 struct Written {
     head: Head,
@@ -434,6 +411,29 @@ impl Checkpointer {
             head.checkpoint = Some(checkpoint.clone());
         }
         head
+    }
+}
+
+fn tell(written: Result<(), NotWritten>) {
+    match written {
+        Ok(()) => {}
+        Err(NotWritten::StoreSilent(why)) => {
+            tracing::debug!(why, "no checkpoint or head could be written; trying again");
+        }
+        Err(NotWritten::Odd(why)) => {
+            tracing::warn!(why, "no checkpoint or head could be written; trying again");
+        }
+    }
+}
+
+/// Time from a checkpoint to the next for the sake of what was merged: so many bytes, where a checkpoint has `size`.
+fn after_merge(merged: u64, size: u64, others_wait: bool) -> Duration {
+    if merged / MERGED_PER_CHECKPOINT >= size {
+        SOON
+    } else if others_wait {
+        AFTER_MERGE
+    } else {
+        Duration::from_secs(size / TRICKLE_BYTES_PER_SECOND).clamp(AFTER_MERGE, AFTER_MERGE_MAX)
     }
 }
 

@@ -182,13 +182,9 @@ impl Cleaner {
             to_come = to_come.max(manifest.next_incarnation);
             listed = manifest.streams.keys().copied().collect();
             for task in due.take(now, self.delay.now()) {
-                let of_stream = match &task {
-                    Task::Stream(incarnation) => Some(*incarnation),
-                    Task::Own(_) | Task::Sweep => None,
-                };
-                let done = match task {
-                    Task::Own(durable) => self.clean_own(&durable).await,
-                    Task::Stream(incarnation) if first => self.clean_stream(incarnation).await,
+                let done = match &task {
+                    Task::Own(durable) => self.clean_own(durable).await,
+                    Task::Stream(incarnation) if first => self.clean_stream(*incarnation).await,
                     Task::Sweep if first => self.sweep_all().await,
                     Task::Stream(_) | Task::Sweep => Ok(0),
                 };
@@ -199,9 +195,10 @@ impl Cleaner {
                     Err(why) => {
                         tracing::warn!(%why, "something could not be deleted; it is found again later");
                         // Not only by the next look at all streams, which may be an hour away.
-                        match of_stream {
-                            Some(incarnation) => due.drained(incarnation, now + OWN_PAUSE),
-                            None => due.sweep_soon(now),
+                        match task {
+                            Task::Stream(incarnation) => due.drained(incarnation, now + OWN_PAUSE),
+                            Task::Sweep => due.sweep_soon(now),
+                            Task::Own(_) => {}
                         }
                     }
                 }

@@ -8,6 +8,7 @@ use prometheus_client::registry::Registry;
 
 use crate::batch::{BatchBuilder, ChunkCursor};
 use crate::manifest::Change;
+use crate::partition::image::PartitionImage;
 use crate::store::{Store, StoreKind, StoreOptions};
 use crate::*;
 
@@ -385,6 +386,14 @@ async fn an_object_that_is_gone_is_not_called_damaged() {
     );
 }
 
+/// Deletes the objects that a partition's ranges stand in.
+pub(crate) async fn delete_objects(store: &Store, image: &PartitionImage) {
+    for r in &image.ranges {
+        let key = store.key(&keys::place(r.place));
+        store.bulk.delete(&key).await.unwrap();
+    }
+}
+
 #[tokio::test]
 async fn a_reader_that_retention_overtakes_is_out_of_range() {
     let (store, hand) = meddling::meddled(&Arc::default(), StoreKind::Memory);
@@ -397,13 +406,7 @@ async fn a_reader_that_retention_overtakes_is_out_of_range() {
     let log = open(&store).await;
     let p = log.partition(&id, 0).unwrap();
     let planned = p.published.lock().clone();
-    for r in &planned.ranges {
-        store
-            .bulk
-            .delete(&store.key(&keys::place(r.place)))
-            .await
-            .unwrap();
-    }
+    delete_objects(&store, &planned).await;
     // Between the plan and the read the log start passes some, or all that there is, and the objects are deleted.
     for log_start in [1, 2] {
         let overtaken = || {

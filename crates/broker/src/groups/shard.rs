@@ -8,6 +8,7 @@ mod appends;
 mod expiry;
 
 use std::collections::{BTreeSet, HashMap};
+use std::slice;
 use std::sync::Arc;
 
 use alluvium_log::TopicId;
@@ -118,26 +119,23 @@ pub(crate) enum Reply {
 }
 
 impl Reply {
+    fn codes(&self) -> &[ErrorCode] {
+        match self {
+            Reply::Join(reply) => slice::from_ref(&reply.error),
+            Reply::Sync(reply) => slice::from_ref(&reply.error),
+            Reply::Code(code) | Reply::Failed(code) => slice::from_ref(code),
+            Reply::Codes(codes) => codes,
+        }
+    }
+
     /// Whether it tells of no error at all.
     pub(crate) fn is_success(&self) -> bool {
-        let none = ErrorCode::None;
-        match self {
-            Reply::Join(reply) => reply.error == none,
-            Reply::Sync(reply) => reply.error == none,
-            Reply::Code(code) | Reply::Failed(code) => *code == none,
-            Reply::Codes(codes) => codes.iter().all(|code| *code == none),
-        }
+        self.codes().iter().all(|code| *code == ErrorCode::None)
     }
 
     /// Whether it tells a static member that another one has its place: clients end for good then.
     pub(crate) fn is_fencing(&self) -> bool {
-        let fenced = ErrorCode::FencedInstanceId;
-        match self {
-            Reply::Join(reply) => reply.error == fenced,
-            Reply::Sync(reply) => reply.error == fenced,
-            Reply::Code(code) | Reply::Failed(code) => *code == fenced,
-            Reply::Codes(codes) => codes.contains(&fenced),
-        }
+        self.codes().contains(&ErrorCode::FencedInstanceId)
     }
 }
 

@@ -371,15 +371,21 @@ async fn fetch_errors_are_those_of_kafka() {
     assert_eq!((response.error_code, only(&response).error_code), (42, 42));
 }
 
+/// A client of a topic with one record, and the request that brought it.
+async fn one_record(broker: &Arc<Broker>) -> (Client, Uuid, ProduceRequest) {
+    let mut client = Client::connect(broker);
+    let id = create(&mut client, "t").await;
+    let one = produce("t", id, &[(0, batch(&["a"]))]);
+    assert_eq!(produce_one(&mut client, 9, &one).await.error_code, 0);
+    (client, id, one)
+}
+
 #[tokio::test(start_paused = true)]
 async fn only_who_still_leads_says_that_an_offset_is_out_of_range() {
     let (store, requests) = shared_store().await;
     let settings = [("node.id", "1")];
     let old = broker_on(&store, &settings).await;
-    let mut client = Client::connect(&old);
-    let id = create(&mut client, "t").await;
-    let one = produce("t", id, &[(0, batch(&["a"]))]);
-    assert_eq!(produce_one(&mut client, 9, &one).await.error_code, 0);
+    let (mut client, id, one) = one_record(&old).await;
     let error = async |client: &mut Client, offset| {
         only(&client.call(12, &fetch("t", id, 12, &[(0, offset)])).await).error_code
     };
@@ -561,10 +567,7 @@ async fn only_who_still_leads_says_where_an_epoch_ends_that_none_follows() {
     let (store, requests) = shared_store().await;
     let settings = [("node.id", "1")];
     let old = broker_on(&store, &settings).await;
-    let mut client = Client::connect(&old);
-    let id = create(&mut client, "t").await;
-    let one = produce("t", id, &[(0, batch(&["a"]))]);
-    assert_eq!(produce_one(&mut client, 9, &one).await.error_code, 0);
+    let (mut client, _, one) = one_record(&old).await;
     let looks = || requests.requests("get");
     let before = looks();
     let ends = epoch_ends(&mut client, 4, &[(0, 1), (0, 2)]).await;

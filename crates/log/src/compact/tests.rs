@@ -102,6 +102,15 @@ impl World {
     }
 }
 
+/// A log with one partition of a compacted topic.
+async fn compacted() -> (World, Log, TopicId, Arc<Partition>) {
+    let w = World::new(StoreKind::Memory);
+    let log = w.open(1).await;
+    let id = w.topic(&log, "t", 1, AT_ONCE).await;
+    let p = log.partition(&id, 0).unwrap();
+    (w, log, id, p)
+}
+
 async fn merge(log: &Log) {
     let inner = &log.inner;
     let options = MergeOptions {
@@ -242,10 +251,7 @@ async fn the_newest_of_each_key_stays_where_it_is() {
 
 #[tokio::test]
 async fn deletion_marks_go_after_their_time() {
-    let w = World::new(StoreKind::Memory);
-    let log = w.open(1).await;
-    let id = w.topic(&log, "t", 1, AT_ONCE).await;
-    let p = log.partition(&id, 0).unwrap();
+    let (w, log, id, p) = compacted().await;
     append(&log, &p, &[("a", Some("1")), ("b", Some("2"))]).await;
     append(&log, &p, &[("a", None)]).await;
     merge(&log).await;
@@ -270,10 +276,7 @@ async fn deletion_marks_go_after_their_time() {
 
 #[tokio::test]
 async fn what_was_written_and_not_published_does_no_harm() {
-    let w = World::new(StoreKind::Memory);
-    let log = w.open(1).await;
-    let id = w.topic(&log, "t", 1, AT_ONCE).await;
-    let p = log.partition(&id, 0).unwrap();
+    let (w, log, id, p) = compacted().await;
     produce(&log, &p, 3, 5).await;
     merge(&log).await;
     let all = rows(&log, &p).await;
@@ -304,10 +307,7 @@ impl World {
 
 #[tokio::test(start_paused = true)]
 async fn the_log_start_and_appends_may_move_meanwhile() {
-    let w = World::new(StoreKind::Memory);
-    let log = w.open(1).await;
-    let id = w.topic(&log, "t", 1, AT_ONCE).await;
-    let p = log.partition(&id, 0).unwrap();
+    let (w, log, id, p) = compacted().await;
     for _ in 0..6 {
         produce(&log, &p, 4, 2).await;
         merge(&log).await;
@@ -353,10 +353,7 @@ async fn the_log_start_and_appends_may_move_meanwhile() {
 
 #[tokio::test]
 async fn what_the_log_start_passes_before_it_is_published_is_no_failure() {
-    let w = World::new(StoreKind::Memory);
-    let log = w.open(1).await;
-    let id = w.topic(&log, "t", 1, AT_ONCE).await;
-    let p = log.partition(&id, 0).unwrap();
+    let (w, log, id, p) = compacted().await;
     produce(&log, &p, 3, 4).await;
     merge(&log).await;
     w.hand
@@ -380,10 +377,7 @@ async fn what_the_log_start_passes_before_it_is_published_is_no_failure() {
 
 #[tokio::test]
 async fn what_was_missing_for_a_moment_brings_nothing_back() {
-    let w = World::new(StoreKind::Memory);
-    let log = w.open(1).await;
-    let id = w.topic(&log, "t", 1, AT_ONCE).await;
-    let p = log.partition(&id, 0).unwrap();
+    let (w, log, _, p) = compacted().await;
     for (key, value) in [("k", Some("v")), ("k", None), ("c", Some("1"))] {
         append(&log, &p, &[(key, value)]).await;
         merge(&log).await;
@@ -529,10 +523,7 @@ async fn what_was_compacted_can_become_history() {
 
 #[tokio::test]
 async fn damaged_data_stays_and_the_rest_is_compacted() {
-    let w = World::new(StoreKind::Memory);
-    let log = w.open(1).await;
-    let id = w.topic(&log, "t", 1, AT_ONCE).await;
-    let p = log.partition(&id, 0).unwrap();
+    let (w, log, id, p) = compacted().await;
     for i in 0..3 {
         append(&log, &p, &[("same", Some("old"))]).await;
         append(&log, &p, &[(&format!("k{i}"), Some("new"))]).await;
@@ -581,10 +572,7 @@ async fn damaged_data_stays_and_the_rest_is_compacted() {
 
 #[tokio::test]
 async fn a_map_that_is_too_small_takes_several_passes_or_is_told() {
-    let w = World::new(StoreKind::Memory);
-    let log = w.open(1).await;
-    let id = w.topic(&log, "t", 1, AT_ONCE).await;
-    let p = log.partition(&id, 0).unwrap();
+    let (w, log, _, p) = compacted().await;
     for _ in 0..4 {
         produce(&log, &p, 30, 1).await;
         merge(&log).await;
@@ -616,10 +604,7 @@ async fn a_map_that_is_too_small_takes_several_passes_or_is_told() {
 
 #[tokio::test]
 async fn one_pass_may_write_several_objects() {
-    let w = World::new(StoreKind::Memory);
-    let log = w.open(1).await;
-    let id = w.topic(&log, "t", 1, AT_ONCE).await;
-    let p = log.partition(&id, 0).unwrap();
+    let (w, log, id, p) = compacted().await;
     let value = "v".repeat(700_000);
     for _ in 0..2 {
         for key in 0..30 {
@@ -715,10 +700,7 @@ async fn the_task_compacts_by_itself_from_its_feature_level_on() {
 
 #[tokio::test]
 async fn a_topic_that_is_not_compacted_any_more_is_left_alone() {
-    let w = World::new(StoreKind::Memory);
-    let log = w.open(1).await;
-    let id = w.topic(&log, "t", 1, AT_ONCE).await;
-    let p = log.partition(&id, 0).unwrap();
+    let (w, log, _, p) = compacted().await;
     produce(&log, &p, 3, 4).await;
     merge(&log).await;
     let all = rows(&log, &p).await;

@@ -7,11 +7,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::entry::{Entry, Place, Rewrite};
+use crate::entry::Place;
 use crate::partition::image::StoredRange;
-use crate::stream::Conditional;
 
-use super::plan::{FileLimits, Run};
+use super::plan::FileLimits;
 
 /// What is needed of an object is little if it is less than this part of a full one,
 const SPARSE_PART: u64 = 4;
@@ -67,30 +66,9 @@ impl Needs {
     }
 }
 
-/// The ranges that a pointer to what is in `runs` (by partition and offset) stands for.
-fn sources<'a>(runs: &'a [Run], rewrite: &Rewrite) -> &'a [StoredRange] {
-    let key = (rewrite.partition, rewrite.base_offset);
-    let start = |run: &Run| (run.partition, run.ranges.first().map_or(0, |r| r.base_offset));
-    let run = runs.partition_point(|run| start(run) <= key);
-    let ranges = run.checked_sub(1).map_or(&[][..], |run| &runs[run].ranges);
-    let from = ranges.partition_point(|r| r.base_offset < rewrite.base_offset);
-    let to = ranges.partition_point(|r| r.last_offset <= rewrite.last_offset);
-    &ranges[from..to.max(from)]
-}
-
-/// A pointer that counts only for what stands in `runs`.
-pub(crate) fn only_of(runs: &[Run], pointer: Entry) -> Conditional {
-    let sources = pointer.rewrite().map(|rewrite| sources(runs, &rewrite).to_vec());
-    (pointer, sources)
-}
-
 #[cfg(test)]
 mod tests {
-    use uuid::Uuid;
-
     use super::*;
-    use crate::TopicPartition;
-    use crate::entry::Level;
 
     const LIMITS: FileLimits = FileLimits {
         bytes: 1_000,
@@ -174,34 +152,5 @@ mod tests {
         assert_eq!(sparse(&ranges), [0, 1, 2, 3]);
         let gathered: Vec<StoredRange> = (0..4).map(|_| range(9, 0, 150, 0)).collect();
         assert_eq!(sparse(&gathered), [0; 0]);
-    }
-
-    #[test]
-    fn a_pointer_knows_what_it_stands_for() {
-        let partition = |n| TopicPartition {
-            topic: Uuid::nil(),
-            partition: n,
-        };
-        let run = |n, bases: &[i64]| Run {
-            partition: partition(n),
-            leader_epoch: 1,
-            ranges: bases.iter().map(|base| range(1, *base, 5, 0)).collect(),
-        };
-        let runs = [run(1, &[0, 10, 20]), run(1, &[50]), run(2, &[0])];
-        let of = |n, base_offset, last_offset| {
-            let rewrite = Rewrite {
-                partition: partition(n),
-                base_offset,
-                last_offset,
-                highest: Level::L1,
-            };
-            let found = sources(&runs, &rewrite).iter().map(|r| r.base_offset);
-            found.collect::<Vec<_>>()
-        };
-        assert_eq!(of(1, 0, 29), [0, 10, 20]);
-        assert_eq!(of(1, 10, 19), [10]);
-        assert_eq!(of(1, 50, 59), [50]);
-        assert_eq!(of(2, 0, 9), [0]);
-        assert_eq!(of(0, 0, 9), [0; 0]);
     }
 }

@@ -13,10 +13,10 @@
 //!
 //! [`plan`] and [`gather`] decide; this file carries out.
 
-pub(crate) mod gather;
+mod gather;
 pub(crate) mod plan;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -40,10 +40,12 @@ use crate::manifest::{LEVEL_OF_CLUSTERS, LEVEL_OF_HISTORY};
 use crate::partition::image::StoredRange;
 use crate::store::conditional::{self, CreateOutcome, Patience};
 use crate::store::reason_of;
-use crate::stream::Stream;
+use crate::stream::{Conditional, Stream};
 use crate::{Offset, Partition, TopicPartition};
-use gather::{Needs, only_of};
-use plan::{Backlog, FileLimits, Layout, Part, Read, Run, Target, neighbours, pointers, runs, verify};
+use gather::Needs;
+use plan::{
+    Backlog, FileLimits, Layout, Part, Read, Run, Target, neighbours, only_of, pointers, runs, verify,
+};
 
 /// How often the growth of the stream is looked at.
 const LOOK: Duration = Duration::from_secs(1);
@@ -251,29 +253,20 @@ impl Merger {
         }
         let started = Instant::now();
         let sparse = self.sparse().await;
-        let copied = match sparse.is_empty() {
-            true => None,
-            false => self.copy(self.needed_of(&sparse).await).await?,
-        };
-        let Some(Copied {
-            layout,
-            index,
-            mut file,
-        }) = copied
-        else {
+        if sparse.is_empty() {
+            return Ok(false);
+        }
+        let layout = Arc::new(Layout::new(self.needed_of(&sparse).await));
+        let Some((index, mut file)) = self.copy(&layout).await? else {
             return Ok(false);
         };
-        let bytes = layout.data_len;
-        // What compaction has written meanwhile must not be undone by older bytes of the same offsets.
-        let pointer = |merged| Entry::Compacted(CompactedRanges { merged, clean_to: 0 });
         let entries = index.entries.into_iter();
-        let pointers = entries
-            .map(|merged| only_of(&layout.runs, pointer(merged)))
-            .collect();
+        let pointers = entries.map(|merged| gathered(&layout, merged)).collect();
         // From here on the object may be referred to, whatever becomes of this task.
         file.submit();
         let fitting = self.stream.rewrite_if(pointers).await?;
         file.settle();
+        let bytes = layout.data_len;
         if fitting > 0 {
             self.checkpointer.merged(bytes);
             self.stream.metrics.gathered_bytes.inc_by(bytes);
@@ -286,7 +279,8 @@ impl Merger {
     /// The objects from which something is to be gathered now.
     async fn sparse(&self) -> BTreeSet<Place> {
         let mut needs = Needs::default();
-        self.each_merged(|_, r| needs.add(r)).await;
+        self.each_merged(|_, ranges| ranges.for_each(|r| needs.add(r)))
+            .await;
         let after_ms = i64::try_from(self.options.gather_after.as_millis()).unwrap_or(i64::MAX);
         let before_ms = self.stream.clock.now_ms().saturating_sub(after_ms);
         needs.sparse(self.limits(), before_ms)
@@ -294,33 +288,33 @@ impl Merger {
 
     /// What is needed of these objects.
     async fn needed_of(&self, objects: &BTreeSet<Place>) -> Vec<Run> {
-        let mut needed: BTreeMap<TopicPartition, (i32, Vec<StoredRange>)> = BTreeMap::new();
+        let mut needed = vec![];
         // Slots may have come since the objects were chosen.
         let mut left = self.limits();
-        self.each_merged(|p, r| {
-            let bytes = u64::from(r.len);
-            if objects.contains(&r.place) && left.ranges > 0 && left.bytes >= bytes {
-                (left.bytes, left.ranges) = (left.bytes - bytes, left.ranges - 1);
-                let of_partition = needed.entry(p.id()).or_insert_with(|| (p.leader_epoch(), vec![]));
-                of_partition.1.push(*r);
-            }
+        self.each_merged(|p, ranges| {
+            let fitting = ranges.filter(|r| {
+                let bytes = u64::from(r.len);
+                let fits = objects.contains(&r.place) && left.ranges > 0 && left.bytes >= bytes;
+                if fits {
+                    (left.bytes, left.ranges) = (left.bytes - bytes, left.ranges - 1);
+                }
+                fits
+            });
+            needed.extend(neighbours(p.id(), p.leader_epoch(), fitting));
         })
         .await;
-        let runs = needed.into_iter();
-        runs.flat_map(|(id, (epoch, ranges))| neighbours(id, epoch, ranges.iter()))
-            .collect()
+        needed
     }
 
-    /// Goes through what stands in merged objects and is not known to be damaged, of all partitions that are appended to.
-    async fn each_merged(&self, mut each: impl FnMut(&Partition, &StoredRange)) {
+    /// Gives what stands in merged objects and is not known to be damaged, of all partitions that are appended to.
+    async fn each_merged(&self, mut each: impl FnMut(&Partition, &mut dyn Iterator<Item = &StoredRange>)) {
         for some in self.partitions().chunks(PARTITIONS_AT_ONCE) {
             for p in some {
                 // What is about to be released, or has gone, takes no pointer any more.
                 if p.check_appendable().is_ok() {
                     let image = p.published.lock();
                     let good = |r: &&StoredRange| r.len > 0 && !self.is_damaged(p.id(), r);
-                    let ranges = image.merged_ranges().filter(good);
-                    ranges.for_each(|r| each(p, r));
+                    each(p, &mut image.merged_ranges().filter(good));
                 }
             }
             tokio::task::yield_now().await;
@@ -371,23 +365,18 @@ impl Merger {
             }
             tokio::task::yield_now().await;
         }
-        let looked_at = chosen
-            .iter()
-            .flat_map(|run| &run.ranges)
-            .map(|r| u64::from(r.len))
-            .sum();
-        if let Some(Copied { index, mut file, .. }) = self.copy(chosen).await? {
+        let layout = Arc::new(Layout::new(chosen));
+        if let Some((index, mut file)) = self.copy(&layout).await? {
             // From here on the object may be referred to, whatever becomes of this task.
             file.submit();
             self.publish(index.entries).await?;
             file.settle();
         }
-        Ok(looked_at)
+        Ok(layout.data_len)
     }
 
-    /// Copies runs into a new object. None if nothing of them is as it was written.
-    async fn copy(&mut self, chosen: Vec<Run>) -> Result<Option<Copied>, MergeError> {
-        let layout = Arc::new(Layout::new(chosen));
+    /// Copies what is laid out into a new object, which nobody refers to yet. None if nothing of it is as it was written.
+    async fn copy(&mut self, layout: &Arc<Layout>) -> Result<Option<(MergedIndex, FileNumber)>, MergeError> {
         let file = self.stream.merged_numbers.begin();
         let header = MergedHeader {
             incarnation: self.stream.incarnation,
@@ -400,14 +389,14 @@ impl Merger {
         put_head(&mut object, &header, self.stream.cluster, layout.data_len);
         let data_start = object.len();
         object.resize(data_start + layout.data_len as usize, 0);
-        let left_out = self.collect(&layout, &mut object[data_start..]).await?;
+        let left_out = self.collect(layout, &mut object[data_start..]).await?;
 
         let target = Target {
             file: header.number,
             data_start: data_start as u64,
         };
         let good = |run: usize, range: usize| !left_out.contains(&(run, range));
-        let entries = pointers(&layout, &object[data_start..], target, good)
+        let entries = pointers(layout, &object[data_start..], target, good)
             .map_err(|e| MergeError::Odd(format!("what was read and found good is not: {e}")))?;
         if entries.is_empty() {
             return Ok(None);
@@ -418,7 +407,7 @@ impl Merger {
         self.write(&index.header, object.clone()).await?;
         let place = Place::l1(self.stream.incarnation, target.file);
         self.stream.blocks.keep(place, &object).await;
-        Ok(Some(Copied { layout, index, file }))
+        Ok(Some((index, file)))
     }
 
     /// Brings all bytes to their places. Returns the ranges that were left out, as positions in the layout.
@@ -525,11 +514,13 @@ impl Merger {
     }
 }
 
-/// An object that was written, and is referred to by nobody yet.
-struct Copied {
-    layout: Arc<Layout>,
-    index: MergedIndex,
-    file: FileNumber,
+/// The pointer to what was gathered. What compaction has written meanwhile must not be undone by older bytes of the same
+/// offsets.
+fn gathered(layout: &Layout, merged: MergedRanges) -> Conditional {
+    only_of(
+        &layout.runs,
+        Entry::Compacted(CompactedRanges { merged, clean_to: 0 }),
+    )
 }
 
 /// Bytes of one range, or why they are not what was written.
@@ -615,7 +606,7 @@ pub(crate) async fn get(
             Ok(meta) if meta.size < end => Ok(Err(format!("{key} is cut short"))),
             _ => Err(MergeError::Object {
                 place,
-                why: reason_of(&e).to_string(),
+                why: reason_of(&e),
             }),
         },
     }

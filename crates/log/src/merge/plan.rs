@@ -9,8 +9,9 @@ use std::ops::Range;
 use bytes::Bytes;
 
 use crate::batch::{BatchError, BatchHeader, ChunkCursor};
-use crate::entry::{Level, MergedRange, MergedRanges, Place};
+use crate::entry::{Entry, Level, MergedRange, MergedRanges, Place, Rewrite};
 use crate::partition::image::{PartitionImage, StoredRange};
+use crate::stream::Conditional;
 use crate::{Offset, TopicPartition};
 
 /// A range of a merged object is at most this long, unless a single batch is longer: what one read brings is little
@@ -314,6 +315,23 @@ impl Pointer {
         self.merged.ranges.extend(self.last);
         self.merged
     }
+}
+
+/// The ranges that a pointer to what is in `runs` (by partition and offset) stands for.
+fn sources<'a>(runs: &'a [Run], rewrite: &Rewrite) -> &'a [StoredRange] {
+    let key = (rewrite.partition, rewrite.base_offset);
+    let start = |run: &Run| (run.partition, run.ranges.first().map_or(0, |r| r.base_offset));
+    let run = runs.partition_point(|run| start(run) <= key);
+    let ranges = run.checked_sub(1).map_or(&[][..], |run| &runs[run].ranges);
+    let from = ranges.partition_point(|r| r.base_offset < rewrite.base_offset);
+    let to = ranges.partition_point(|r| r.last_offset <= rewrite.last_offset);
+    &ranges[from..to.max(from)]
+}
+
+/// A pointer that counts only for what stands in `runs`.
+pub(crate) fn only_of(runs: &[Run], pointer: Entry) -> Conditional {
+    let sources = pointer.rewrite().map(|rewrite| sources(runs, &rewrite).to_vec());
+    (pointer, sources)
 }
 
 #[cfg(test)]
@@ -899,5 +917,33 @@ mod tests {
         let before = passed.clone();
         passed.apply(&merged, Place::l0(9, 9)).unwrap();
         assert_eq!(passed, before, "what is forgotten stays forgotten");
+    }
+
+    #[test]
+    fn a_pointer_knows_what_it_stands_for() {
+        let run = |n, bases: &[i64]| Run {
+            partition: tp(n),
+            leader_epoch: 1,
+            ranges: bases
+                .iter()
+                .map(|base| range(Place::l1(1, 1), *base, 0, 5))
+                .collect(),
+        };
+        let runs = [run(1, &[0, 10, 20]), run(1, &[50]), run(2, &[0])];
+        let of = |n, base_offset, last_offset| {
+            let rewrite = Rewrite {
+                partition: tp(n),
+                base_offset,
+                last_offset,
+                highest: Level::L1,
+            };
+            let found = sources(&runs, &rewrite).iter().map(|r| r.base_offset);
+            found.collect::<Vec<_>>()
+        };
+        assert_eq!(of(1, 0, 29), [0, 10, 20]);
+        assert_eq!(of(1, 10, 19), [10]);
+        assert_eq!(of(1, 50, 59), [50]);
+        assert_eq!(of(2, 0, 9), [0]);
+        assert_eq!(of(0, 0, 9), [0; 0]);
     }
 }

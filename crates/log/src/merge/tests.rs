@@ -16,7 +16,7 @@ use crate::store::counting::StoreMetrics;
 use crate::store::{Store, StoreKind, StoreOptions};
 use crate::tests::meddling::meddled;
 use crate::tests::shared::{a_while, join, shared};
-use crate::tests::{append, contents, topic};
+use crate::tests::{append, contents, delete_objects, topic};
 use crate::{Incarnation, Isolation, Log, LogOptions, ReadError, Seq, SystemClock, TopicId};
 
 pub(crate) const HOUR: Duration = Duration::from_secs(3600);
@@ -414,15 +414,11 @@ async fn what_was_rewritten_since_it_was_gathered_stays_as_it_is_now() {
     let id = topic(&log, "t", 3).await;
     let all = produce(&log, &id, 10).await;
     let mut merger = scattered(&log).await;
-    let runs = merger.needed_of(&objects(&log, &id)).await;
-    let Copied { layout, index, .. } = merger.copy(runs).await.unwrap().unwrap();
+    let layout = Layout::new(merger.needed_of(&objects(&log, &id)).await);
+    let (index, _number) = merger.copy(&Arc::new(layout.clone())).await.unwrap().unwrap();
     let pointers = |wanted: i32| {
         let of = index.entries.iter().filter(|m| m.partition.partition == wanted);
-        let pointer = |merged: &MergedRanges| {
-            let merged = merged.clone();
-            Entry::Compacted(CompactedRanges { merged, clean_to: 0 })
-        };
-        of.map(|merged| only_of(&layout.runs, pointer(merged)))
+        of.map(|merged| gathered(&layout, merged.clone()))
             .collect::<Vec<_>>()
     };
     // Somebody else rewrites all of it meanwhile, and the offsets of the pointers fit as before.
@@ -613,13 +609,7 @@ async fn a_reader_whose_segment_is_deleted_meanwhile_plans_again() {
     let planned = p.published.lock().clone();
     merger(&log).round().await.unwrap();
     let merged = p.published.lock().clone();
-    for r in &planned.ranges {
-        store
-            .bulk
-            .delete(&store.key(&keys::place(r.place)))
-            .await
-            .unwrap();
-    }
+    delete_objects(&store, &planned).await;
     // The plan is made before the pointers are published, and carried out when the segments are gone.
     let set = |image: &crate::partition::image::PartitionImage| {
         let (p, image) = (p.clone(), image.clone());

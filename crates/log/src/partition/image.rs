@@ -164,6 +164,13 @@ impl PartitionImage {
         Ok(Some(first..=last))
     }
 
+    /// Whether the ranges at `covered` are `given`, but for those at its front that the log start has passed.
+    pub(crate) fn is_end_of(&self, covered: RangeInclusive<usize>, given: &[StoredRange]) -> bool {
+        let there = self.ranges.range(covered);
+        let passed = given.len().checked_sub(there.len());
+        passed.is_some_and(|passed| there.eq(&given[passed..]))
+    }
+
     fn replace(&mut self, pointer: &Entry, stored: impl Iterator<Item = StoredRange>) -> Result<(), Misfit> {
         let covered = pointer.rewrite().map(|r| self.covered_by(&r)).transpose()?;
         let Some(covered) = covered.flatten() else {

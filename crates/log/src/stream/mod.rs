@@ -10,7 +10,6 @@ pub mod window;
 pub(crate) mod writer;
 
 use std::collections::BTreeMap;
-use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -429,19 +428,14 @@ impl Stream {
             let Some(p) = partition.filter(|p| p.leader_epoch() == epoch) else {
                 continue;
             };
-            let covered = {
+            let fits = {
                 let image = p.published.lock();
-                let same = |covered: &RangeInclusive<usize>| {
-                    only_of.as_ref().is_none_or(|given| {
-                        let there = image.ranges.range(covered.clone());
-                        let passed = given.len().checked_sub(there.len());
-                        passed.is_some_and(|passed| there.eq(&given[passed..]))
-                    })
-                };
-                let covered = image.covered_by(&rewrite);
-                covered.map(|covered| covered.is_some_and(|covered| same(&covered)))
+                let same = |covered| only_of.is_none_or(|given| image.is_end_of(covered, &given));
+                image
+                    .covered_by(&rewrite)
+                    .map(|covered| covered.is_some_and(same))
             };
-            match covered {
+            match fits {
                 Ok(true) => fitting.push((p, pointer)),
                 Ok(false) => {}
                 Err(misfit) => tracing::warn!(%misfit, "a rewrite came too late; it is left out"),
