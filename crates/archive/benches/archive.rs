@@ -54,7 +54,7 @@ fn batches(count: i64, records: i64, bytes: usize, codec: Codec) -> (Vec<Bytes>,
 }
 
 fn history() -> ParquetHistory {
-    ParquetHistory::new(ParquetOptions::default(), &mut Registry::default())
+    ParquetHistory::new(ParquetOptions::default(), &mut Registry::default()).unwrap()
 }
 
 fn write(batches: &[Bytes]) -> (Bytes, FinishedFile) {

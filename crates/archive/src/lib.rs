@@ -97,10 +97,10 @@ pub struct ParquetOptions {
     pub metadata_cache_bytes: u64,
     /// Memory for rebuilt batches.
     pub portion_cache_bytes: u64,
-    /// Portions that are brought from the store at once.
-    pub fetch_concurrency: usize,
-    /// Portions that are decoded at once: threads that history may keep busy.
-    pub decode_concurrency: usize,
+    /// Bytes of records that are brought from the store and decoded at once.
+    pub fetch_bytes: u64,
+    /// Threads that decode.
+    pub decode_threads: usize,
     /// How far ahead of one reader portions are brought, in bytes of records.
     pub read_ahead_bytes: usize,
     /// Files are opened and decoded on threads of their own. A simulation does it in place.
@@ -118,8 +118,8 @@ impl Default for ParquetOptions {
             portion_bytes: 1 << 20,
             metadata_cache_bytes: 32 << 20,
             portion_cache_bytes: 64 << 20,
-            fetch_concurrency: 24,
-            decode_concurrency: cores.div_ceil(2),
+            fetch_bytes: 32 << 20,
+            decode_threads: cores.div_ceil(2),
             read_ahead_bytes: 16 << 20,
             own_threads: true,
         }
@@ -134,13 +134,14 @@ pub struct ParquetHistory {
 }
 
 impl ParquetHistory {
-    /// History with its own caches, which registers its metrics (`alluvium_history_*`).
-    pub fn new(options: ParquetOptions, registry: &mut Registry) -> ParquetHistory {
+    /// History with its own caches and threads, which registers its metrics (`alluvium_history_*`). Fails if the system
+    /// gives no thread.
+    pub fn new(options: ParquetOptions, registry: &mut Registry) -> std::io::Result<ParquetHistory> {
         let metrics = HistoryMetrics::register(registry);
-        ParquetHistory {
-            files: Arc::new(Files::new(options.clone(), metrics)),
+        Ok(ParquetHistory {
+            files: Arc::new(Files::new(options.clone(), metrics)?),
             options,
-        }
+        })
     }
 }
 

@@ -4,6 +4,7 @@
 //! as batches for other readers, and brought ahead of a reader who goes on.
 
 use std::fmt;
+use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -12,6 +13,7 @@ use alluvium_log::history::Share;
 use alluvium_log::read::ahead::{ReadAhead, Reader, Windows};
 use alluvium_log::read::inflow::Inflow;
 use alluvium_log::store::{Store, reason_of};
+use alluvium_log::worker::Workers;
 use alluvium_log::{Offset, ReadError};
 use bytes::Bytes;
 use futures::stream::{self, StreamExt};
@@ -20,7 +22,7 @@ use moka::policy::EvictionPolicy;
 use object_store::path::Path;
 use object_store::{GetOptions, GetRange, GetResult};
 use parking_lot::Mutex;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::Instant;
 
 use crate::ParquetOptions;
@@ -32,12 +34,14 @@ use crate::schema::Column;
 use crate::seek::{FileShare, Portion, TailOrMore, open};
 
 /// A suffix GET of this many bytes holds the end of most files.
-const TAIL_GUESS: u64 = 256 * 1024;
+const TAIL_GUESS: u64 = 128 * 1024;
 /// GETs that the end of a file takes at most: for a guess, for the trailer, for all of it.
 const TAIL_GETS_MAX: usize = 3;
 /// Portions that one read brings side by side, and in all.
 const PORTIONS_AT_ONCE: usize = 8;
 const PORTIONS_PER_READ: usize = 64;
+/// Bytes of records for which one permit is taken to bring a portion. A small one takes one all the same: it is as many requests.
+const PERMIT_BYTES: u64 = 512 * 1024;
 
 /// A portion, by its file and its number there.
 type PortionId = (Path, u32);
@@ -55,8 +59,9 @@ pub(crate) struct Files {
     portions: Cache<PortionId, Batches>,
     /// Into the cache of portions.
     inflow: Inflow,
+    /// In units of [`PERMIT_BYTES`] of records.
     fetching: Semaphore,
-    decoding: Arc<Semaphore>,
+    decoding: Workers,
     /// Fewer than `fetching`, so that reading ahead never makes somebody wait who waits already.
     ahead_permits: Arc<Semaphore>,
     ahead: Mutex<ReadAhead<Directory>>,
@@ -74,6 +79,11 @@ fn weight(bytes: usize) -> u32 {
     u32::try_from(bytes).unwrap_or(u32::MAX)
 }
 
+/// Permits to bring so many bytes of records.
+fn permits(bytes: u64) -> u32 {
+    weight(usize::try_from(bytes.div_ceil(PERMIT_BYTES)).unwrap_or(usize::MAX)).max(1)
+}
+
 fn corrupt(key: &Path, what: impl fmt::Display) -> ReadError {
     ReadError::Corrupt(format!("{key}: {what}"))
 }
@@ -86,9 +96,9 @@ fn of_store(key: &Path, error: &object_store::Error) -> ReadError {
 }
 
 impl Files {
-    pub(crate) fn new(options: ParquetOptions, metrics: HistoryMetrics) -> Files {
+    pub(crate) fn new(options: ParquetOptions, metrics: HistoryMetrics) -> io::Result<Files> {
         let lru = EvictionPolicy::lru;
-        Files {
+        Ok(Files {
             files: Cache::builder()
                 .max_capacity(options.metadata_cache_bytes)
                 .eviction_policy(lru())
@@ -104,9 +114,12 @@ impl Files {
                 })
                 .build(),
             inflow: Inflow::of_cache(options.portion_cache_bytes),
-            fetching: Semaphore::new(options.fetch_concurrency.max(1)),
-            decoding: Arc::new(Semaphore::new(options.decode_concurrency.max(1))),
-            ahead_permits: Arc::new(Semaphore::new(options.fetch_concurrency * 3 / 4)),
+            fetching: Semaphore::new(permits(options.fetch_bytes) as usize),
+            decoding: match options.own_threads {
+                true => Workers::start("history", options.decode_threads, 0)?,
+                false => Workers::in_place(),
+            },
+            ahead_permits: Arc::new(Semaphore::new(permits(options.fetch_bytes / 4 * 3) as usize)),
             ahead: Mutex::new(ReadAhead::new(Windows {
                 first: (options.portion_bytes as usize * 2).min(options.read_ahead_bytes),
                 max: options.read_ahead_bytes,
@@ -114,7 +127,7 @@ impl Files {
             })),
             options,
             metrics,
-        }
+        })
     }
 
     #[cfg(test)]
@@ -149,7 +162,10 @@ impl Files {
         let goes_on = table.shares[n].portions.len() > 1;
         let reader = goes_on.then(|| {
             let partition = (directory(key), share.partition);
-            let begun = self.ahead.lock().begin(partition.clone(), offset, Instant::now());
+            let begun = self
+                .ahead
+                .lock()
+                .begin(partition.clone(), offset, false, Instant::now());
             (
                 partition,
                 self.read_ahead(store, key, &file, n, wanted.end, begun),
@@ -207,7 +223,8 @@ impl Files {
                 continue;
             }
             if !self.portions.contains_key(&(key.clone(), p as u32)) {
-                let Ok(permit) = Arc::clone(&self.ahead_permits).try_acquire_owned() else {
+                let permits = permits(portion.raw);
+                let Ok(permit) = Arc::clone(&self.ahead_permits).try_acquire_many_owned(permits) else {
                     break;
                 };
                 self.metrics.portions_ahead.inc();
@@ -268,6 +285,7 @@ impl Files {
         rows: Range<u32>,
     ) -> Result<Vec<(Offset, i64)>, ReadError> {
         let columns = [Column::Offset, Column::Timestamp];
+        let _permit = self.permit(1).await?;
         let fetched = self.fetch(store, key, ranges(group, columns, &rows)).await?;
         let first = group.first_row + rows.start;
         let file = Arc::clone(file);
@@ -365,6 +383,8 @@ impl Files {
     ) -> Result<Batches, ReadError> {
         let portion = file.seek.portions[p];
         let rows = portion.first_row..portion.first_row + portion.rows;
+        // Until it is decoded: what waits for a thread takes memory like what is on its way.
+        let _permit = self.permit(permits(portion.raw)).await?;
         let fetched = match file.group_of(&rows).filter(|_| !rows.is_empty()) {
             Some(group) => {
                 let ranges = ranges_of(group, &group.within(&rows));
@@ -386,13 +406,15 @@ impl Files {
             .map_err(|e| corrupt(key, format!("rows from {}: {e}", portion.first_row)))
     }
 
+    /// To bring and decode something, as far as others leave room; whoever wants more than there is gets all.
+    async fn permit(&self, permits: u32) -> Result<SemaphorePermit<'_>, ReadError> {
+        let all = self::permits(self.options.fetch_bytes);
+        let permit = self.fetching.acquire_many(permits.min(all)).await;
+        permit.map_err(|e| ReadError::Store(e.to_string()))
+    }
+
     /// Byte ranges of a file, side by side.
     async fn fetch(&self, store: &Store, key: &Path, ranges: Vec<Range<u64>>) -> Result<Fetched, ReadError> {
-        let _permit = self
-            .fetching
-            .acquire()
-            .await
-            .map_err(|e| ReadError::Store(e.to_string()))?;
         let gets = ranges.into_iter().map(|range| async move {
             let got = self.get(store, key, GetRange::Bounded(range.clone())).await?;
             let bytes = got.bytes().await.map_err(|e| of_store(key, &e))?;
@@ -424,20 +446,8 @@ impl Files {
         &self,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, ReadError> {
-        if !self.options.own_threads {
-            return Ok(work());
-        }
-        let permit = Arc::clone(&self.decoding)
-            .acquire_owned()
-            .await
-            .map_err(|e| ReadError::Store(e.to_string()))?;
-        tokio::task::spawn_blocking(move || {
-            let done = work();
-            drop(permit);
-            done
-        })
-        .await
-        .map_err(|e| ReadError::Store(format!("decoding was interrupted: {e}")))
+        let done = self.decoding.run(work).await;
+        done.ok_or_else(|| ReadError::Store("reading history was interrupted by a panic".to_owned()))
     }
 
     /// Reads, and once more if what was read is damaged: it may have been so on the way only.

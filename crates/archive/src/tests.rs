@@ -70,7 +70,7 @@ fn store(client: Arc<dyn ObjectStore>) -> Store {
 }
 
 fn history(options: &ParquetOptions) -> ParquetHistory {
-    ParquetHistory::new(options.clone(), &mut Registry::default())
+    ParquetHistory::new(options.clone(), &mut Registry::default()).unwrap()
 }
 
 fn key() -> Path {

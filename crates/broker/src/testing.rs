@@ -59,7 +59,7 @@ pub(crate) async fn broker_on(store: &Store, pairs: &[(&str, &str)]) -> Arc<Brok
     let settings = Settings::from_pairs(own.into_iter().chain(pairs.iter().copied())).unwrap();
     let mut registry = Registry::default();
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let (options, policies) = crate::history::with_history(&settings, &mut registry);
+    let (options, policies) = crate::history::with_history(&settings, &mut registry).unwrap();
     let log = Log::open(store.clone(), options, Arc::clone(&clock), &mut registry)
         .await
         .unwrap();

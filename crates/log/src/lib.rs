@@ -59,7 +59,7 @@ pub mod stream;
 pub mod takeover;
 #[cfg(test)]
 mod tests;
-mod worker;
+pub mod worker;
 
 pub use archive::{ArchiveOptions, ArchivePolicies, ArchivePolicy, ArchivedPartition, NotArchived};
 pub use batch::{BatchError, BatchHeader, RecordBatch};

@@ -1,44 +1,51 @@
-//! A thread of its own for work that takes a processor for long, such as opening and writing compressed batches: never on
-//! the threads that answer clients, and after them where the system lets a thread say so.
+//! Threads of their own for work that takes a processor for long, such as opening and writing compressed batches: never
+//! on the threads that answer clients, and after them where the system lets a thread say so.
+//!
+//! A few that stay are also better to the memory than the runtime's own threads for blocking work, of which dozens take
+//! turns: an allocator keeps for each thread what that thread used last.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 
+use parking_lot::Mutex;
 use tokio::sync::oneshot;
-
-/// How far the thread stands back for others: as far as there is.
-const NICE: i32 = 19;
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// See the module's documentation. The thread ends with it.
+/// See the module's documentation. The threads end with it.
 #[derive(Debug)]
-pub(crate) struct Worker {
-    /// To the thread; without one work is done in place.
+pub struct Workers {
+    /// To the threads; without them work is done in place.
     jobs: Option<mpsc::Sender<Job>>,
 }
 
-impl Worker {
-    pub(crate) fn start(name: &str) -> std::io::Result<Worker> {
+impl Workers {
+    /// `count` threads of this name, as nice to others as `nice` counts.
+    pub fn start(name: &str, count: usize, nice: i32) -> std::io::Result<Workers> {
         let (jobs, queue) = mpsc::channel::<Job>();
-        let run = move || {
-            stand_back(NICE);
-            while let Ok(job) = queue.recv() {
-                // Whoever waits for it learns of a panic by the answer that does not come.
-                let _ = catch_unwind(AssertUnwindSafe(job));
-            }
-        };
-        std::thread::Builder::new().name(name.to_owned()).spawn(run)?;
-        Ok(Worker { jobs: Some(jobs) })
+        let queue = Arc::new(Mutex::new(queue));
+        for _ in 0..count.max(1) {
+            let queue = Arc::clone(&queue);
+            let next = move || queue.lock().recv();
+            let run = move || {
+                stand_back(nice);
+                while let Ok(job) = next() {
+                    // Whoever waits for it learns of a panic by the answer that does not come.
+                    let _ = catch_unwind(AssertUnwindSafe(job));
+                }
+            };
+            std::thread::Builder::new().name(name.to_owned()).spawn(run)?;
+        }
+        Ok(Workers { jobs: Some(jobs) })
     }
 
-    /// Without a thread, for a simulation: its time would run on while a thread works.
-    pub(crate) fn in_place() -> Worker {
-        Worker { jobs: None }
+    /// Without threads, for a simulation: its time would run on while one works.
+    pub fn in_place() -> Workers {
+        Workers { jobs: None }
     }
 
-    /// Does something there; `None` if it panicked.
-    pub(crate) async fn run<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    /// Does something there, after what was asked for earlier; `None` if it panicked.
+    pub async fn run<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> Option<T> {
         let (answer, done) = oneshot::channel();
         let job = move || {
             // Nobody waits any more: the task was aborted.
@@ -56,7 +63,9 @@ impl Worker {
 /// would be that of the whole process.
 pub(crate) fn stand_back(nice: i32) {
     #[cfg(target_os = "linux")]
-    if let Err(error) = rustix::process::setpriority_process(None, nice) {
+    if nice > 0
+        && let Err(error) = rustix::process::setpriority_process(None, nice)
+    {
         tracing::debug!(%error, "a thread for background work keeps its priority");
     }
     #[cfg(not(target_os = "linux"))]
@@ -68,13 +77,25 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn it_goes_on_after_a_panic() {
-        let worker = Worker::start("test").unwrap();
-        let name = worker
+    async fn they_go_on_after_a_panic() {
+        let workers = Workers::start("test", 1, 19).unwrap();
+        let name = workers
             .run(|| std::thread::current().name().map(str::to_owned))
             .await;
         assert_eq!(name.flatten().as_deref(), Some("test"));
-        assert_eq!(worker.run(|| -> i32 { panic!("as a test wants it") }).await, None);
-        assert_eq!(worker.run(|| 7).await, Some(7));
+        assert_eq!(
+            workers.run(|| -> i32 { panic!("as a test wants it") }).await,
+            None
+        );
+        assert_eq!(workers.run(|| 7).await, Some(7));
+    }
+
+    #[tokio::test]
+    async fn several_work_at_a_time() {
+        let workers = Workers::start("test", 2, 0).unwrap();
+        let (from_one, to_other) = mpsc::channel();
+        let waits = workers.run(move || to_other.recv());
+        let tells = workers.run(move || from_one.send(7));
+        assert_eq!(tokio::join!(waits, tells), (Some(Ok(7)), Some(Ok(()))));
     }
 }

@@ -158,7 +158,8 @@ pub fn history() -> Arc<dyn History> {
         own_threads: false,
         ..ParquetOptions::default()
     };
-    Arc::new(ParquetHistory::new(options, &mut Registry::default()))
+    let format = ParquetHistory::new(options, &mut Registry::default());
+    Arc::new(format.expect("it starts no thread"))
 }
 
 /// Opens the log of a bucket that nobody else uses.

@@ -59,7 +59,8 @@ impl Life {
         process_metrics::register(&mut registry, ground.started_ms);
         ground.store_metrics.register(&mut registry);
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-        let (options, policies) = history::with_history(&ground.settings, &mut registry);
+        let (options, policies) = history::with_history(&ground.settings, &mut registry)
+            .map_err(|e| format!("cannot start a thread to read history: {e}"))?;
         let edge = registry.sub_registry_with_prefix("alluvium");
         let names = ground
             .settings

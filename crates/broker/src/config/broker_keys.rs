@@ -198,7 +198,7 @@ static TOPICS: &[BrokerKey] = &[
 
 static HISTORY: &[BrokerKey] = &[
     key("archive.enable", Boolean, Rule::Any, "true", "Default of archive.enable of a topic: whether its records become Parquet files.").dynamic(),
-    key("archive.file.bytes", Long, ARCHIVE_FILE_BYTES, "67108864", "Default of archive.file.bytes of a topic: how much stored data goes into a Parquet file.").bytes().dynamic(),
+    key("archive.file.bytes", Long, ARCHIVE_FILE_BYTES, "268435456", "Default of archive.file.bytes of a topic: how much stored data goes into a Parquet file.").bytes().dynamic(),
     key("archive.interval.ms", Long, AT_LEAST_1, "3600000", "Default of archive.interval.ms of a topic: the age at which its records become Parquet although the file stays small.").ms().dynamic(),
     key("archive.value.type", Text, VALUE_TYPES, "binary", "The archive.value.type that a topic is created with if none is given. It does not change for topics that exist.").dynamic(),
     key("archive.threads", Int, Rule::Whole(1, 256), "", "Threads of low priority that write Parquet. Unset: a quarter of the processors, at least 1.").unset(),

@@ -7,6 +7,7 @@ mod flushes;
 pub(crate) mod message;
 
 use std::fmt;
+use std::io;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -61,7 +62,10 @@ impl DeleteDelay for Policies {
 }
 
 /// The options of a log with history, and the policies that are to follow the settings once it is open.
-pub(crate) fn with_history(settings: &Settings, registry: &mut Registry) -> (LogOptions, Arc<Policies>) {
+pub(crate) fn with_history(
+    settings: &Settings,
+    registry: &mut Registry,
+) -> io::Result<(LogOptions, Arc<Policies>)> {
     let policies = Arc::new(Policies::default());
     let options = ParquetOptions {
         metadata_cache_bytes: settings.archive_metadata_cache_bytes,
@@ -70,20 +74,18 @@ pub(crate) fn with_history(settings: &Settings, registry: &mut Registry) -> (Log
         ..ParquetOptions::default()
     };
     let log = LogOptions {
-        history: Some(Arc::new(ParquetHistory::new(options, registry))),
+        history: Some(Arc::new(ParquetHistory::new(options, registry)?)),
         archive_policies: Some(policies.clone()),
         delete_delay_set: Some(policies.clone()),
         ..settings.log.clone()
     };
-    (log, policies)
+    Ok((log, policies))
 }
 
 /// The format of history, for who only looks.
-pub(crate) fn format() -> Arc<dyn History> {
-    Arc::new(ParquetHistory::new(
-        ParquetOptions::default(),
-        &mut Registry::default(),
-    ))
+pub(crate) fn format() -> io::Result<Arc<dyn History>> {
+    let format = ParquetHistory::new(ParquetOptions::default(), &mut Registry::default())?;
+    Ok(Arc::new(format))
 }
 
 /// Why a topic with these settings does not become history.

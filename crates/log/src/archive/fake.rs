@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use async_trait::async_trait;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -26,8 +26,12 @@ pub(crate) struct FakeHistory {
     pub(crate) before_finish: Hook,
     /// Nothing can be written.
     pub(crate) refuses: Arc<AtomicBool>,
-    /// The next read takes a moment, and finds damage.
+    /// The next read finds damage.
     pub(crate) damaged: AtomicBool,
+    /// How many times larger batches are than what their share is said to take.
+    pub(crate) expansion: AtomicU32,
+    /// Reads that somebody waits for: who reads ahead wants as little as there is at once.
+    pub(crate) reads: AtomicU32,
     /// Files that were begun.
     pub(crate) begun: Mutex<Vec<HistoryTopic>>,
 }
@@ -45,6 +49,8 @@ impl FakeHistory {
             before_finish: Hook::default(),
             refuses: Arc::default(),
             damaged: AtomicBool::default(),
+            expansion: AtomicU32::new(1),
+            reads: AtomicU32::default(),
             begun: Mutex::default(),
         })
     }
@@ -52,6 +58,7 @@ impl FakeHistory {
 
 struct FakeWriter {
     group_bytes: u32,
+    expansion: u32,
     before_finish: Hook,
     refuses: Arc<AtomicBool>,
     out: BytesMut,
@@ -94,7 +101,7 @@ impl HistoryWriter for FakeWriter {
             }
         };
         share.last_offset = header.last_offset();
-        share.len += batch.len() as u32;
+        share.len += batch.len() as u32 / self.expansion;
         share.max_timestamp = share.max_timestamp.max(header.max_timestamp);
         share.append_time_ms = share.append_time_ms.max(append_time_ms);
         if !header.is_control() {
@@ -174,6 +181,7 @@ impl History for FakeHistory {
         self.begun.lock().push(topic.clone());
         Ok(Box::new(FakeWriter {
             group_bytes: self.group_bytes,
+            expansion: self.expansion.load(Ordering::Relaxed),
             before_finish: self.before_finish.clone(),
             refuses: self.refuses.clone(),
             out: BytesMut::new(),
@@ -191,8 +199,9 @@ impl History for FakeHistory {
         offset: Offset,
         max_bytes: usize,
     ) -> Result<Vec<Bytes>, ReadError> {
+        self.reads.fetch_add(u32::from(max_bytes > 1), Ordering::Relaxed);
+        tokio::task::yield_now().await;
         if self.damaged.swap(false, Ordering::Relaxed) {
-            tokio::task::yield_now().await;
             return Err(ReadError::Corrupt("as a test wants it".into()));
         }
         let (mut taken, mut bytes) = (vec![], 0);

@@ -522,6 +522,39 @@ async fn a_damaged_share_is_read_again_while_others_would_wait_for_its_turn() {
     assert_eq!(read.expect("nobody waits for ever"), all[1]);
 }
 
+#[tokio::test(start_paused = true)]
+async fn of_compressed_history_no_more_is_read_than_is_wanted() {
+    let store = memory().await;
+    // Each batch is a share of its own.
+    let format = FakeHistory::new(1);
+    format.expansion.store(20, Ordering::Relaxed);
+    let log = open(&store, &format).await;
+    let id = topic(&log, "t", 1).await;
+    let p = log.partition(&id, 0).unwrap();
+    let value = "x".repeat(4_000);
+    for _ in 0..200 {
+        append(&log, &p, &[&value]).await;
+    }
+    settle(&log, &format, 1 << 20).await;
+    let read = async |offset: Offset, room: usize| {
+        let before = format.reads.load(Ordering::Relaxed);
+        let result = log
+            .read(&p, offset, room, Isolation::ReadUncommitted)
+            .await
+            .unwrap();
+        (
+            result.bytes / 4_000,
+            format.reads.load(Ordering::Relaxed) - before,
+        )
+    };
+    // A reader of which nothing is known: for each byte four are expected, and twenty come.
+    let (batches, shares) = read(50, 45_000).await;
+    assert!(batches == 11 && shares > 30, "{batches} {shares}");
+    // The next time it is known.
+    let (batches, shares) = read(61, 45_000).await;
+    assert!(batches == 11 && shares <= 12, "{batches} {shares}");
+}
+
 #[tokio::test]
 async fn merged_data_that_is_damaged_or_missing_stops_nobody_else() {
     let (store, format) = (memory().await, FakeHistory::new(1_000));

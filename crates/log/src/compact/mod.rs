@@ -46,7 +46,7 @@ use crate::merge::{MergeError, get};
 use crate::partition::image::{StoredRange, stored};
 use crate::store::conditional::{self, CreateOutcome, Patience};
 use crate::stream::Stream;
-use crate::worker::Worker;
+use crate::worker::Workers;
 use crate::{Log, Offset, Partition, TopicId, TopicPartition};
 use map::OffsetMap;
 use metrics::CompactionMetrics;
@@ -57,6 +57,8 @@ use plan::{Look, Priority, look, ranges_up_to, reads, took_effect};
 const PIECE_BYTES: u64 = 16 << 20;
 /// Requests under way at once.
 const READS_AT_ONCE: usize = 3;
+/// How far its thread stands back for others: as far as there is.
+const NICE: i32 = 19;
 /// How long one object is tried to be written.
 const PATIENCE: Duration = Duration::from_secs(120);
 /// Partitions that are looked at between two points at which others may go on.
@@ -167,7 +169,7 @@ pub(crate) struct Compactor {
     policy: Arc<dyn CompactionPolicy>,
     options: CompactionOptions,
     metrics: CompactionMetrics,
-    worker: Worker,
+    worker: Workers,
     /// Partitions that are not compacted as they should be.
     troubled: HashMap<TopicPartition, Trouble>,
 }
@@ -271,8 +273,8 @@ impl Compactor {
             options,
             metrics: CompactionMetrics::register(registry),
             worker: match options.own_thread {
-                true => Worker::start("compaction")?,
-                false => Worker::in_place(),
+                true => Workers::start("compaction", 1, NICE)?,
+                false => Workers::in_place(),
             },
             troubled: HashMap::new(),
         })

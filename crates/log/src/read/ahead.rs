@@ -18,6 +18,8 @@ use crate::Offset;
 const READERS_MAX: usize = 1024;
 /// A reader that does not come back within this time has left.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(30);
+/// What is thought of history before some was read: records of text become a quarter.
+const EXPANSION: u64 = 4;
 
 /// How far ahead readers may be, in whatever unit the owner counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +39,8 @@ pub struct Reader {
     pub window: usize,
     /// Everything before this offset is read ahead already.
     pub ahead_to: Offset,
+    /// Bytes that it got for each that is stored, about: history is compressed.
+    pub expansion: u64,
     seen: Instant,
 }
 
@@ -60,8 +64,9 @@ impl<P: Eq + Hash> ReadAhead<P> {
         }
     }
 
-    /// The reader that begins at `offset`: one that goes on, with a larger window, or a new one with none.
-    pub fn begin(&mut self, partition: P, offset: Offset, now: Instant) -> Reader {
+    /// The reader that begins at `offset`: one that goes on, with a larger window, or a new one with none. Who begins
+    /// `at_start`, where the partition does, will go on, too.
+    pub fn begin(&mut self, partition: P, offset: Offset, at_start: bool, now: Instant) -> Reader {
         if self
             .swept
             .is_none_or(|at| now.saturating_duration_since(at) >= FORGOTTEN_AFTER)
@@ -73,9 +78,15 @@ impl<P: Eq + Hash> ReadAhead<P> {
         let known = self.readers.remove(&(partition, offset));
         let Windows { first, max, budget } = self.windows;
         let share = budget / (self.readers.len() + 1);
+        let window = match known {
+            Some(reader) => (reader.window * 2).clamp(first, max),
+            None if at_start => first,
+            None => 0,
+        };
         Reader {
-            window: known.map_or(0, |r| (r.window * 2).clamp(first, max).min(share)),
+            window: window.min(share),
             ahead_to: known.map_or(offset, |r| r.ahead_to),
+            expansion: known.map_or(EXPANSION, |r| r.expansion),
             seen: now,
         }
     }
@@ -89,6 +100,7 @@ impl<P: Eq + Hash> ReadAhead<P> {
                 let other = other.get_mut();
                 other.window = other.window.max(reader.window);
                 other.ahead_to = other.ahead_to.max(reader.ahead_to);
+                other.expansion = reader.expansion;
                 other.seen = reader.seen;
             }
             Entry::Vacant(place) if known < READERS_MAX => {
@@ -127,48 +139,66 @@ mod tests {
         let (mut ahead, now) = (ReadAhead::new(windows(1000)), Instant::now());
         let (mut offset, mut windows) = (0, vec![]);
         for _ in 0..6 {
-            let mut reader = ahead.begin(partition(0), offset, now);
+            let mut reader = ahead.begin(partition(0), offset, false, now);
             windows.push(reader.window);
             reader.ahead_to = offset + 50;
             offset += 10;
             ahead.end(partition(0), offset, reader);
         }
         assert_eq!(windows, [0, 8, 16, 32, 32, 32]);
-        assert_eq!(ahead.begin(partition(0), offset, now).ahead_to, offset + 40);
         assert_eq!(
-            ahead.begin(partition(0), offset, now).window,
+            ahead.begin(partition(0), offset, false, now).ahead_to,
+            offset + 40
+        );
+        assert_eq!(
+            ahead.begin(partition(0), offset, false, now).window,
             0,
             "one step is taken once"
         );
         assert_eq!(
-            ahead.begin(partition(1), offset, now).window,
+            ahead.begin(partition(1), offset, false, now).window,
             0,
             "another partition"
         );
     }
 
     #[tokio::test(start_paused = true)]
+    async fn who_begins_at_the_start_goes_on() {
+        let (mut ahead, now) = (ReadAhead::new(windows(1000)), Instant::now());
+        let mut reader = ahead.begin(partition(0), 5, true, now);
+        assert_eq!((reader.window, reader.expansion), (FIRST, EXPANSION));
+        reader.expansion = 9;
+        ahead.end(partition(0), 15, reader);
+        let reader = ahead.begin(partition(0), 15, true, now);
+        assert_eq!((reader.window, reader.expansion), (FIRST * 2, 9));
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn readers_share_the_budget_and_those_who_left_are_forgotten() {
         let mut ahead = ReadAhead::new(windows(64));
         for n in 0..20 {
-            let reader = ahead.begin(partition(n), 0, Instant::now());
+            let reader = ahead.begin(partition(n), 0, false, Instant::now());
             ahead.end(partition(n), 10, reader);
         }
-        assert_eq!(ahead.begin(partition(0), 10, Instant::now()).window, 3, "64 / 20");
+        assert_eq!(
+            ahead.begin(partition(0), 10, false, Instant::now()).window,
+            3,
+            "64 / 20"
+        );
         for n in 0..5000 {
-            let reader = ahead.begin(partition(n), 0, Instant::now());
+            let reader = ahead.begin(partition(n), 0, false, Instant::now());
             ahead.end(partition(n), 10, reader);
         }
         assert_eq!(ahead.readers.len(), READERS_MAX);
         assert_eq!(
-            ahead.begin(partition(7), 10, Instant::now()).window,
+            ahead.begin(partition(7), 10, false, Instant::now()).window,
             0,
             "no share is left"
         );
         tokio::time::advance(FORGOTTEN_AFTER).await;
-        let reader = ahead.begin(partition(0), 0, Instant::now());
+        let reader = ahead.begin(partition(0), 0, false, Instant::now());
         ahead.end(partition(0), 10, reader);
         assert_eq!(ahead.readers.len(), 1);
-        assert_eq!(ahead.begin(partition(0), 10, Instant::now()).window, FIRST);
+        assert_eq!(ahead.begin(partition(0), 10, false, Instant::now()).window, FIRST);
     }
 }

@@ -28,6 +28,10 @@ const PLANS: usize = 4;
 const COLD_RANGES_AT_ONCE: usize = 8;
 /// A share of a file of history that has so few bytes there is small.
 const SMALL_SHARE_BYTES: u32 = 256 << 10;
+/// Small shares that one read brings side by side: each is little to bring and as long to wait for as a large range.
+const SMALL_SHARES_AT_ONCE: usize = 32;
+/// Small shares that are read ahead for one block of a reader's window.
+const SMALL_SHARES_PER_BLOCK: usize = 4;
 /// A batch is opened for a lookup by time up to this size.
 const LOOKUP_BYTES: usize = 64 << 20;
 /// Batches are opened one at a time for lookups: what that takes is in no budget.
@@ -130,8 +134,15 @@ fn is_small_share(r: &StoredRange) -> bool {
     is_history(r) && r.len <= SMALL_SHARE_BYTES
 }
 
-/// Ranges that hold `offset` and what follows, until they are about `max_bytes`: all of them history or none.
-fn plan(image: &PartitionImage, offset: Offset, end: Offset, max_bytes: usize) -> Vec<StoredRange> {
+/// Ranges that hold `offset` and what follows, until they are about `max_bytes`: all of them history or none. Of history
+/// each stored byte is `expansion` bytes of batches.
+fn plan(
+    image: &PartitionImage,
+    offset: Offset,
+    end: Offset,
+    max_bytes: usize,
+    expansion: u64,
+) -> Vec<StoredRange> {
     let mut bytes = 0u64;
     let mut ranges: Vec<StoredRange> = vec![];
     for r in image.ranges.range(image.range_from(offset)..) {
@@ -144,7 +155,8 @@ fn plan(image: &PartitionImage, offset: Offset, end: Offset, max_bytes: usize) -
         {
             break;
         }
-        bytes += bytes_from(r, offset);
+        let each = if is_history(r) { expansion } else { 1 };
+        bytes = bytes.saturating_add(bytes_from(r, offset).saturating_mul(each));
         ranges.push(*r);
     }
     ranges
@@ -157,16 +169,29 @@ fn bytes_from(r: &StoredRange, offset: Offset) -> u64 {
     u64::try_from(part).unwrap_or(u64::MAX)
 }
 
+/// Ranges behind `planned` that a reader's window may reach.
+fn ranges_ahead(reader: &Reader, planned: &[StoredRange]) -> usize {
+    match planned.last().is_some_and(is_small_share) {
+        true => reader.window * SMALL_SHARES_PER_BLOCK,
+        false => reader.window,
+    }
+}
+
 /// Begins to bring what a reader will want after `planned`, if it goes on through the partition.
 fn read_ahead(blocks: &Arc<Blocks>, partition: &Partition, reader: &mut Reader, next: &[StoredRange]) {
-    let mut window = reader.window;
+    let mut window = reader.window * SMALL_SHARES_PER_BLOCK;
     for r in next {
         let count = if is_history(r) { 1 } else { blocks_of(r).count() };
+        let takes = if is_history(r) {
+            1
+        } else {
+            count * SMALL_SHARES_PER_BLOCK
+        };
         // Within a large share the format reads ahead itself.
-        if window < count || is_history(r) && !is_small_share(r) || !blocks.is_cold(r) {
+        if window < takes || is_history(r) && !is_small_share(r) || !blocks.is_cold(r) {
             break;
         }
-        window -= count;
+        window -= takes;
         if r.last_offset < reader.ahead_to {
             continue;
         }
@@ -330,13 +355,19 @@ async fn read_as_planned(
     let (watermarks, ranges, end, reader) = {
         let image = partition.published.lock();
         let end = partition.check_offset(&image, offset, isolation)?;
-        let ranges = plan(&image, offset, end, max_bytes);
-        let cold = ranges.first().is_some_and(|r| blocks.is_cold(r));
+        let first = image.range_from(offset);
+        let cold = image.ranges.get(first).is_some_and(|r| blocks.is_cold(r));
         let reader = cold.then(|| {
-            let reader = blocks.ahead.lock().begin(partition.id(), offset, Instant::now());
-            let after = image.range_from(offset) + ranges.len();
-            let next: Vec<StoredRange> = image.ranges.range(after..).take(reader.window).copied().collect();
-            (reader, next)
+            let at_start = offset == image.state.log_start;
+            let mut ahead = blocks.ahead.lock();
+            ahead.begin(partition.id(), offset, at_start, Instant::now())
+        });
+        let expansion = reader.map_or(1, |r| r.expansion);
+        let ranges = plan(&image, offset, end, max_bytes, expansion);
+        let reader = reader.map(|reader| {
+            let next = image.ranges.range(first + ranges.len()..);
+            let next = next.take(ranges_ahead(&reader, &ranges)).copied();
+            (reader, next.collect::<Vec<StoredRange>>())
         });
         (partition.watermarks_of(&image), ranges, end, reader)
     };
@@ -366,7 +397,7 @@ async fn read_as_planned(
         .is_some_and(|r| is_history(r) && !is_small_share(r))
     {
         // One after the other: how much of a large share is wanted depends on the one before.
-        for r in ranges {
+        for r in ranges.iter().copied() {
             let read = bring(blocks, partition, &r, reading.want.offset, reading.want.room).await;
             match reading.take(r, read)? {
                 Taken::More => {}
@@ -378,8 +409,12 @@ async fn read_as_planned(
             }
         }
     } else {
-        let at_once = if reader.is_some() { COLD_RANGES_AT_ONCE } else { 1 };
-        let mut reads = stream::iter(ranges)
+        let at_once = match ranges.first() {
+            Some(first) if is_small_share(first) => SMALL_SHARES_AT_ONCE,
+            _ if reader.is_some() => COLD_RANGES_AT_ONCE,
+            _ => 1,
+        };
+        let mut reads = stream::iter(ranges.iter().copied())
             .map(|r| async move { (r, bring(blocks, partition, &r, offset, max_bytes).await) })
             .buffered(at_once);
         let mut damaged = None;
@@ -400,7 +435,17 @@ async fn read_as_planned(
         }
     }
     let next = reading.want.offset;
-    if let Some(reader) = reader {
+    if let Some(mut reader) = reader {
+        if ranges.first().is_some_and(is_history) {
+            let stored: u64 = ranges
+                .iter()
+                .map(|r| bytes_from(r, offset) - bytes_from(r, next))
+                .sum();
+            reader.expansion = (reading.result.bytes as u64)
+                .checked_div(stored)
+                .unwrap_or(1)
+                .max(1);
+        }
         blocks.ahead.lock().end(partition.id(), next, reader);
     }
     Ok((reading.result, next))
