@@ -10,11 +10,11 @@ Everything happens in a fresh directory, with a home of its own. Of the page:
 * `alluvium serve` and `alluvium demo` are started and left running, as in a terminal of their own. They must become
   ready and say each of the lines that follow. The line "^C" ends the newest, as Ctrl-C does, and so does the start of
   one with the same ports; the exit code must be 0. A page that starts none finds one running with default settings.
-* `sql` blocks are given to `duckdb`, `python` blocks to Python; the `text` block behind one is what its output must
-  end in.
+* `sql` blocks are given to `duckdb`, those with the word `spark` to Spark (tests/spark/run.sh), `python` blocks to
+  Python; the `text` block behind one is what its output must end in.
 * "..." in an expected line stands for any characters, alone in a line for any lines. /home/you/alluvium is the
   directory.
-* A block with a further word is left out, except `bucket` with --bucket, and `both`. Without --bucket those without
+* A block with another further word is left out, except `bucket` with --bucket, and `both`. Without --bucket those without
   a word are run, and `both`. With --bucket, AWS_* variables are passed on, and a page that starts no broker finds one
   that is running on s3://my-bucket/my-cluster.
 
@@ -34,6 +34,7 @@ import time
 import urllib.request
 
 PATIENCE_S = 120
+SPARK = os.path.join(os.path.dirname(os.path.abspath(__file__)), "spark/run.sh")
 
 
 class Wrong(Exception):
@@ -103,6 +104,7 @@ def self_test():
     assert IS_BROKER.fullmatch("alluvium serve --set a=b\n") and IS_BROKER.fullmatch("alluvium demo\n")
     assert not IS_BROKER.fullmatch("alluvium served\n") and not IS_BROKER.fullmatch("echo alluvium serve\n")
     assert is_meant([], False) and is_meant(["both"], True) and not is_meant([], True)
+    assert is_meant(["spark"], False) and is_meant(["spark", "bucket"], True) and not is_meant(["spark", "bucket"], False)
     assert not is_meant(["bucket"], False) and not is_meant(["docker"], True)
     assert option(["a", "--x", "1"], "--x", "0") == "1" and option(["a", "--x"], "--x", "0") == "0"
 
@@ -212,6 +214,7 @@ IS_BROKER = re.compile(r"(cargo run --release --|alluvium) (serve|demo)( .*)?\n(
 
 def is_meant(words, bucket):
     """Whether a block with these words is to be run."""
+    words = [word for word in words if word != "spark"]
     return words in ([["bucket"], ["both"]] if bucket else [[], ["both"]])
 
 
@@ -249,7 +252,8 @@ def run_page(page, around, bucket):
                     run_command(around, number, command, printed)
                     count += 1
         elif language == "sql":
-            check(number, "the query", around.run(["duckdb"], "\n".join(lines)), expected, around.work, only_end=True)
+            engine = SPARK if "spark" in words else "duckdb"
+            check(number, "the query", around.run([engine], "\n".join(lines)), expected, around.work, only_end=True)
             count += 1
         elif language == "python":
             check(number, "the program", around.run([sys.executable, "-"], "\n".join(lines)), expected, around.work)

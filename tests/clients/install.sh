@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Installs the Kafka clients that the tests use, below target/clients, each once.
+# Installs the Kafka clients that the tests use, and what queries files, below target/clients, each once.
 #
-#   tests/clients/install.sh [PART...]      parts: kcat python flights analytics java go node (default: all)
+#   tests/clients/install.sh [PART...]      parts: kcat python flights analytics spark java go node (default: all)
 #
 # A part is installed again when the files that pin it change. Only the ordinary package managers are used
 # (apt, pip, maven, go, npm); a part whose tool is missing fails, the others are installed all the same.
@@ -23,6 +23,7 @@ inputs() {
     python) echo "$here/python/requirements.txt" ;;
     flights) echo "$here/../flights/requirements.txt" ;;
     analytics) echo "$here/../analytics/requirements.txt" ;;
+    spark) echo "$here/../spark/pom.xml" "$here/../spark/Sql.java" ;;
     java) echo "$here/java/pom.xml" "$here/java/Clients.java" ;;
     go) find "$here/go" -type f | LC_ALL=C sort ;;
     node) echo "$here/node/package.json" "$here/node/package-lock.json" ;;
@@ -64,14 +65,23 @@ install_analytics() {
     "$dir/analytics/bin/pip" install --quiet --no-deps --only-binary :all: -r "$here/../analytics/requirements.txt"
 }
 
-install_java() {
+# Jars, and the program that uses them: install_jars NAME DIRECTORY PROGRAM
+install_jars() {
     need java "17 or newer"
     need javac "17 or newer"
     need mvn "to fetch the jars"
-    rm -rf "$dir/java"
-    mkdir -p "$dir/java/classes"
-    mvn -q -B -Dstyle.color=never -f "$here/java/pom.xml" dependency:copy-dependencies -DoutputDirectory="$dir/java/lib" -Dmdep.useBaseVersion=true
-    javac -encoding UTF-8 -cp "$dir/java/lib/*" -d "$dir/java/classes" "$here/java/Clients.java"
+    rm -rf "${dir:?}/$1"
+    mkdir -p "$dir/$1/classes"
+    mvn -q -B -Dstyle.color=never -f "$2/pom.xml" dependency:copy-dependencies -DoutputDirectory="$dir/$1/lib" -Dmdep.useBaseVersion=true
+    javac -encoding UTF-8 -cp "$dir/$1/lib/*" -d "$dir/$1/classes" "$2/$3"
+}
+
+install_spark() {
+    install_jars spark "$here/../spark" Sql.java
+}
+
+install_java() {
+    install_jars java "$here/java" Clients.java
     # The tools start in half the time with their classes archived. It may fail: they run without it too.
     printf 'default.api.timeout.ms=300\nrequest.timeout.ms=200\n' >"$dir/java/archive.properties"
     java -XX:ArchiveClassesAtExit="$dir/java/tools.jsa" -XX:+UseSerialGC -cp "$dir/java/lib/*" org.apache.kafka.tools.TopicCommand \
@@ -99,7 +109,7 @@ if [ "${1:-}" = --part ]; then
     exit
 fi
 
-[ $# -gt 0 ] || set -- kcat python flights analytics java go node
+[ $# -gt 0 ] || set -- kcat python flights analytics spark java go node
 failed=0
 for part in "$@"; do
     files=$(inputs "$part")

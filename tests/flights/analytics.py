@@ -1,15 +1,17 @@
 """Asks a topic's history, as it lies in the store, for flights and mean departure delay by carrier and month.
 
-    analytics.py STORE_URL ANSWER.json
+    analytics.py STORE_URL ANSWER.json [--spark]
 
-DuckDB, Polars and pyarrow each read the Parquet files of the topic `flights` from a directory (file://...) or a bucket
-(s3://..., with the AWS_* variables of tests/minio.sh), and each must answer exactly what the file says: a list of
-[carrier, month, flights, mean delay]. The interpreter must have what tests/analytics/requirements.txt names.
+DuckDB, Polars, pyarrow and, with --spark, Spark (tests/spark/run.sh) each read the Parquet files of the topic `flights`
+from a directory (file://...) or a bucket (s3://..., with the AWS_* variables of tests/minio.sh), and each must answer
+exactly what the file says: a list of [carrier, month, flights, mean delay]. The interpreter must have what
+tests/analytics/requirements.txt names.
 """
 
 import glob
 import json
 import os
+import subprocess
 import sys
 import time
 from urllib.parse import urlparse
@@ -71,19 +73,48 @@ def in_pyarrow(url):
     return list(zip(*(grouped[name].to_pylist() for name in ("carrier", "month", "count_all", "dep_delay_mean"))))
 
 
+def in_spark(url):
+    place, settings = url.removeprefix("file://"), ""
+    if place == url:
+        place = place.replace("s3://", "s3a://", 1)
+        settings = "SET fs.s3a.endpoint=%s;\nSET fs.s3a.path.style.access=true;\n" % os.environ["AWS_ENDPOINT_URL"]
+    question = """
+        SELECT event.carrier, event.month, count(*) AS flights, avg(event.dep_delay) AS delay
+        FROM (SELECT from_json(cast(value AS string), 'carrier string, month int, dep_delay int') AS event
+              FROM parquet.`%s/%s`)
+        GROUP BY event.carrier, event.month;
+        """ % (place, FILES)
+    # It has two readers of Parquet: one for whole columns, and one for rows that some queries need.
+    given = settings + question + "SET spark.sql.parquet.enableVectorizedReader=false;\n" + question
+    script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "../spark/run.sh")
+    done = subprocess.run([script, "--json"], input=given, capture_output=True, text=True)
+    if done.returncode != 0:
+        sys.exit("Spark ended with %d: %s" % (done.returncode, done.stderr))
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    if [answer["columnar"] for answer in answers] != [True, False]:
+        sys.exit("Spark did not use both of its readers")
+    columns, rows = ([tuple(row.values()) for row in answer["rows"]] for answer in answers)
+    if sorted(columns) != sorted(rows):
+        sys.exit("the two readers of Spark do not agree")
+    return columns
+
+
 def main():
-    url, expected = sys.argv[1].rstrip("/"), sys.argv[2]
+    url, expected, spark = sys.argv[1].rstrip("/"), sys.argv[2], "--spark" in sys.argv[3:]
     with open(expected) as file:
         expected = [tuple(row) for row in json.load(file)]
     told = []
-    for name, version, ask in (("DuckDB", duckdb.__version__, in_duckdb), ("Polars", polars.__version__, in_polars),
-                               ("pyarrow", pyarrow.__version__, in_pyarrow)):
+    engines = [("DuckDB " + duckdb.__version__, in_duckdb), ("Polars " + polars.__version__, in_polars),
+               ("pyarrow " + pyarrow.__version__, in_pyarrow)]
+    if spark:
+        engines.append(("Spark, started and asked twice,", in_spark))
+    for name, ask in engines:
         began = time.monotonic()
         answer = sorted(tuple(row) for row in ask(url))
         if answer != sorted(expected):
             wrong = sorted(set(answer) ^ set(expected))
             sys.exit("%s answers otherwise than the file, in %d rows, the first of %s" % (name, len(wrong), wrong[:4]))
-        told.append("%s %s in %.1f s" % (name, version, time.monotonic() - began))
+        told.append("%s in %.1f s" % (name, time.monotonic() - began))
     print("%d rows, as the file answers: %s" % (len(expected), ", ".join(told)))
 
 

@@ -8,8 +8,8 @@ See run.sh for the options. What is checked:
   that was acknowledged there: key, value and timestamp equal to the file, nothing missing;
 * so did a reader that starts from the beginning after everything else has ended;
 * then the topic becomes Parquet (`alluvium archive flush`), nothing else of it is left in the store, and a reader from
-  the beginning sees the same records once more, headers among them, while DuckDB, Polars and pyarrow answer a question
-  from the files exactly as the original does.
+  the beginning sees the same records once more, headers among them, while DuckDB, Polars, pyarrow and Spark answer a
+  question from the files exactly as the original does.
 """
 
 import argparse
@@ -466,7 +466,8 @@ def history(run, options, store, work):
     with open(expected, "w") as file:
         json.dump(answer, file)
     script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "analytics.py")
-    asked = subprocess.run([options.analytics, script, store, expected], capture_output=True, text=True, timeout=4 * PATIENCE_S)
+    spark = ["--spark"] if options.spark else []
+    asked = subprocess.run([options.analytics, script, store, expected, *spark], capture_output=True, text=True, timeout=4 * PATIENCE_S)
     if asked.returncode != 0:
         raise Wrong("the question was not answered as by the file: %s%s" % (asked.stdout, asked.stderr))
     print("history: Parquet after %.1f s, nothing else of the topic left after %.1f s, every record read again in %.1f s; flights and "
@@ -479,6 +480,7 @@ def main():
     parser.add_argument("--store", metavar="URL", help="where the broker keeps its data (default: a fresh directory)")
     parser.add_argument("--bin", metavar="PATH", help="the alluvium binary")
     parser.add_argument("--analytics", metavar="PYTHON", help=argparse.SUPPRESS)
+    parser.add_argument("--spark", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--limit", type=int, metavar="ROWS", help="only the first rows of the file")
     parser.add_argument("--broker", metavar="COMMAND", help="another broker: a shell command, in which {port} is replaced")
     parser.add_argument("--recent", action="store_true", help="timestamps of today and not of 2013")

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # A year of real flights through a broker that is killed three times, and every record compared with the file; then the
-# same from Parquet, of which DuckDB, Polars and pyarrow are asked what the file answers.
+# same from Parquet, of which DuckDB, Polars and pyarrow are asked what the file answers, and Spark where it is installed
+# (tests/clients/install.sh spark: it needs Java and Maven).
 #
 #   tests/flights/run.sh [--store URL] [--bin PATH] [--limit ROWS] [--broker COMMAND] [--recent] [--keep]
 #
@@ -39,6 +40,8 @@ if [ -z "$bin" ] && [ $build = 1 ]; then
     (cd "$root" && cargo build --release --bin alluvium) >&2
     bin=${CARGO_TARGET_DIR:-$root/target}/release/alluvium
 fi
+spark=()
+[ ! -e "$dir/spark.installed" ] || spark=(--spark)
 exec env PYTHONDONTWRITEBYTECODE=1 "$dir/venv/bin/python" "$here/flights.py" --csv "$dir/flights/flights.csv.zip" \
-    --analytics "$dir/analytics/bin/python" \
+    --analytics "$dir/analytics/bin/python" "${spark[@]}" \
     ${bin:+--bin "$bin"} "$@"

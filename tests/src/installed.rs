@@ -19,8 +19,15 @@ pub fn target() -> PathBuf {
 /// What to do about tools that query files, if they are missing.
 pub fn analytics_missing() -> Option<String> {
     let installed = target().join("clients/analytics.installed").exists();
-    (!installed)
-        .then(|| "DuckDB and pyarrow are not installed: tests/clients/install.sh analytics".to_owned())
+    (!installed).then(|| {
+        "DuckDB, Polars and pyarrow are not installed: tests/clients/install.sh analytics".to_owned()
+    })
+}
+
+/// What to do about Spark, if it is missing.
+pub fn spark_missing() -> Option<String> {
+    let installed = target().join("clients/spark.installed").exists();
+    (!installed).then(|| "Spark is not installed: tests/clients/install.sh spark".to_owned())
 }
 
 /// What to do about kcat, if it is missing.

@@ -1,6 +1,6 @@
 //! A year of real flights, the broker killed with SIGKILL on the way, every record compared with the file, from the log
-//! and from Parquet, and the same question asked of the file and of DuckDB, Polars and pyarrow: `tests/flights/run.sh` on
-//! the embedded store and on MinIO.
+//! and from Parquet, and the same question asked of the file and of DuckDB, Polars, pyarrow and Spark:
+//! `tests/flights/run.sh` on the embedded store and on MinIO.
 
 use std::process::{Command, Stdio};
 
@@ -9,7 +9,7 @@ use alluvium_tests::installed::{Missing, root, target};
 use alluvium_tests::minio::Minio;
 
 fn missing() -> Option<String> {
-    ["python", "flights", "analytics"]
+    ["python", "flights", "analytics", "spark"]
         .iter()
         .find(|part| !target().join(format!("clients/{part}.installed")).exists())
         .map(|part| format!("{part} is not installed: tests/clients/install.sh {part}"))

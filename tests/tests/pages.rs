@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use alluvium_tests::broker;
-use alluvium_tests::installed::{Missing, analytics_missing, kcat_missing, root, target};
+use alluvium_tests::installed::{Missing, analytics_missing, kcat_missing, root, spark_missing, target};
 use alluvium_tests::minio::Minio;
 use alluvium_tests::s3_fake::{Options, S3Fake};
 use parking_lot::Mutex;
@@ -18,8 +18,11 @@ const PORTS_OF_THE_PAGES: [u16; 2] = [9092, 9464];
 const PORT_OF_THE_BUCKET: u16 = 9000;
 const BUCKET: &str = "my-bucket";
 
-fn missing(ports: &[u16]) -> Option<String> {
-    analytics_missing().or_else(kcat_missing).or_else(|| {
+fn missing(page: &str, ports: &[u16]) -> Option<String> {
+    let text = std::fs::read_to_string(root().join(page)).expect("the page");
+    let spark = || text.contains("```sql spark").then(spark_missing).flatten();
+    let programs = analytics_missing().or_else(kcat_missing).or_else(spark);
+    programs.or_else(|| {
         let taken = ports
             .iter()
             .find(|port| TcpListener::bind(("127.0.0.1", **port)).is_err());
@@ -27,8 +30,11 @@ fn missing(ports: &[u16]) -> Option<String> {
     })
 }
 
-fn missing_for_a_bucket() -> Option<String> {
-    missing(&[PORTS_OF_THE_PAGES[0], PORTS_OF_THE_PAGES[1], PORT_OF_THE_BUCKET])
+fn missing_for_a_bucket(page: &str) -> Option<String> {
+    missing(
+        page,
+        &[PORTS_OF_THE_PAGES[0], PORTS_OF_THE_PAGES[1], PORT_OF_THE_BUCKET],
+    )
 }
 
 fn python() -> PathBuf {
@@ -56,7 +62,7 @@ fn run(page: &str, arguments: &[&str], env: Vec<(String, String)>) {
 /// What a page says of a directory, and of nothing else.
 fn is_true(page: &str) {
     let _alone = PORTS.lock();
-    if Missing::from_environment().goes_on(missing(&PORTS_OF_THE_PAGES)) {
+    if Missing::from_environment().goes_on(missing(page, &PORTS_OF_THE_PAGES)) {
         run(page, &[], Vec::new());
     }
 }
@@ -64,7 +70,7 @@ fn is_true(page: &str) {
 /// What it says of a bucket, on the S3 fake.
 fn is_true_on_a_bucket(page: &str) {
     let _alone = PORTS.lock();
-    if Missing::from_environment().goes_on(missing_for_a_bucket()) {
+    if Missing::from_environment().goes_on(missing_for_a_bucket(page)) {
         let fake = S3Fake::start(Options {
             listen: SocketAddr::from(([127, 0, 0, 1], PORT_OF_THE_BUCKET)),
             bucket: BUCKET.to_owned(),
@@ -82,10 +88,11 @@ fn the_page_about_queries_is_true() {
 
 #[test]
 fn the_page_about_queries_is_true_on_minio() {
+    let page = "docs/analytics.md";
     let _alone = PORTS.lock();
-    if Missing::from_environment().goes_on(missing_for_a_bucket().or_else(Minio::missing)) {
+    if Missing::from_environment().goes_on(missing_for_a_bucket(page).or_else(Minio::missing)) {
         let minio = Minio::start_at(PORT_OF_THE_BUCKET, BUCKET);
-        run("docs/analytics.md", &["--bucket"], minio.env());
+        run(page, &["--bucket"], minio.env());
     }
 }
 

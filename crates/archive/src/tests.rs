@@ -4,6 +4,7 @@ mod damage;
 mod made;
 mod round_trip;
 mod seeking;
+mod whole_way;
 
 use std::sync::Arc;
 
@@ -135,7 +136,8 @@ fn seen(batches: &[Bytes]) -> Vec<Seen> {
                 headers: record.headers,
             });
         }
-        assert!(greatest.is_none_or(|t| t == header.max_timestamp));
+        // What a producer sends may be older than any time, which a header does not say.
+        assert!(greatest.is_none_or(|t| t.max(-1) == header.max_timestamp.max(-1)));
     }
     out
 }

@@ -13,6 +13,7 @@ use crate::store::{Store, StoreKind, StoreOptions};
 use crate::*;
 
 pub(crate) mod meddling;
+mod moments;
 pub(crate) mod shared;
 
 pub(crate) async fn store() -> Store {

@@ -29,7 +29,7 @@ use uuid::Uuid;
 use crate::history::{Partition, Value};
 use crate::kafka::{Kafka, code};
 use crate::members::must_join;
-use crate::world::{Chance, Millis, Node, Shared};
+use crate::world::{Chance, Limit, Millis, Node, Shared};
 
 /// Batches of a producer in flight at once.
 const IN_FLIGHT: usize = 5;
@@ -309,8 +309,7 @@ impl Client {
     }
 
     /// Lets retention take what a topic has too much of, or what is too old, and then again nothing, in turns.
-    pub async fn retain(mut self, topic: String) {
-        let (config, limit) = self.world.lock().tuning.retention;
+    pub async fn retain(mut self, topic: String, (config, limit): Limit) {
         let mut limited = false;
         while !self.closing() {
             self.pause(200, 400).await;

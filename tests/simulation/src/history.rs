@@ -7,6 +7,9 @@ use uuid::Uuid;
 
 use crate::world::{EPOCH_MS, Millis};
 
+/// Bytes that a record takes in a log at most, alone in its batch, or its offset in an empty one.
+const RECORD_BYTES_MAX: i64 = 100;
+
 /// A partition, by topic id.
 pub type Partition = (Uuid, i32);
 
@@ -93,10 +96,10 @@ struct Standing {
 /// What moves log starts although nobody asks for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Retention {
-    /// A limit of size. What was written last stays.
-    Size,
-    /// A limit of age.
-    Time,
+    /// A limit of size, in bytes. What was written last stays.
+    Size(i64),
+    /// A limit of age, in ms.
+    Time(i64),
 }
 
 /// Offsets that one group committed for one partition; one client at a time commits, in growing order.
@@ -120,6 +123,8 @@ struct AckedCommit {
 #[derive(Debug, Default)]
 pub struct History {
     pub violations: Vec<String>,
+    /// The latest time (ms) that a clock of a broker can have shown so far.
+    pub latest_ms: i64,
     logs: BTreeMap<Partition, Log>,
     /// Topics whose deletion was asked for.
     gone: BTreeSet<Uuid>,
@@ -232,9 +237,9 @@ impl History {
         let newest = log.acked.last_key_value().map_or(0, |(o, _)| *o);
         let below_start = offset < log.start_asked
             || match limited {
-                Some(Retention::Size) => offset <= newest,
+                Some(Retention::Size(_)) => offset <= newest,
                 // It may have taken what nobody has seen yet.
-                Some(Retention::Time) => true,
+                Some(Retention::Time(_)) => true,
                 None => false,
             };
         if !below_start && offset <= known_end && !log.deleted {
@@ -445,8 +450,10 @@ impl History {
         };
         let at_most = match limited {
             None => asked,
-            Some(Retention::Size) => last_acked.max(asked),
-            Some(Retention::Time) => i64::MAX,
+            // How many bytes a file of history has of a record is not known here.
+            Some(Retention::Size(_)) if !compacted => last_acked.max(asked),
+            Some(Retention::Time(_)) if !compacted => i64::MAX,
+            Some(limit) => self.start_of_compacted(p, log, limit).max(asked),
         };
         if start > at_most {
             self.wrong(format!(
@@ -495,6 +502,28 @@ impl History {
         }
         if before == Millis::MAX {
             self.check_told(p, log);
+        }
+    }
+
+    /// Where a compacted log may begin at most, of which there is `log` now: what is the newest of its key goes when the
+    /// limit lets it, and no sooner.
+    fn start_of_compacted(&self, p: Partition, log: &[(i64, i32, Value)], limit: Retention) -> i64 {
+        match limit {
+            Retention::Size(bytes) => {
+                let end = log.last().map_or(0, |(offset, ..)| offset + 1);
+                end - bytes / RECORD_BYTES_MAX
+            }
+            Retention::Time(ms) => {
+                let known = self.logs.get(&p).into_iter().flat_map(|l| &l.records);
+                let known = known.chain(log.iter().map(|(offset, _, value)| (offset, value)));
+                let mut newest: BTreeMap<[u8; 1], (i64, i64)> = BTreeMap::new();
+                for (offset, value) in known {
+                    let of_key = newest.entry(value.key()).or_default();
+                    *of_key = (*of_key).max((*offset, value.time()));
+                }
+                let young = newest.values().filter(|(_, time)| time + ms >= self.latest_ms);
+                young.map(|(offset, _)| *offset).min().unwrap_or(i64::MAX)
+            }
         }
     }
 
@@ -624,9 +653,41 @@ mod tests {
             found(&h)
         };
         assert_eq!(of(None, 1), 2, "nobody asked for it, and a record is missing");
-        assert_eq!(of(Some(Retention::Size), 2), 0);
-        assert_eq!(of(Some(Retention::Size), 3), 1, "the last one stays");
-        assert_eq!(of(Some(Retention::Time), 3), 0);
+        assert_eq!(of(Some(Retention::Size(1)), 2), 0);
+        assert_eq!(of(Some(Retention::Size(1)), 3), 1, "the last one stays");
+        assert_eq!(of(Some(Retention::Time(1)), 3), 0);
+    }
+
+    #[test]
+    fn of_a_compacted_topic_the_newest_of_each_key_goes_when_the_limit_lets_it() {
+        // Of seven keys: 0 to 6 are superseded by 7 to 13.
+        let look = |by: Retention, latest: u64, left: &[u64]| {
+            let mut h = History {
+                latest_ms: v(latest).time(),
+                ..History::default()
+            };
+            h.compacted(P.0);
+            h.limited(P.0, by);
+            h.acked(P, 0, &(0..14).map(v).collect::<Vec<_>>(), 10);
+            let log: Vec<_> = left.iter().map(|n| (*n as i64, 1, v(*n))).collect();
+            h.whole(P, left.first().map_or(14, |n| *n as i64), &log, 99, "x");
+            found(&h)
+        };
+        let size = Retention::Size(3 * RECORD_BYTES_MAX);
+        let time = Retention::Time(v(3).time() - v(0).time());
+        for limit in [size, time] {
+            assert_eq!(look(limit, 10, &[7, 8, 9, 10, 11, 12, 13]), 0);
+            assert_eq!(
+                look(limit, 10, &[7, 8, 10, 11, 12, 13]),
+                1,
+                "9 lies above the start"
+            );
+        }
+        assert_eq!(look(size, 99, &[11, 12, 13]), 0);
+        assert_eq!(look(size, 99, &[12, 13]), 1, "less is left than the limit");
+        assert_eq!(look(time, 12, &[9, 10, 11, 12, 13]), 0);
+        assert_eq!(look(time, 11, &[9, 10, 11, 12, 13]), 1, "8 is young enough");
+        assert_eq!(look(time, 99, &[]), 0);
     }
 
     #[test]
@@ -635,7 +696,7 @@ mod tests {
         h.unlimited(P.0, &[(0, 4)]);
         h.begins(P, 9, 1, "as told");
         h.begins(P, 9, 2, "as told");
-        h.limited(P.0, Retention::Size);
+        h.limited(P.0, Retention::Size(1));
         h.begins(P, 4, 3, "as told");
         h.unlimited(P.0, &[(0, 4)]);
         h.begins(P, 4, 5, "as told");
@@ -644,7 +705,7 @@ mod tests {
         assert_eq!(found(&h), 0, "the leader of epoch 4 may not know it yet");
         h.begins(P, 6, 7, "as told");
         assert_eq!(found(&h), 1);
-        h.limited(P.0, Retention::Size);
+        h.limited(P.0, Retention::Size(1));
         h.begins(P, 6, 8, "as told");
         assert_eq!(found(&h), 1);
     }
@@ -702,13 +763,13 @@ mod tests {
             h.out_of_range(P, offset);
             found(&h)
         };
-        assert_eq!(limited(Retention::Size, 1), 0);
+        assert_eq!(limited(Retention::Size(1), 1), 0);
         assert_eq!(
-            limited(Retention::Size, 2),
+            limited(Retention::Size(1), 2),
             1,
             "the last one stays, and so does what is behind it"
         );
-        assert_eq!(limited(Retention::Time, 2), 0);
+        assert_eq!(limited(Retention::Time(1), 2), 0);
         let reset = |h: &mut History| {
             h.told(P, 1, 0, 1, 11, 12);
             h.whole(P, 0, &[(0, 1, v(0)), (1, 1, v(1))], Millis::MAX, "x");

@@ -1,7 +1,9 @@
 //! What goes wrong, and when: drawn from the seed before anything runs.
 
 use crate::mutation::Mutation;
-use crate::world::{Ambush, Chance, Command, Millis, Node, STORE, Shared, TWIN, Tuning, Unheard, World};
+use crate::world::{
+    Ambush, Chance, Command, Limit, Millis, Node, STORE, Shared, TWIN, Tuning, Unheard, World,
+};
 
 /// How the store is at the moment: probabilities of each way to fail, and latencies.
 #[derive(Clone, Copy, Debug)]
@@ -93,6 +95,16 @@ pub struct Plan {
     pub weather: StoreWeather,
     /// Whether it is left alone at the end, to see that it forgets its dead.
     pub drains: bool,
+}
+
+/// What limits the compacted topic in the world of a seed, if anything does. A generator of its own draws it, so that all
+/// other draws are what they would be without, and the worlds in which nothing does too.
+pub fn compacted_limit(seed: u64) -> Option<Limit> {
+    let mut chance = Chance::new(seed ^ 0x4e4e);
+    chance.happens(0.4).then(|| match chance.happens(0.5) {
+        true => ("retention.bytes", chance.between(1_000, 8_000) as i64),
+        false => ("retention.ms", chance.between(5_000, 40_000) as i64),
+    })
 }
 
 /// Draws a plan and schedules all of it.
@@ -251,6 +263,7 @@ fn strike(w: &mut World, plan: &Plan, at: Millis, chance: &mut Chance) {
             w.at(at, move |w| {
                 w.tell(format_args!("the clock of {node} jumps by {jump} ms"));
                 w.skew_ms[node.0 as usize] += jump;
+                w.skew_ms_max = w.skew_ms_max.max(w.skew_ms[node.0 as usize]);
             });
         }
         11 => w.at(at, command(Command::CheckBucket)),

@@ -13,7 +13,7 @@ use crate::clients::Client;
 use crate::history::{Partition, Value};
 use crate::machine::Machine;
 use crate::mutation::Mutation;
-use crate::nemesis::{Plan, StoreWeather, plan};
+use crate::nemesis::{Plan, StoreWeather, compacted_limit, plan};
 use crate::store::{MANIFEST, SimStore};
 use crate::world::{
     Ambush, COMPACTED, Chance, Command, EPOCH_MS, LIMITED, Millis, Node, Shared, TWIN, Unheard,
@@ -29,7 +29,15 @@ const ENDING_BOUND: Millis = 120_000;
 /// How long a cluster is left alone before it must have forgotten its dead.
 const DRAINING: Millis = 240_000;
 /// Clients that have nothing to do for long.
-const NOT_ALWAYS: [&str; 6] = ["trimmer", "churner", "limiter", "member0", "member1", "member2"];
+const NOT_ALWAYS: [&str; 7] = [
+    "trimmer",
+    "churner",
+    "limiter",
+    "keylimiter",
+    "member0",
+    "member1",
+    "member2",
+];
 /// Partitions that are read from the brokers at the end.
 const AUDITED: [(&str, i32); 6] = [
     ("t", 0),
@@ -91,6 +99,12 @@ pub fn run(seed: u64, rule: Option<Mutation>, broken: bool, print: bool) -> Outc
     }
     let plan = plan(&world, &mut chance);
     world.lock().tell(format_args!("seed {seed}: {plan:?}"));
+    // A world that is made for a rule is kept as it is.
+    if let Some(limit) = compacted_limit(seed).filter(|_| rule.is_none()) {
+        let mut w = world.lock();
+        w.tell(format_args!("the compacted topic has {limit:?} now and then"));
+        w.compacted_limit = Some(limit);
+    }
     let mut driver = Driver {
         hosts: plan.brokers.iter().map(|n| (*n, Host::default())).collect(),
         clients: vec![(Node(20), Machine::new(0)), (Node(21), Machine::new(0))],
@@ -322,20 +336,32 @@ impl Driver {
             workers.push((1 - p, Box::pin(of.read(LIMITED.into(), p as i32))));
         }
         let of = client(self, "limiter");
-        workers.push((0, Box::pin(of.retain(LIMITED.into()))));
+        let (retention, compacted_limit) = {
+            let w = self.world.lock();
+            (w.tuning.retention, w.compacted_limit)
+        };
+        workers.push((0, Box::pin(of.retain(LIMITED.into(), retention))));
         let of = client(self, "keyed");
         workers.push((1, Box::pin(of.produce(COMPACTED.into(), 0, 40))));
         let of = client(self, "churned");
         workers.push((0, Box::pin(of.produce_plainly("churned".into(), 0, 3))));
         let of = client(self, "churnread");
         workers.push((1, Box::pin(of.read("churned".into(), 0))));
+        if let Some(limit) = compacted_limit {
+            let of = client(self, "keylimiter");
+            workers.push((0, Box::pin(of.retain(COMPACTED.into(), limit))));
+        }
         // Clients begin once their topic is there.
         let (go, wait) = tokio::sync::watch::channel(false);
         self.clients[0].1.spawn(async move {
             let mut admin = admin;
             admin.create_topic("t", partitions, &[]).await;
             admin.create_topic(LIMITED, 2, &[]).await;
-            let configs = [("cleanup.policy", "compact")];
+            let policy = match compacted_limit {
+                Some(_) => "compact,delete",
+                None => "compact",
+            };
+            let configs = [("cleanup.policy", policy)];
             let id = admin.create_topic(COMPACTED, 1, &configs).await;
             admin.world.lock().history.compacted(id);
             let _ = go.send(true);

@@ -22,7 +22,7 @@ use tokio::sync::oneshot;
 use crate::bucket::{If, Object, Put};
 use crate::history::Retention;
 use crate::mutation::Mutation;
-use crate::world::{Command, EPOCH_MS, LIMITED, Millis, Node, STORE, Shared, World, Zombie};
+use crate::world::{COMPACTED, Command, EPOCH_MS, LIMITED, Millis, Node, STORE, Shared, World, Zombie};
 
 /// How often a client that retries sends a request again.
 const RETRIES: u32 = 6;
@@ -218,23 +218,23 @@ impl World {
                 }
             }
         }
-        let Some(topic) = manifest.topics.get(LIMITED) else {
-            return;
-        };
-        let limit = |config: &str| {
-            topic
-                .configs
-                .get(config)
-                .is_some_and(|limit| !limit.starts_with('-'))
-        };
-        if limit("retention.bytes") {
-            self.history.limited(topic.id, Retention::Size);
-        } else if limit("retention.ms") {
-            self.history.limited(topic.id, Retention::Time);
-        } else {
-            let epoch = |p| Some((p, manifest.leader(&topic.id, p)?.leader_epoch));
-            let epochs: Vec<_> = (0..topic.partitions as i32).filter_map(epoch).collect();
-            self.history.unlimited(topic.id, &epochs);
+        for topic in [LIMITED, COMPACTED]
+            .iter()
+            .filter_map(|name| manifest.topics.get(*name))
+        {
+            let limit = |config: &str| {
+                let limit: i64 = topic.configs.get(config)?.parse().ok()?;
+                (limit >= 0).then_some(limit)
+            };
+            if let Some(bytes) = limit("retention.bytes") {
+                self.history.limited(topic.id, Retention::Size(bytes));
+            } else if let Some(ms) = limit("retention.ms") {
+                self.history.limited(topic.id, Retention::Time(ms));
+            } else {
+                let epoch = |p| Some((p, manifest.leader(&topic.id, p)?.leader_epoch));
+                let epochs: Vec<_> = (0..topic.partitions as i32).filter_map(epoch).collect();
+                self.history.unlimited(topic.id, &epochs);
+            }
         }
     }
 

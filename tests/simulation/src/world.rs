@@ -32,7 +32,7 @@ pub const TWIN: Node = Node(9);
 
 /// The topic that has a limit now and then.
 pub const LIMITED: &str = "limited";
-/// The topic of which the newest record of each key stays.
+/// The topic of which the newest record of each key stays; in some worlds it has a limit now and then, too.
 pub const COMPACTED: &str = "compacted";
 
 /// The store, seen as a place on the network.
@@ -205,6 +205,9 @@ pub struct Unheard {
     pub answers_late_by: Millis,
 }
 
+/// The config that limits a topic, and the limit.
+pub type Limit = (&'static str, i64);
+
 /// Settings of brokers that are drawn from the seed, so that all of a stream's life fits into minutes.
 #[derive(Clone, Copy, Debug)]
 pub struct Tuning {
@@ -214,8 +217,8 @@ pub struct Tuning {
     /// Size and age (ms) at which files of history are written.
     pub history: (u64, u64),
     pub garbage_ms: u64,
-    /// The config that limits a topic now and then, and its limit.
-    pub retention: (&'static str, i64),
+    /// What limits a topic now and then.
+    pub retention: Limit,
     /// Age at which merged data is gathered.
     pub gather_ms: u64,
 }
@@ -234,8 +237,9 @@ pub struct World {
     /// The rule that the world is made for.
     pub aim: Option<Mutation>,
     pub commands: Vec<Command>,
-    /// Offset of each broker's wall clock.
+    /// Offset of each broker's wall clock, and the greatest that any has had.
     pub skew_ms: [i64; 10],
+    pub skew_ms_max: i64,
     /// Brokers freeze in the middle of what is told here: how often, and for how long at most.
     pub ambush: Ambush,
     /// Incarnation of each broker that is up.
@@ -248,6 +252,8 @@ pub struct World {
     pub slow_keys: BTreeMap<(Node, String), Millis>,
     /// Settings of brokers that are drawn from the seed.
     pub tuning: Tuning,
+    /// What limits the compacted topic now and then, if it is to be `compact,delete`.
+    pub compacted_limit: Option<Limit>,
     /// Set when clients are to come to an end.
     pub closing: bool,
     scheduled: BinaryHeap<Scheduled>,
@@ -281,6 +287,7 @@ impl Shared {
             aim: None,
             commands: vec![],
             skew_ms: [0; 10],
+            skew_ms_max: 0,
             ambush: Ambush::default(),
             incarnations: BTreeMap::new(),
             unheard: None,
@@ -296,6 +303,7 @@ impl Shared {
                 retention: ("retention.bytes", -1),
                 gather_ms: 7_200_000,
             },
+            compacted_limit: None,
             closing: false,
             scheduled: BinaryHeap::new(),
             order: 0,
@@ -344,6 +352,7 @@ impl World {
             }
         }
         self.now = to;
+        self.history.latest_ms = EPOCH_MS + to as i64 + self.skew_ms_max;
         crate::os::set_millis(to);
     }
 

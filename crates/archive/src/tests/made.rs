@@ -1,5 +1,7 @@
 //! Batches of every kind, and what a consumer must see of them.
 
+use std::collections::BTreeMap;
+
 use alluvium_log::Offset;
 use alluvium_log::batch::{BatchHeader, HEADER_LEN, LOG_APPEND_TIME, field, put_varlong};
 use alluvium_log::codec::Codec;
@@ -41,7 +43,12 @@ pub(super) struct Common {
     /// The broker's time for all records.
     pub(super) append: Option<i64>,
     pub(super) control: bool,
+    /// Id, epoch and first sequence.
+    pub(super) producer: (i64, i16, i32),
 }
+
+/// Of who does not number its batches.
+const NOBODY: (i64, i16, i32) = (-1, -1, -1);
 
 pub(super) const COMMON: Common = Common {
     partition: 0,
@@ -51,6 +58,7 @@ pub(super) const COMMON: Common = Common {
     codec: Codec::None,
     append: None,
     control: false,
+    producer: (77, 5, 9),
 };
 
 fn put_bytes(out: &mut Vec<u8>, bytes: Option<&[u8]>) {
@@ -96,6 +104,7 @@ pub(super) fn raw(
     if common.control {
         attributes |= 0x30;
     }
+    let (producer_id, producer_epoch, base_sequence) = common.producer;
     let header = BatchHeader {
         base_offset: common.base_offset,
         batch_length: (HEADER_LEN - field::LEADER_EPOCH + payload.len()) as i32,
@@ -106,9 +115,9 @@ pub(super) fn raw(
         last_offset_delta: common.last_delta,
         base_timestamp,
         max_timestamp: common.append.unwrap_or(max_timestamp),
-        producer_id: 77,
-        producer_epoch: 5,
-        base_sequence: 9,
+        producer_id,
+        producer_epoch,
+        base_sequence,
         record_count: count,
     };
     let mut bytes = header.encode().to_vec();
@@ -187,7 +196,12 @@ fn record() -> impl Strategy<Value = Made> {
         prop_oneof![Just(None), vec(any::<u8>(), 0..20).prop_map(Some)],
     );
     let headers = prop_oneof![3 => Just(vec![]), 1 => vec(header, 0..5)];
-    let key = prop_oneof![2 => Just(None), 1 => vec(any::<u8>(), 0..30).prop_map(Some)];
+    // Few and short ones too: compaction takes what has the key of something newer.
+    let key = prop_oneof![
+        4 => Just(None),
+        1 => vec(0u8..3, 0..2).prop_map(Some),
+        1 => vec(any::<u8>(), 0..30).prop_map(Some),
+    ];
     let step = prop_oneof![9 => Just(1), 1 => 1..20];
     (step, timestamp(), key, value(), headers).prop_map(|(delta, timestamp, key, value, headers)| Made {
         delta,
@@ -240,6 +254,7 @@ pub(super) fn batches(max: usize) -> impl Strategy<Value = Vec<Given>> {
                 codec: if empty { Codec::None } else { codec },
                 append,
                 control,
+                producer: COMMON.producer,
             };
             if empty {
                 records.clear();
@@ -247,6 +262,75 @@ pub(super) fn batches(max: usize) -> impl Strategy<Value = Vec<Given>> {
             let batch = given(&common, &records);
             offset = batch.last_offset + 1;
             out.push(batch);
+        }
+        out
+    })
+}
+
+/// A batch as a producer sends it, and what its log does with it.
+#[derive(Clone, Debug)]
+pub(super) struct Sent {
+    /// Its offsets begin at 0: the log has not given any.
+    pub(super) batch: Given,
+    /// The log's time replaces the producer's.
+    pub(super) log_append_time: bool,
+    /// It comes a second time, as after an answer that was lost; only of a producer that numbers its batches.
+    pub(super) again: bool,
+    pub(super) then: Then,
+}
+
+/// What happens after an append.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Then {
+    /// The next one, perhaps into the same segment.
+    GoesOn,
+    /// All is published before the next one.
+    Waits,
+    /// So it is, and the process is gone; the next one begins a leader epoch.
+    Crashes,
+    /// It stops as it should.
+    Stops,
+}
+
+/// What producers send to so many partitions: all that [`batches`] has and a producer may send.
+pub(super) fn sent(partitions: i32, max: usize) -> impl Strategy<Value = Vec<Sent>> {
+    let then = prop_oneof![
+        6 => Just(Then::GoesOn),
+        3 => Just(Then::Waits),
+        1 => Just(Then::Crashes),
+        1 => Just(Then::Stops),
+    ];
+    let one = (
+        (0..partitions, vec(record(), 1..40), codec()),
+        (prop::option::of(1i64..3), prop::bool::weighted(0.2)),
+        (prop::bool::weighted(0.2), then),
+    );
+    vec(one, 1..max).prop_map(|sent| {
+        let mut sequences = BTreeMap::<(i32, i64), i32>::new();
+        let mut out = vec![];
+        for ((partition, mut records, codec), (producer, again), (log_append_time, then)) in sent {
+            let count = records.len() as i32;
+            (0..)
+                .zip(&mut records)
+                .for_each(|(delta, record)| record.delta = delta);
+            let numbered = |id| {
+                let next = sequences.entry((partition, id)).or_default();
+                *next += count;
+                (id, 0, *next - count)
+            };
+            let common = Common {
+                partition,
+                last_delta: count - 1,
+                codec,
+                producer: producer.map_or(NOBODY, numbered),
+                ..COMMON
+            };
+            out.push(Sent {
+                batch: given(&common, &records),
+                log_append_time,
+                again: again && producer.is_some(),
+                then,
+            });
         }
         out
     })

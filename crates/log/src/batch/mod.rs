@@ -87,7 +87,8 @@ impl RecordBatch {
     /// sends 0 and 0, sarama -1 and 0).
     ///
     /// Like Kafka this puts a wrong `max_timestamp` right (some producers send that of the last record), which copies
-    /// the batch: to the true one if the records are not compressed, otherwise only to the base timestamp at least.
+    /// the batch: to the true one if the records are not compressed, otherwise only to the base timestamp at least. What
+    /// is below -1 becomes -1, which is no time.
     ///
     /// What depends on the topic is checked by [`RecordBatch::check_timestamps`] and [`RecordBatch::check_keys`].
     pub fn parse_produced(bytes: Bytes) -> Result<RecordBatch, BatchError> {
@@ -107,7 +108,7 @@ impl RecordBatch {
         } else if records.is_empty() {
             return Err(BatchError::Invalid("the batch holds no records"));
         } else {
-            header.max_timestamp.max(header.base_timestamp)
+            header.max_timestamp.max(header.base_timestamp).max(-1)
         };
         let batch = RecordBatch { bytes, header };
         if max_timestamp == header.max_timestamp {

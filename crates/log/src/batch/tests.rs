@@ -389,6 +389,13 @@ fn a_wrong_max_timestamp_is_put_right() {
     assert_eq!(lifted.header().max_timestamp, T0);
     RecordBatch::from_stored(lifted.bytes().clone()).unwrap();
     assert_eq!(records(lifted.bytes(), MIB), records(&good, MIB));
+    let mut ancient = BatchBuilder::new();
+    ancient.push(-7, None, None, &[]);
+    for codec in [Codec::None, Codec::Gzip] {
+        let sent = ancient.clone().build_with(codec).unwrap();
+        let parsed = RecordBatch::parse_produced(sent.bytes().clone()).unwrap();
+        assert_eq!(parsed.header().max_timestamp, -1, "{codec:?}");
+    }
 }
 
 #[test]

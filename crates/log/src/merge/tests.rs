@@ -71,7 +71,7 @@ pub(crate) async fn listed(store: &Store) -> Vec<String> {
 }
 
 /// Segments and seals of a stream, and how many checkpoints.
-async fn of_stream(store: &Store, incarnation: Incarnation) -> (BTreeSet<Seq>, usize) {
+pub(crate) async fn of_stream(store: &Store, incarnation: Incarnation) -> (BTreeSet<Seq>, usize) {
     let (mut segments, mut checkpoints) = (BTreeSet::new(), 0);
     for key in listed(store).await {
         match parse_in_stream(&key) {
@@ -83,7 +83,7 @@ async fn of_stream(store: &Store, incarnation: Incarnation) -> (BTreeSet<Seq>, u
     (segments, checkpoints)
 }
 
-fn levels(log: &Log, id: &TopicId, partition: i32) -> Vec<Level> {
+pub(crate) fn levels(log: &Log, id: &TopicId, partition: i32) -> Vec<Level> {
     let p = log.partition(id, partition).unwrap();
     let image = p.published.lock();
     image.ranges.iter().map(|r| r.place.level).collect()

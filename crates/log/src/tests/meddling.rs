@@ -25,6 +25,8 @@ use crate::store::{Store, StoreKind, StoreOptions};
 pub(crate) enum Verb {
     Get,
     Put,
+    /// A PUT is done, and who sent it does not know yet.
+    Answer,
 }
 
 /// Which GET is preceded by something, and by what.
@@ -63,7 +65,7 @@ impl Hand {
         *self.unreadable.lock() = Some(Box::new(which));
     }
 
-    /// From now on such requests wait before anything is done.
+    /// From now on such requests wait before anything is done, and such answers before they are heard.
     pub(crate) fn hold(&self, which: impl Fn(Verb, &str) -> bool + Send + Sync + 'static) {
         self.held.send_replace(Some(Arc::new(which)));
     }
@@ -168,7 +170,9 @@ impl ObjectStore for Meddled {
 
     async fn put_opts(&self, key: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
         self.hand.pass(Verb::Put, key).await;
-        self.inner.put_opts(key, payload, options).await
+        let answer = self.inner.put_opts(key, payload, options).await;
+        self.hand.pass(Verb::Answer, key).await;
+        answer
     }
 
     async fn put_multipart_opts(

@@ -35,11 +35,17 @@ pub(crate) async fn join(store: &Store, node_id: i32) -> Log {
     try_join(store, node_id).await.unwrap()
 }
 
-async fn try_join(store: &Store, node_id: i32) -> Result<Log, OpenError> {
+/// As which it joins.
+pub(crate) fn member(node_id: i32) -> LogOptions {
     let mut options = LogOptions::for_store(StoreKind::S3);
     options.node_id = Some(node_id);
     options.merge.interval = 1_000 * HOUR;
     options.delete_delay = 1_000 * HOUR;
+    options
+}
+
+async fn try_join(store: &Store, node_id: i32) -> Result<Log, OpenError> {
+    let options = member(node_id);
     let mut registry = Registry::default();
     Log::open(store.clone(), options, Arc::new(SystemClock), &mut registry).await
 }
@@ -49,7 +55,7 @@ pub(crate) async fn a_while() {
     tokio::time::sleep(Duration::from_secs(10)).await;
 }
 
-fn slot_of(log: &Log, topic: TopicId, partition: i32) -> Slot {
+pub(crate) fn slot_of(log: &Log, topic: TopicId, partition: i32) -> Slot {
     log.manifest().slot_of(&TopicPartition { topic, partition })
 }
 
@@ -276,6 +282,19 @@ async fn write(logs: [Log; 2], tp: TopicPartition, stop: watch::Receiver<bool>) 
     acked
 }
 
+/// Lets a broker release a slot in favour of `to`, and stops its change of the manifest: before anything is done, or
+/// before it hears of it.
+pub(crate) async fn halfway(slot: Slot, hand: &Hand, stopped: Verb, to: &Log) {
+    hand.hold(move |verb, key| verb == stopped && key == keys::MANIFEST);
+    let heir = to.incarnation();
+    let wished = |m: &mut Manifest| {
+        m.set_desired(&[(slot, heir)]);
+        Ok::<_, std::convert::Infallible>(((), Some(heir)))
+    };
+    to.inner.keeper.change(wished).await.unwrap();
+    hand.holds().await;
+}
+
 /// Whether a log says that it does not lead a partition, to writers and to readers.
 async fn disowns(log: &Log, p: &Arc<Partition>) -> bool {
     let appended = log.append(p, batch(&["lost"], None), false);
@@ -309,13 +328,7 @@ async fn a_slot_goes_to_another_broker_and_comes_back() {
     tokio::time::sleep(Duration::from_secs(1)).await;
 
     // The release is in the stream, and the manifest does not say so yet: nobody leads.
-    hand.hold(|verb, key| verb == Verb::Put && key == keys::MANIFEST);
-    let to_b = |m: &mut Manifest| {
-        m.set_desired(&[(slot, 2)]);
-        Ok::<_, std::convert::Infallible>(((), Some(2)))
-    };
-    b.inner.keeper.change(to_b).await.unwrap();
-    hand.holds().await;
+    halfway(slot, &hand, Verb::Put, &b).await;
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert_eq!(b.manifest().leader(&id, 0).unwrap().incarnation, 1);
     assert!(disowns(&a, &first).await && b.partition(&id, 0).is_none());
