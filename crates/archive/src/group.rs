@@ -190,11 +190,6 @@ impl OpenGroup {
             + e.value.get_total_bytes_written()
     }
 
-    /// Bytes of records that are in no page yet, at most.
-    pub(crate) fn pending(&self, page_bytes: usize) -> u64 {
-        self.raw.min((page_bytes + RUN_BYTES) as u64)
-    }
-
     /// Adds a record; `timestamp_us` is none if it has no time.
     pub(crate) fn push(&mut self, facts: BatchFacts, record: &RecordRef<'_>, timestamp_us: Option<i64>) {
         let s = &mut self.staging;

@@ -29,10 +29,6 @@ const HEADERS_MAX: usize = 1_000_000;
 const SHARED_GROUP_PART: u64 = 4;
 /// A portion that found no end of a page within so many times its size ends anyway.
 const PORTION_OVER: u64 = 2;
-/// What index and footer take for a row group, a page and a share, about.
-const GROUP_INDEX_BYTES: u64 = 3000;
-const PAGE_INDEX_BYTES: u64 = 24;
-const SHARE_INDEX_BYTES: u64 = 12;
 
 fn failed(error: impl fmt::Display) -> HistoryError {
     HistoryError(error.to_string())
@@ -103,7 +99,6 @@ pub(crate) struct ParquetWriter {
     table: SeekTable,
     /// Rows of the row groups that are written.
     rows: u32,
-    raw: u64,
 }
 
 impl ParquetWriter {
@@ -128,7 +123,6 @@ impl ParquetWriter {
             shares: vec![],
             table: SeekTable::default(),
             rows: 0,
-            raw: 0,
         })
     }
 
@@ -315,7 +309,6 @@ impl ParquetWriter {
             self.remember(&share, first_row);
             first_row += share.rows;
         }
-        self.raw += raw;
         self.rows = self
             .rows
             .checked_add(rows)
@@ -374,19 +367,6 @@ impl HistoryWriter for ParquetWriter {
             Ok(checked) => self.add_checked(partition, append_time_ms, &checked).map(Ok),
             Err(bad) => Ok(Err(bad)),
         }
-    }
-
-    fn len(&self) -> u64 {
-        let open = self.group.as_ref();
-        let raw = self.raw + open.map_or(0, OpenGroup::raw);
-        let groups = self.file.flushed_row_groups().len() as u64 + 1;
-        let shares = (self.shares.len() + self.in_group.len()) as u64 + 1;
-        let pages = raw / self.options.page_bytes.max(1) as u64;
-        self.file.bytes_written() as u64
-            + open.map_or(0, |g| g.encoded() + g.pending(self.options.page_bytes))
-            + groups * GROUP_INDEX_BYTES
-            + pages * PAGE_INDEX_BYTES
-            + shares * SHARE_INDEX_BYTES
     }
 
     fn is_empty(&self) -> bool {

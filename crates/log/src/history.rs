@@ -76,9 +76,6 @@ pub trait HistoryWriter: Send {
         batch: &Bytes,
     ) -> Result<Result<(), BatchError>, HistoryError>;
 
-    /// About how many bytes the file would have if it were finished now.
-    fn len(&self) -> u64;
-
     /// Whether nothing was added.
     fn is_empty(&self) -> bool;
 

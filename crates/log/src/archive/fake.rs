@@ -62,7 +62,6 @@ struct FakeWriter {
     before_finish: Hook,
     refuses: Arc<AtomicBool>,
     out: BytesMut,
-    len: u64,
     rows: u32,
     shares: Vec<Share>,
 }
@@ -109,14 +108,9 @@ impl HistoryWriter for FakeWriter {
             self.out.put_u32(self.rows);
             self.out.put_u32(batch.len() as u32);
             self.out.put_slice(batch);
-            self.len += 12 + batch.len() as u64;
             self.rows += rows;
         }
         Ok(Ok(()))
-    }
-
-    fn len(&self) -> u64 {
-        self.len
     }
 
     fn is_empty(&self) -> bool {
@@ -185,7 +179,6 @@ impl History for FakeHistory {
             before_finish: self.before_finish.clone(),
             refuses: self.refuses.clone(),
             out: BytesMut::new(),
-            len: 0,
             rows: 0,
             shares: vec![],
         }))
