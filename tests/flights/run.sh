@@ -43,5 +43,5 @@ fi
 spark=()
 [ ! -e "$dir/spark.installed" ] || spark=(--spark)
 exec env PYTHONDONTWRITEBYTECODE=1 "$dir/venv/bin/python" "$here/flights.py" --csv "$dir/flights/flights.csv.zip" \
-    --analytics "$dir/analytics/bin/python" "${spark[@]}" \
+    --analytics "$dir/analytics/bin/python" ${spark[@]+"${spark[@]}"} \
     ${bin:+--bin "$bin"} "$@"

@@ -21,7 +21,7 @@
 //! | 9 | `log_append_time` | boolean | whether the timestamp is the broker's (`message.timestamp.type`) |
 //!
 //! The list's element, a header's key and its value have the ids 10 to 12. Numbers and times are packed deltas, strings
-//! delta lengths, without dictionaries; pages hold about 256 KiB and are compressed with zstd 3, each with its checksum.
+//! delta lengths, without dictionaries; pages hold about 64 KiB, of values 256, and are compressed with zstd 3, each with its checksum.
 //! There is a page index, and bounds of every column but values. `sorting_columns` names partition and offset. The
 //! file's metadata has `alluvium.format`, `alluvium.cluster`, `alluvium.topic.id` and `alluvium.topic.name`.
 //!
@@ -91,6 +91,9 @@ pub struct ParquetOptions {
     pub row_group_rows: u32,
     /// Bytes of a page before it is compressed, about.
     pub page_bytes: usize,
+    /// The same of the column of values, most of the file: the longer a page, the more of it repeats, and a reader wants many
+    /// of them anyway. Of other columns it wants few rows.
+    pub value_page_bytes: usize,
     /// Bytes of the records that are read, rebuilt and cached as one: so many to twice as many.
     pub portion_bytes: u64,
     /// Memory for what is known of files.
@@ -114,7 +117,8 @@ impl Default for ParquetOptions {
             row_group_bytes: 12 << 20,
             row_group_raw_bytes: 64 << 20,
             row_group_rows: 1 << 20,
-            page_bytes: 256 << 10,
+            page_bytes: 64 << 10,
+            value_page_bytes: 256 << 10,
             portion_bytes: 1 << 20,
             metadata_cache_bytes: 32 << 20,
             portion_cache_bytes: 64 << 20,

@@ -22,7 +22,7 @@ use moka::policy::EvictionPolicy;
 use object_store::path::Path;
 use object_store::{GetOptions, GetRange, GetResult};
 use parking_lot::Mutex;
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use crate::ParquetOptions;
@@ -60,7 +60,7 @@ pub(crate) struct Files {
     /// Into the cache of portions.
     inflow: Inflow,
     /// In units of [`PERMIT_BYTES`] of records.
-    fetching: Semaphore,
+    fetching: Arc<Semaphore>,
     decoding: Workers,
     /// Fewer than `fetching`, so that reading ahead never makes somebody wait who waits already.
     ahead_permits: Arc<Semaphore>,
@@ -114,7 +114,7 @@ impl Files {
                 })
                 .build(),
             inflow: Inflow::of_cache(options.portion_cache_bytes),
-            fetching: Semaphore::new(permits(options.fetch_bytes) as usize),
+            fetching: Arc::new(Semaphore::new(permits(options.fetch_bytes) as usize)),
             decoding: match options.own_threads {
                 true => Workers::start("history", options.decode_threads, 0)?,
                 false => Workers::in_place(),
@@ -285,12 +285,13 @@ impl Files {
         rows: Range<u32>,
     ) -> Result<Vec<(Offset, i64)>, ReadError> {
         let columns = [Column::Offset, Column::Timestamp];
-        let _permit = self.permit(1).await?;
+        let permit = self.permit(1).await?;
         let fetched = self.fetch(store, key, ranges(group, columns, &rows)).await?;
         let first = group.first_row + rows.start;
         let file = Arc::clone(file);
         let decoded = self
             .on_a_thread(move || -> Result<Vec<(Offset, i64)>, FormatError> {
+                let _permit = permit;
                 let group = file.group_of(&(first..first + 1));
                 let group = group.ok_or(FormatError::Invalid("rows"))?;
                 let mut decoder = Decoder::new(group, &fetched, rows)?;
@@ -383,8 +384,7 @@ impl Files {
     ) -> Result<Batches, ReadError> {
         let portion = file.seek.portions[p];
         let rows = portion.first_row..portion.first_row + portion.rows;
-        // Until it is decoded: what waits for a thread takes memory like what is on its way.
-        let _permit = self.permit(permits(portion.raw)).await?;
+        let permit = self.permit(permits(portion.raw)).await?;
         let fetched = match file.group_of(&rows).filter(|_| !rows.is_empty()) {
             Some(group) => {
                 let ranges = ranges_of(group, &group.within(&rows));
@@ -395,6 +395,7 @@ impl Files {
         let (file, metrics) = (Arc::clone(file), self.metrics.clone());
         let decoded = self
             .on_a_thread(move || {
+                let _permit = permit;
                 let began = Instant::now();
                 let batches = batches(&file, &portion, &fetched);
                 metrics.decode_seconds.observe(began.elapsed().as_secs_f64());
@@ -406,10 +407,12 @@ impl Files {
             .map_err(|e| corrupt(key, format!("rows from {}: {e}", portion.first_row)))
     }
 
-    /// To bring and decode something, as far as others leave room; whoever wants more than there is gets all.
-    async fn permit(&self, permits: u32) -> Result<SemaphorePermit<'_>, ReadError> {
+    /// To bring and decode something, as far as others leave room; whoever wants more than there is gets all. It goes with
+    /// the work to the thread that decodes: what waits there takes memory, whether somebody waits for it or not.
+    async fn permit(&self, permits: u32) -> Result<OwnedSemaphorePermit, ReadError> {
         let all = self::permits(self.options.fetch_bytes);
-        let permit = self.fetching.acquire_many(permits.min(all)).await;
+        let fetching = Arc::clone(&self.fetching);
+        let permit = fetching.acquire_many_owned(permits.min(all)).await;
         permit.map_err(|e| ReadError::Store(e.to_string()))
     }
 

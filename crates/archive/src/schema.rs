@@ -188,6 +188,10 @@ pub(crate) fn properties(
             about("topic.name", topic.name.clone()),
         ]));
     for (column, descriptor) in Column::ALL.into_iter().zip(schema.columns()) {
+        if column == Column::Value {
+            let limit = options.value_page_bytes;
+            properties = properties.set_column_data_page_size_limit(descriptor.path().clone(), limit);
+        }
         properties = properties
             .set_column_encoding(descriptor.path().clone(), column.encoding())
             .set_column_statistics_enabled(descriptor.path().clone(), column.statistics());

@@ -50,6 +50,7 @@ fn small() -> ParquetOptions {
         row_group_raw_bytes: 256 << 10,
         row_group_rows: 3000,
         page_bytes: 2 << 10,
+        value_page_bytes: 2 << 10,
         portion_bytes: 8 << 10,
         ..ParquetOptions::default()
     }

@@ -28,7 +28,7 @@ use crate::membership::Cluster;
 use crate::mutation::{self, Mutation};
 use crate::partition::Standing;
 use crate::placement;
-use crate::start::Taker;
+use crate::start::{Taker, still_live};
 use crate::stream::{Owned, Phase};
 use crate::{Incarnation, Partition, Seq, Slot};
 
@@ -173,8 +173,14 @@ impl Inner {
             now_ms: self.stream.clock.now_ms(),
             reason: why.to_owned(),
         };
-        let ended = self.reader().end_stream(victim, &by).await;
-        let (seal, read) = ended.map_err(|e| e.to_string())?;
+        let (seal, read) = match self.reader().end_stream(victim, &by).await {
+            Ok(ended) => ended,
+            Err(why) if still_live(&self.keeper, victim).await => return Err(why.to_string()),
+            Err(_) => {
+                self.apply_manifest();
+                return Ok(());
+            }
+        };
         self.ended.lock().insert(victim, read);
         let taken = self
             .keeper

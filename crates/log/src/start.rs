@@ -188,7 +188,7 @@ async fn join(
     };
     let (incarnation, node_id) = keeper.change(register).await.map_err(unusable)?;
     let mut ended = BTreeMap::new();
-    loop {
+    'plan: loop {
         let proven = Instant::now();
         let manifest = keeper.current();
         let before = manifest
@@ -203,9 +203,14 @@ async fn join(
                 now_ms: clock.now_ms(),
                 reason: "a newer start of the same broker took over".to_owned(),
             };
-            let (seal, stream) = reader.end_stream(victim, &by).await?;
-            sealed.push((victim, seal));
-            ended.insert(victim, stream);
+            match reader.end_stream(victim, &by).await {
+                Ok((seal, stream)) => {
+                    sealed.push((victim, seal));
+                    ended.insert(victim, stream);
+                }
+                Err(why) if still_live(keeper, victim).await => return Err(why),
+                Err(_) => continue 'plan,
+            }
         }
         let take = |m: &mut Manifest| {
             m.take_over(incarnation, &sealed)
@@ -301,6 +306,16 @@ impl Inner {
 
 fn unusable<E: std::fmt::Display>(e: ManifestError<E>) -> OpenError {
     OpenError::Unusable(e.to_string())
+}
+
+/// Whether a stream that could not be ended is still to be. If not, somebody else was faster, and may have deleted what was
+/// to be read of it.
+pub(crate) async fn still_live(keeper: &ManifestKeeper, victim: Incarnation) -> bool {
+    // What cannot be read has not changed, as far as anybody knows.
+    let _ = keeper.refresh().await;
+    let manifest = keeper.current();
+    let stream = manifest.streams.get(&victim);
+    stream.is_some_and(|s| s.is_live())
 }
 
 /// Looks at the manifest every second, for changes by others and as proof of ownership.

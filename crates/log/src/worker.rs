@@ -44,12 +44,14 @@ impl Workers {
         Workers { jobs: None }
     }
 
-    /// Does something there, after what was asked for earlier; `None` if it panicked.
+    /// Does something there, after what was asked for earlier, unless nobody waits for it any more by then; `None` if it
+    /// panicked. What the job holds is held until it is done or passed over.
     pub async fn run<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> Option<T> {
         let (answer, done) = oneshot::channel();
         let job = move || {
-            // Nobody waits any more: the task was aborted.
-            let _ = answer.send(job());
+            if !answer.is_closed() {
+                let _ = answer.send(job());
+            }
         };
         match &self.jobs {
             Some(jobs) => jobs.send(Box::new(job)).ok()?,
@@ -88,6 +90,28 @@ mod tests {
             None
         );
         assert_eq!(workers.run(|| 7).await, Some(7));
+    }
+
+    #[tokio::test]
+    async fn what_nobody_waits_for_is_not_begun() {
+        let workers = Workers::start("test", 1, 0).unwrap();
+        let (let_go, held) = mpsc::channel::<()>();
+        let mut first = Box::pin(workers.run(move || held.recv().is_err()));
+        assert!(futures::poll!(&mut first).is_pending());
+        let done = Arc::new(Mutex::new(vec![]));
+        let job = |n: i32| {
+            let done = Arc::clone(&done);
+            move || done.lock().push(n)
+        };
+        {
+            let mut second = Box::pin(workers.run(job(2)));
+            assert!(futures::poll!(&mut second).is_pending());
+        }
+        let third = workers.run(job(3));
+        drop(let_go);
+        let (first, third) = tokio::join!(first, third);
+        assert_eq!((first, third), (Some(true), Some(())));
+        assert_eq!(*done.lock(), [3]);
     }
 
     #[tokio::test]

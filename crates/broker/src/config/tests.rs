@@ -829,7 +829,7 @@ fn history_is_on_and_follows_topic_and_broker() {
     assert!(plain.archive_enable && !plain.archive_text_values);
     assert_eq!(
         (plain.archive_file_bytes, plain.archive_interval_ms),
-        (64 << 20, 3_600_000)
+        (256 << 20, 3_600_000)
     );
     let config = config(&[("archive.interval.ms", "60000"), ("archive.value.type", "string")]);
     let now = with_broker(manifest(0), "", "archive.enable", "false");

@@ -15,8 +15,8 @@ use tokio::task::JoinSet;
 use crate::store::reason::{Cure, Reason};
 
 /// Bytes of a part: stores want at least 5 MiB, and some that all but the last are of one size.
-/// Each is paid for, so one is larger than most files: with values that compress, what makes a file by default is about 17 MB
-/// of Parquet.
+/// Each is paid for: with values that compress, a file has about 70 MB by default, which are three parts and two requests
+/// besides; a smaller one is a single request.
 pub(crate) const PART_BYTES: usize = 24 << 20;
 /// Parts under way at once; they and one more are in memory.
 const PARTS_AT_ONCE: usize = 1;

@@ -18,8 +18,6 @@ use crate::Offset;
 const READERS_MAX: usize = 1024;
 /// A reader that does not come back within this time has left.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(30);
-/// What is thought of history before some was read: records of text become a quarter.
-const EXPANSION: u64 = 4;
 
 /// How far ahead readers may be, in whatever unit the owner counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,8 +37,8 @@ pub struct Reader {
     pub window: usize,
     /// Everything before this offset is read ahead already.
     pub ahead_to: Offset,
-    /// Bytes that it got for each that is stored, about: history is compressed.
-    pub expansion: u64,
+    /// Bytes that it got for each that is stored, about, once that is known: history is compressed.
+    pub expansion: Option<u64>,
     seen: Instant,
 }
 
@@ -86,7 +84,7 @@ impl<P: Eq + Hash> ReadAhead<P> {
         Reader {
             window: window.min(share),
             ahead_to: known.map_or(offset, |r| r.ahead_to),
-            expansion: known.map_or(EXPANSION, |r| r.expansion),
+            expansion: known.and_then(|r| r.expansion),
             seen: now,
         }
     }
@@ -100,7 +98,7 @@ impl<P: Eq + Hash> ReadAhead<P> {
                 let other = other.get_mut();
                 other.window = other.window.max(reader.window);
                 other.ahead_to = other.ahead_to.max(reader.ahead_to);
-                other.expansion = reader.expansion;
+                other.expansion = reader.expansion.or(other.expansion);
                 other.seen = reader.seen;
             }
             Entry::Vacant(place) if known < READERS_MAX => {
@@ -166,11 +164,11 @@ mod tests {
     async fn who_begins_at_the_start_goes_on() {
         let (mut ahead, now) = (ReadAhead::new(windows(1000)), Instant::now());
         let mut reader = ahead.begin(partition(0), 5, true, now);
-        assert_eq!((reader.window, reader.expansion), (FIRST, EXPANSION));
-        reader.expansion = 9;
+        assert_eq!((reader.window, reader.expansion), (FIRST, None));
+        reader.expansion = Some(9);
         ahead.end(partition(0), 15, reader);
         let reader = ahead.begin(partition(0), 15, true, now);
-        assert_eq!((reader.window, reader.expansion), (FIRST * 2, 9));
+        assert_eq!((reader.window, reader.expansion), (FIRST * 2, Some(9)));
     }
 
     #[tokio::test(start_paused = true)]

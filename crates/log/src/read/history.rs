@@ -14,7 +14,7 @@ use crate::store::Store;
 use crate::{Offset, Partition};
 
 /// Shares that are read ahead at once.
-const AHEAD_AT_ONCE: usize = 32;
+const AHEAD_AT_ONCE: usize = 16;
 
 /// Where readers get what stands in files of history.
 #[derive(Debug)]

@@ -28,8 +28,11 @@ const PLANS: usize = 4;
 const COLD_RANGES_AT_ONCE: usize = 8;
 /// A share of a file of history that has so few bytes there is small.
 const SMALL_SHARE_BYTES: u32 = 256 << 10;
-/// Small shares that one read brings side by side: each is little to bring and as long to wait for as a large range.
-const SMALL_SHARES_AT_ONCE: usize = 32;
+/// Small shares that one read brings side by side, once it is known how much comes of a share: each is little to bring and as
+/// long to wait for as a large range. Half of the reads that there may be, so that others have room.
+const SMALL_SHARES_AT_ONCE: usize = 16;
+/// What is thought of history before some was read: records of text become a quarter.
+const EXPANSION: u64 = 4;
 /// Small shares that are read ahead for one block of a reader's window.
 const SMALL_SHARES_PER_BLOCK: usize = 4;
 /// A batch is opened for a lookup by time up to this size.
@@ -356,14 +359,15 @@ async fn read_as_planned(
         let image = partition.published.lock();
         let end = partition.check_offset(&image, offset, isolation)?;
         let first = image.range_from(offset);
-        let cold = image.ranges.get(first).is_some_and(|r| blocks.is_cold(r));
+        let wanted = image.ranges.get(first).filter(|r| r.base_offset < end);
+        let cold = wanted.is_some_and(|r| blocks.is_cold(r));
         let reader = cold.then(|| {
             let at_start = offset == image.state.log_start;
             let mut ahead = blocks.ahead.lock();
             ahead.begin(partition.id(), offset, at_start, Instant::now())
         });
-        let expansion = reader.map_or(1, |r| r.expansion);
-        let ranges = plan(&image, offset, end, max_bytes, expansion);
+        let known = reader.and_then(|r| r.expansion);
+        let ranges = plan(&image, offset, end, max_bytes, known.unwrap_or(EXPANSION));
         let reader = reader.map(|reader| {
             let next = image.ranges.range(first + ranges.len()..);
             let next = next.take(ranges_ahead(&reader, &ranges)).copied();
@@ -371,6 +375,7 @@ async fn read_as_planned(
         });
         (partition.watermarks_of(&image), ranges, end, reader)
     };
+    let expansion_known = reader.as_ref().is_some_and(|(r, _)| r.expansion.is_some());
     let reader = reader.map(|(mut reader, next)| {
         read_ahead(blocks, partition, &mut reader, &next);
         reader
@@ -410,7 +415,7 @@ async fn read_as_planned(
         }
     } else {
         let at_once = match ranges.first() {
-            Some(first) if is_small_share(first) => SMALL_SHARES_AT_ONCE,
+            Some(first) if is_small_share(first) && expansion_known => SMALL_SHARES_AT_ONCE,
             _ if reader.is_some() => COLD_RANGES_AT_ONCE,
             _ => 1,
         };
@@ -436,15 +441,14 @@ async fn read_as_planned(
     }
     let next = reading.want.offset;
     if let Some(mut reader) = reader {
-        if ranges.first().is_some_and(is_history) {
+        if reading.result.bytes > 0 && ranges.first().is_some_and(is_history) {
             let stored: u64 = ranges
                 .iter()
                 .map(|r| bytes_from(r, offset) - bytes_from(r, next))
                 .sum();
             reader.expansion = (reading.result.bytes as u64)
                 .checked_div(stored)
-                .unwrap_or(1)
-                .max(1);
+                .map(|e| e.max(1));
         }
         blocks.ahead.lock().end(partition.id(), next, reader);
     }

@@ -449,3 +449,47 @@ async fn an_owner_that_meets_a_void_seal_deletes_nothing_that_its_successor_read
     let b = two.restart_b().await;
     assert_eq!(read_all(&b, &id).await, all);
 }
+
+/// Nobody would be told that a checkpoint is missing: it is, because all is well.
+#[tokio::test(start_paused = true)]
+async fn a_taker_who_comes_when_all_is_cleaned_up_finds_that_others_were_faster() {
+    let two = Two::new(1).await;
+    let (a, b, id) = (&two.a, &two.b, two.id);
+    let p = a.partition(&id, 0).unwrap();
+    append(a, &p, &["v0"]).await;
+    // Its head names a checkpoint.
+    merger(a).round().await.unwrap();
+    let durable = checkpoint(a).await;
+    cleaner(a).clean_own(&durable).await.unwrap();
+    let at = tip(a);
+    let (way_of_c, hand_of_c) = meddled(&two.bucket, StoreKind::S3);
+    let c = join(&way_of_c, 3).await;
+    a_while().await;
+    hand_of_c.hold(move |verb, key| verb == Verb::Put && is_segment(key, 1, at));
+    let taking = {
+        let c = c.clone();
+        tokio::spawn(async move { c.inner.take_over(1, "it is silent").await })
+    };
+    hand_of_c.holds().await;
+    // Nor does it look again.
+    hand_of_c.hold(move |verb, key| is_segment(key, 1, at) || hears(verb, key));
+    append(a, &p, &["v1"]).await;
+
+    two.take_over().await;
+    // It got some of the slots, and is taken for dead, too.
+    b.inner.take_over(3, "it is silent").await.unwrap();
+    a_while().await;
+    two.hand_of_b.let_go();
+    merger(b).round().await.unwrap();
+    checkpoint(b).await;
+    a_while().await;
+    assert!(!b.manifest().streams.contains_key(&1));
+    cleaner(b).sweep().await.unwrap();
+
+    hand_of_c.let_go();
+    taking.await.unwrap().unwrap();
+    let left = of_stream(&two.store(), 1).await;
+    assert!(left.0.contains(&at) && left.1 == 0, "it has sealed what nobody needs: {left:?}");
+    let p = b.partition(&id, 0).unwrap();
+    assert_eq!(contents(b, &p, 0).await, expected(2));
+}
