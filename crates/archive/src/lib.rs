@@ -123,7 +123,7 @@ impl Default for ParquetOptions {
             metadata_cache_bytes: 32 << 20,
             portion_cache_bytes: 64 << 20,
             fetch_bytes: 32 << 20,
-            decode_threads: cores.div_ceil(2),
+            decode_threads: cores.div_ceil(2).max(2),
             read_ahead_bytes: 16 << 20,
             own_threads: true,
         }

@@ -43,6 +43,9 @@ const PORTIONS_PER_READ: usize = 64;
 /// Bytes of records for which one permit is taken to bring a portion. A small one takes one all the same: it is as many requests.
 const PERMIT_BYTES: u64 = 512 * 1024;
 
+/// How far threads that decode stand back: who produces and who reads the newest goes first, but consumers wait for them.
+const NICE: i32 = 5;
+
 /// A portion, by its file and its number there.
 type PortionId = (Path, u32);
 /// A partition, by the directory of its topic's files.
@@ -116,7 +119,7 @@ impl Files {
             inflow: Inflow::of_cache(options.portion_cache_bytes),
             fetching: Arc::new(Semaphore::new(permits(options.fetch_bytes) as usize)),
             decoding: match options.own_threads {
-                true => Workers::start("history", options.decode_threads, 0)?,
+                true => Workers::start("history", options.decode_threads, NICE)?,
                 false => Workers::in_place(),
             },
             ahead_permits: Arc::new(Semaphore::new(permits(options.fetch_bytes / 4 * 3) as usize)),

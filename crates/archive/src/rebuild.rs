@@ -24,6 +24,14 @@ impl Strings {
         let len = usize::try_from(len).ok()?;
         self.data.get(at as usize..at as usize + len)
     }
+
+    /// Bytes of all of them. The buffer has more: whole pages, of which rows are taken.
+    fn bytes(&self) -> usize {
+        self.slots
+            .iter()
+            .map(|(_, len)| usize::try_from(*len).unwrap_or(0))
+            .sum()
+    }
 }
 
 /// Rows of one partition, column by column.
@@ -56,7 +64,7 @@ pub(crate) struct Rebuilt {
 /// Gaps belong to the batch before them. One that is wider than the 31 bits of an offset delta is left out, but the last
 /// batch always ends at `last`.
 pub(crate) fn rebuild(rows: &Rows, base: Offset, last: Offset) -> Vec<Rebuilt> {
-    let payload = rows.keys.data.len() + rows.values.data.len() + rows.header_values.data.len();
+    let payload = rows.keys.bytes() + rows.values.bytes() + rows.header_values.bytes();
     let mut out = Batches {
         bytes: Vec::with_capacity(payload + payload / 16 + rows.offsets.len() * 24 + HEADER_LEN),
         done: vec![],

@@ -489,7 +489,10 @@ async fn a_taker_who_comes_when_all_is_cleaned_up_finds_that_others_were_faster(
     hand_of_c.let_go();
     taking.await.unwrap().unwrap();
     let left = of_stream(&two.store(), 1).await;
-    assert!(left.0.contains(&at) && left.1 == 0, "it has sealed what nobody needs: {left:?}");
+    assert!(
+        left.0.contains(&at) && left.1 == 0,
+        "it has sealed what nobody needs: {left:?}"
+    );
     let p = b.partition(&id, 0).unwrap();
     assert_eq!(contents(b, &p, 0).await, expected(2));
 }
