@@ -54,7 +54,7 @@ fn batches(count: i64, records: i64, bytes: usize, codec: Codec) -> (Vec<Bytes>,
 }
 
 fn history() -> ParquetHistory {
-    ParquetHistory::new(ParquetOptions::default(), &mut Registry::default()).unwrap()
+    ParquetHistory::new(ParquetOptions::default(), &mut Registry::default()).expect("it starts its threads")
 }
 
 fn write(batches: &[Bytes]) -> (Bytes, FinishedFile) {
