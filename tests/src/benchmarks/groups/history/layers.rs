@@ -152,6 +152,11 @@ impl Layers {
     /// Runs `alluvium bench consume` with these arguments on a broker that has just started.
     pub(super) fn read_cold(&mut self, session: &Session, arguments: &str) -> Result<Measurement, String> {
         self.broker.restart()?;
+        self.read(session, arguments)
+    }
+
+    /// Runs `alluvium bench consume` with these arguments.
+    pub(super) fn read(&mut self, session: &Session, arguments: &str) -> Result<Measurement, String> {
         let client = bench(
             &session.tools,
             "consume",
