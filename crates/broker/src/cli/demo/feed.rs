@@ -98,13 +98,16 @@ impl Feed {
     }
 }
 
+/// A record, of which one part is due in a nanosecond at a rate of one in a hundred seconds.
+const RECORD: u128 = 100 * 1_000_000_000;
+
 /// How many records are due at a steady rate. After a pause it is a second's worth at most: the demo is no load test.
 #[derive(Clone, Debug)]
 struct Pace {
     /// Records in a hundred seconds.
     rate: u64,
-    /// Records that are due, as a fraction of one.
-    owed: f64,
+    /// What is due of a record, in parts of [`RECORD`]: in fractions it would not add up.
+    owed: u128,
     since: Instant,
 }
 
@@ -112,7 +115,7 @@ impl Pace {
     fn new(rate: u64, now: Instant) -> Pace {
         Pace {
             rate,
-            owed: 0.0,
+            owed: 0,
             since: now,
         }
     }
@@ -122,10 +125,10 @@ impl Pace {
             .saturating_duration_since(self.since)
             .min(Duration::from_secs(1));
         self.since = now;
-        self.owed += passed.as_secs_f64() * self.rate as f64 / 100.0;
-        let due = self.owed.floor();
-        self.owed -= due;
-        due as u64
+        self.owed += passed.as_nanos() * u128::from(self.rate);
+        let due = self.owed / RECORD;
+        self.owed %= RECORD;
+        u64::try_from(due).unwrap_or(u64::MAX)
     }
 }
 
