@@ -42,7 +42,6 @@ const PORTIONS_AT_ONCE: usize = 8;
 const PORTIONS_PER_READ: usize = 64;
 /// Bytes of records for which one permit is taken to bring a portion. A small one takes one all the same: it is as many requests.
 const PERMIT_BYTES: u64 = 512 * 1024;
-
 /// How far threads that decode stand back: who produces and who reads the newest goes first, but consumers wait for them.
 const NICE: i32 = 5;
 
@@ -84,7 +83,9 @@ fn weight(bytes: usize) -> u32 {
 
 /// Permits to bring so many bytes of records.
 fn permits(bytes: u64) -> u32 {
-    weight(usize::try_from(bytes.div_ceil(PERMIT_BYTES)).unwrap_or(usize::MAX)).max(1)
+    u32::try_from(bytes.div_ceil(PERMIT_BYTES))
+        .unwrap_or(u32::MAX)
+        .max(1)
 }
 
 fn corrupt(key: &Path, what: impl fmt::Display) -> ReadError {

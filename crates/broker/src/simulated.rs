@@ -59,8 +59,7 @@ impl Simulated {
         );
         // A thread would not know of the simulation's time.
         settings.log.archive.own_threads = false;
-        let (options, policies) =
-            history::with_history(&settings, &mut registry).map_err(|e| e.to_string())?;
+        let (options, policies) = history::with_history(&settings, &mut registry)?;
         let opened = Log::open(store, options, clock.clone(), &mut registry).await;
         let log = opened.map_err(|e| e.to_string())?;
         peers.belongs_to(log.manifest().cluster_id, log.incarnation());

@@ -65,9 +65,7 @@ impl Workers {
 /// would be that of the whole process.
 pub(crate) fn stand_back(nice: i32) {
     #[cfg(target_os = "linux")]
-    if nice > 0
-        && let Err(error) = rustix::process::setpriority_process(None, nice)
-    {
+    if let Err(error) = rustix::process::setpriority_process(None, nice) {
         tracing::debug!(%error, "a thread for background work keeps its priority");
     }
     #[cfg(not(target_os = "linux"))]

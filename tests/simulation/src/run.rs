@@ -133,10 +133,7 @@ impl Driver {
                 .at(at, move |w| w.commands.push(Command::Boot(node)));
         }
         self.start_clients();
-        let end = self.plan.chaos_ms + RECOVERY_BOUND;
-        while self.now() < end && self.go_on() {
-            self.tick();
-        }
+        self.go_on_until(self.plan.chaos_ms + RECOVERY_BOUND);
         if !self.go_on() {
             return;
         }
@@ -146,6 +143,12 @@ impl Driver {
 
     fn now(&self) -> Millis {
         self.world.lock().now
+    }
+
+    fn go_on_until(&mut self, end: Millis) {
+        while self.now() < end && self.go_on() {
+            self.tick();
+        }
     }
 
     fn go_on(&self) -> bool {
@@ -398,10 +401,7 @@ impl Driver {
     /// Clients end; then everything is read, from the brokers and from a copy of the bucket.
     fn finish(&mut self) {
         self.world.lock().closing = true;
-        let end = self.now() + ENDING_BOUND / 4;
-        while self.now() < end && self.go_on() {
-            self.tick();
-        }
+        self.go_on_until(self.now() + ENDING_BOUND / 4);
         let (done, mut finished) = mpsc::unbounded_channel();
         let mut reader = Client::new(&self.world, Node(20), "auditor", &self.plan.brokers);
         self.clients[0].1.spawn(async move {
@@ -440,10 +440,7 @@ impl Driver {
 
     /// Left alone, a cluster forgets its dead: their streams leave the manifest, and their data the bucket.
     fn check_drained(&mut self) {
-        let end = self.now() + DRAINING;
-        while self.now() < end && self.go_on() {
-            self.tick();
-        }
+        self.go_on_until(self.now() + DRAINING);
         let counts = self.check_bucket("in the bucket after a rest");
         let running = self.hosts.values().filter(|h| h.machine.is_some()).count();
         let mut w = self.world.lock();
@@ -503,17 +500,14 @@ impl Driver {
         };
         let kinds = [Kind::Merged, Kind::Archive];
         if kinds.into_iter().any(|kind| left(&counts, kind) > FILES_LEFT) {
-            let end = self.now() + GARBAGE_GOES;
-            while self.now() < end && self.go_on() {
-                self.tick();
-            }
+            self.go_on_until(self.now() + GARBAGE_GOES);
             counts = self.check_bucket("in the bucket after a longer rest");
         }
         for kind in kinds {
             let left = left(&counts, kind);
             if left > FILES_LEFT {
                 self.world.lock().violation(format!(
-                    "{DRAINING} and {GARBAGE_GOES} ms after the last change nobody refers to {left} objects of kind {kind:?}, at \
+                    "after {DRAINING} ms of rest and {GARBAGE_GOES} more nobody refers to {left} objects of kind {kind:?}, at \
                      most {FILES_LEFT} may be left"
                 ));
             }

@@ -56,10 +56,9 @@ async fn run(args: FsckArgs) -> Result<bool, String> {
         true => open_to_change(&args.url).await?,
         false => look_into(&absolute(&args.url)?).await?,
     };
-    let format = history::format().map_err(|e| format!("cannot start a thread to read history: {e}"))?;
     let options = FsckOptions {
         fast: args.fast,
-        history: Some(format),
+        history: Some(history::format()?),
     };
     let (progress, seen) = watch::channel(Progress::default());
     let shown = std::io::stderr().is_terminal().then(|| tokio::spawn(show(seen)));

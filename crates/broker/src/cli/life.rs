@@ -59,8 +59,7 @@ impl Life {
         process_metrics::register(&mut registry, ground.started_ms);
         ground.store_metrics.register(&mut registry);
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-        let (options, policies) = history::with_history(&ground.settings, &mut registry)
-            .map_err(|e| format!("cannot start a thread to read history: {e}"))?;
+        let (options, policies) = history::with_history(&ground.settings, &mut registry)?;
         let edge = registry.sub_registry_with_prefix("alluvium");
         let names = ground
             .settings

@@ -7,7 +7,6 @@ mod flushes;
 pub(crate) mod message;
 
 use std::fmt;
-use std::io;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -65,7 +64,7 @@ impl DeleteDelay for Policies {
 pub(crate) fn with_history(
     settings: &Settings,
     registry: &mut Registry,
-) -> io::Result<(LogOptions, Arc<Policies>)> {
+) -> Result<(LogOptions, Arc<Policies>), String> {
     let policies = Arc::new(Policies::default());
     let options = ParquetOptions {
         metadata_cache_bytes: settings.archive_metadata_cache_bytes,
@@ -74,7 +73,7 @@ pub(crate) fn with_history(
         ..ParquetOptions::default()
     };
     let log = LogOptions {
-        history: Some(Arc::new(ParquetHistory::new(options, registry)?)),
+        history: Some(parquet(options, registry)?),
         archive_policies: Some(policies.clone()),
         delete_delay_set: Some(policies.clone()),
         ..settings.log.clone()
@@ -83,9 +82,15 @@ pub(crate) fn with_history(
 }
 
 /// The format of history, for who only looks.
-pub(crate) fn format() -> io::Result<Arc<dyn History>> {
-    let format = ParquetHistory::new(ParquetOptions::default(), &mut Registry::default())?;
-    Ok(Arc::new(format))
+pub(crate) fn format() -> Result<Arc<dyn History>, String> {
+    parquet(ParquetOptions::default(), &mut Registry::default())
+}
+
+fn parquet(options: ParquetOptions, registry: &mut Registry) -> Result<Arc<dyn History>, String> {
+    match ParquetHistory::new(options, registry) {
+        Ok(format) => Ok(Arc::new(format)),
+        Err(error) => Err(format!("cannot start a thread to read history: {error}")),
+    }
 }
 
 /// Why a topic with these settings does not become history.

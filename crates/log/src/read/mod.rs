@@ -184,11 +184,9 @@ fn ranges_ahead(reader: &Reader, planned: &[StoredRange]) -> usize {
 fn read_ahead(blocks: &Arc<Blocks>, partition: &Partition, reader: &mut Reader, next: &[StoredRange]) {
     let mut window = reader.window * SMALL_SHARES_PER_BLOCK;
     for r in next {
-        let count = if is_history(r) { 1 } else { blocks_of(r).count() };
-        let takes = if is_history(r) {
-            1
-        } else {
-            count * SMALL_SHARES_PER_BLOCK
+        let takes = match is_history(r) {
+            true => 1,
+            false => blocks_of(r).count() * SMALL_SHARES_PER_BLOCK,
         };
         // Within a large share the format reads ahead itself.
         if window < takes || is_history(r) && !is_small_share(r) || !blocks.is_cold(r) {
@@ -200,7 +198,7 @@ fn read_ahead(blocks: &Arc<Blocks>, partition: &Partition, reader: &mut Reader, 
         }
         let brought = match is_history(r) {
             true => blocks.history.read_ahead(partition, r),
-            false => blocks.read_ahead(blocks_of(r)) == count,
+            false => blocks.read_ahead(blocks_of(r)) == blocks_of(r).count(),
         };
         if !brought {
             break;
@@ -355,7 +353,7 @@ async fn read_as_planned(
     max_bytes: usize,
     isolation: Isolation,
 ) -> Result<(ReadResult, Offset), Failed> {
-    let (watermarks, ranges, end, reader) = {
+    let (watermarks, ranges, end, expansion, reader) = {
         let image = partition.published.lock();
         let end = partition.check_offset(&image, offset, isolation)?;
         let first = image.range_from(offset);
@@ -366,16 +364,16 @@ async fn read_as_planned(
             let mut ahead = blocks.ahead.lock();
             ahead.begin(partition.id(), offset, at_start, Instant::now())
         });
-        let known = reader.and_then(|r| r.expansion);
-        let ranges = plan(&image, offset, end, max_bytes, known.unwrap_or(EXPANSION));
+        let expansion = reader.and_then(|r| r.expansion);
+        let ranges = plan(&image, offset, end, max_bytes, expansion.unwrap_or(EXPANSION));
         let reader = reader.map(|reader| {
             let next = image.ranges.range(first + ranges.len()..);
             let next = next.take(ranges_ahead(&reader, &ranges)).copied();
             (reader, next.collect::<Vec<StoredRange>>())
         });
-        (partition.watermarks_of(&image), ranges, end, reader)
+        let watermarks = partition.watermarks_of(&image);
+        (watermarks, ranges, end, expansion, reader)
     };
-    let expansion_known = reader.as_ref().is_some_and(|(r, _)| r.expansion.is_some());
     let reader = reader.map(|(mut reader, next)| {
         read_ahead(blocks, partition, &mut reader, &next);
         reader
@@ -415,7 +413,7 @@ async fn read_as_planned(
         }
     } else {
         let at_once = match ranges.first() {
-            Some(first) if is_small_share(first) && expansion_known => SMALL_SHARES_AT_ONCE,
+            Some(first) if is_small_share(first) && expansion.is_some() => SMALL_SHARES_AT_ONCE,
             _ if reader.is_some() => COLD_RANGES_AT_ONCE,
             _ => 1,
         };

@@ -95,6 +95,16 @@ impl Two {
     }
 }
 
+/// A broker takes the first one for dead, finds no segment at `at`, and is held up before it seals; nor does it look again.
+async fn takes_slowly(by: &Log, hand: &Hand, at: Seq) -> JoinHandle<Result<(), String>> {
+    hand.hold(move |verb, key| verb == Verb::Put && is_segment(key, 1, at));
+    let by = by.clone();
+    let taking = tokio::spawn(async move { by.inner.take_over(1, "it is silent").await });
+    hand.holds().await;
+    hand.hold(move |_, key| is_segment(key, 1, at));
+    taking
+}
+
 /// The first seq of a broker's stream that is not published.
 fn tip(log: &Log) -> Seq {
     *log.inner.stream.published_next.lock()
@@ -336,17 +346,9 @@ async fn takers_that_meet_a_void_seal_go_on_from_the_newer_checkpoint() {
     // What the takers read behind it before they are held up.
     produce(a, &id, 1).await;
     let at = tip(a);
-    two.hand_of_b
-        .hold(move |verb, key| verb == Verb::Put && is_segment(key, 1, at));
-    let making = {
-        let b = b.clone();
-        tokio::spawn(async move { b.inner.take_over(1, "it is silent").await })
-    };
+    let making = takes_slowly(b, &two.hand_of_b, at).await;
     let (finding, hand) = two.third_ends_a(move |verb, key| verb == Verb::Get && is_segment(key, 1, at));
-    two.hand_of_b.holds().await;
     hand.holds().await;
-    // Nor do they look again.
-    two.hand_of_b.hold(move |_, key| is_segment(key, 1, at));
 
     // Their victim is well, and deletes what stands at that place meanwhile.
     produce(a, &id, 1).await;
@@ -465,13 +467,7 @@ async fn a_taker_who_comes_when_all_is_cleaned_up_finds_that_others_were_faster(
     let (way_of_c, hand_of_c) = meddled(&two.bucket, StoreKind::S3);
     let c = join(&way_of_c, 3).await;
     a_while().await;
-    hand_of_c.hold(move |verb, key| verb == Verb::Put && is_segment(key, 1, at));
-    let taking = {
-        let c = c.clone();
-        tokio::spawn(async move { c.inner.take_over(1, "it is silent").await })
-    };
-    hand_of_c.holds().await;
-    // Nor does it look again.
+    let taking = takes_slowly(&c, &hand_of_c, at).await;
     hand_of_c.hold(move |verb, key| is_segment(key, 1, at) || hears(verb, key));
     append(a, &p, &["v1"]).await;
 
